@@ -1,0 +1,164 @@
+//! Time comes only from here: the system clock, or one that a test moves by hand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::mysql::{MySql, MySqlTypeInfo, MySqlValueRef};
+
+/// An instant in UTC, whole milliseconds: what MySQL's `DATETIME(3)` holds, and RFC 3339 in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct At(Timestamp);
+
+impl At {
+    /// The instant `ms` milliseconds after 1970; outside the years 1..9999 it is held at the nearest end.
+    pub fn from_ms(ms: i64) -> Self {
+        let edge = if ms < 0 { Timestamp::MIN } else { Timestamp::MAX };
+        Self(Timestamp::from_millisecond(ms).unwrap_or(edge))
+    }
+
+    /// Milliseconds since 1970.
+    pub fn ms(self) -> i64 {
+        self.0.as_millisecond()
+    }
+
+    /// This instant plus a length of time.
+    pub fn plus(self, length: Duration) -> Self {
+        Self::from_ms(self.ms().saturating_add(i64::try_from(length.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// This instant minus a length of time.
+    pub fn minus(self, length: Duration) -> Self {
+        Self::from_ms(self.ms().saturating_sub(i64::try_from(length.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long from `earlier` to this instant; zero when it is not earlier.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.ms().saturating_sub(earlier.ms())).unwrap_or(0))
+    }
+
+    /// Whole seconds until `self`, rounded up and at least 1: the value of a `Retry-After` header.
+    pub fn retry_after_s(self, now: Self) -> u64 {
+        self.since(now).as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+    }
+
+    /// As jiff's own type, for calendars and zones.
+    pub fn timestamp(self) -> Timestamp {
+        self.0
+    }
+}
+
+impl From<Timestamp> for At {
+    fn from(value: Timestamp) -> Self {
+        Self::from_ms(value.as_millisecond())
+    }
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl utoipa::PartialSchema for At {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::DateTime)))
+            .into()
+    }
+}
+impl utoipa::ToSchema for At {}
+
+impl sqlx::Type<MySql> for At {
+    fn type_info() -> MySqlTypeInfo {
+        <time::PrimitiveDateTime as sqlx::Type<MySql>>::type_info()
+    }
+    fn compatible(ty: &MySqlTypeInfo) -> bool {
+        <time::PrimitiveDateTime as sqlx::Type<MySql>>::compatible(ty)
+    }
+}
+
+impl sqlx::Encode<'_, MySql> for At {
+    fn encode_by_ref(&self, buf: &mut Vec<u8>) -> Result<IsNull, BoxDynError> {
+        let utc = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.ms()) * 1_000_000)?;
+        let plain = time::PrimitiveDateTime::new(utc.date(), utc.time());
+        <time::PrimitiveDateTime as sqlx::Encode<'_, MySql>>::encode_by_ref(&plain, buf)
+    }
+    fn size_hint(&self) -> usize {
+        // length byte, date, time, microseconds
+        12
+    }
+}
+
+impl<'r> sqlx::Decode<'r, MySql> for At {
+    fn decode(value: MySqlValueRef<'r>) -> Result<Self, BoxDynError> {
+        let plain = <time::PrimitiveDateTime as sqlx::Decode<'r, MySql>>::decode(value)?;
+        let ms = plain.assume_utc().unix_timestamp_nanos() / 1_000_000;
+        Ok(Self::from_ms(i64::try_from(ms)?))
+    }
+}
+
+/// The service's only clock.
+#[derive(Debug, Clone)]
+pub enum Clock {
+    /// The machine's.
+    System,
+    /// One that stands still until a test moves it; milliseconds since 1970.
+    Manual(Arc<AtomicI64>),
+}
+
+impl Clock {
+    /// A clock that starts at the present and moves only by [`Clock::advance`].
+    pub fn manual() -> Self {
+        Self::Manual(Arc::new(AtomicI64::new(Self::System.now().ms())))
+    }
+
+    /// The present instant.
+    pub fn now(&self) -> At {
+        match self {
+            #[expect(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
+            Self::System => Timestamp::now().into(),
+            Self::Manual(ms) => At::from_ms(ms.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Moves a manual clock forward. The system's clock is nobody's to move: it stays.
+    pub fn advance(&self, length: Duration) {
+        if let Self::Manual(ms) = self {
+            ms.fetch_add(i64::try_from(length.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_rounds_up_and_is_never_zero() {
+        let now = At::from_ms(10_000);
+        assert_eq!(At::from_ms(11_001).retry_after_s(now), 2);
+        assert_eq!(At::from_ms(9_000).retry_after_s(now), 1);
+    }
+
+    #[test]
+    fn an_instant_is_rfc_3339_in_json() {
+        let json = serde_json::to_string(&At::from_ms(1_763_667_000_123)).unwrap();
+        assert_eq!(json, "\"2025-11-20T19:30:00.123Z\"");
+        assert_eq!(serde_json::from_str::<At>(&json).unwrap(), At::from_ms(1_763_667_000_123));
+    }
+
+    #[test]
+    fn a_manual_clock_moves_only_by_hand() {
+        let clock = Clock::manual();
+        let before = clock.now();
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(clock.now().since(before), Duration::from_secs(5));
+    }
+}

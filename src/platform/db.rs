@@ -1,0 +1,144 @@
+//! MySQL and MariaDB: the pool, and what its errors mean.
+//!
+//! A sqlx-mysql future must run to its end: dropping one half way leaves a connection with an open transaction or an
+//! unread answer in the pool (sqlx #563, #2711). So nothing here or above wraps one in a timeout or a `select!`; the
+//! bounds are the server's (`innodb_lock_wait_timeout`), the pool's, and the size of every statement's page.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
+use sqlx::{Executor, MySqlPool};
+
+/// The pool.
+pub type Db = MySqlPool;
+/// One open transaction; whoever began it commits it.
+pub type Tx = sqlx::Transaction<'static, sqlx::MySql>;
+/// The connection of a transaction, as store functions take it.
+pub type Conn = sqlx::MySqlConnection;
+
+/// The server gives up a row lock wait after this many seconds (`ER_LOCK_WAIT_TIMEOUT`).
+const LOCK_WAIT_S: u32 = 5;
+/// A connection is replaced after this long, so that a fail-over or a DNS change is followed.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// Opens a pool of at most `size` connections; a request waits at most `acquire_timeout` for one.
+pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow::Result<Db> {
+    let options = MySqlConnectOptions::from_str(url).context("parsing DATABASE_URL")?;
+    MySqlPoolOptions::new()
+        .max_connections(size)
+        .acquire_timeout(acquire_timeout)
+        .max_lifetime(MAX_LIFETIME)
+        .after_connect(|conn, _| {
+            Box::pin(async move {
+                // READ COMMITTED: a statement sees what is committed when it runs, and range locks do not deadlock inserts.
+                conn.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+                conn.execute(sqlx::AssertSqlSafe(format!("SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}")))
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_with(options)
+        .await
+        .context("connecting to MySQL")
+}
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// Brings the schema up to date. Copies that start together wait for each other (sqlx takes a server lock).
+pub async fn migrate(db: &Db) -> anyhow::Result<()> {
+    MIGRATIONS.run(db).await.context("migrating the schema")
+}
+
+/// How many migrations this version has that the database has not. A database that is ahead has none: the version
+/// before this one still runs while the next is rolled out.
+pub async fn pending_migrations(db: &Db) -> anyhow::Result<usize> {
+    const NO_SUCH_TABLE: u16 = 1146;
+    let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success = TRUE");
+    let applied = match applied.fetch_all(db).await {
+        Ok(applied) => applied,
+        Err(sqlx::Error::Database(error))
+            if error
+                .try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()
+                .is_some_and(|e| e.number() == NO_SUCH_TABLE) =>
+        {
+            Vec::new()
+        }
+        Err(error) => return Err(error).context("reading the schema's version"),
+    };
+    Ok(MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count())
+}
+
+/// The name of the constraint that refused a statement (unique or check), as both servers report it.
+pub fn violated(error: &sqlx::Error) -> Option<String> {
+    let sqlx::Error::Database(database) = error else { return None };
+    let message = database.message();
+    // MariaDB: Duplicate entry '…' for key 'uq_x'; MySQL 8+: … for key 'table.uq_x'.
+    if let Some((_, rest)) = message.rsplit_once("for key '") {
+        let name = rest.trim_end_matches('\'');
+        return Some(name.rsplit_once('.').map_or(name, |(_, name)| name).to_owned());
+    }
+    // MySQL: Check constraint 'ck_x' is violated. MariaDB: CONSTRAINT `ck_x` failed for `db`.`table`.
+    let quoted = message
+        .split_once("Check constraint '")
+        .and_then(|(_, rest)| rest.split_once('\''))
+        .or_else(|| message.split_once("CONSTRAINT `").and_then(|(_, rest)| rest.split_once('`')));
+    quoted.map(|(name, _)| name.rsplit_once('.').map_or(name, |(_, name)| name).to_owned())
+}
+
+/// What a failed statement says about trying again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Another transaction was in the way (deadlock, lock wait): the whole transaction may be tried again at once.
+    Contention,
+    /// The server or the pool cannot serve now.
+    Unavailable,
+    /// Anything else: trying again gives the same.
+    Fault,
+}
+
+/// Sorts a database error.
+pub fn trouble(error: &sqlx::Error) -> Trouble {
+    match error {
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => {
+            Trouble::Unavailable
+        }
+        sqlx::Error::Database(database) => {
+            let number = database.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map_or(0, |e| e.number());
+            match number {
+                // ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, and MariaDB's ER_CHECKREAD ("record has changed since last read").
+                1205 | 1213 | 1020 => Trouble::Contention,
+                // too many connections, server shutdown, killed, read-only (a fail-over under way)
+                1040 | 1053 | 1927 | 1290 | 1836 => Trouble::Unavailable,
+                _ => Trouble::Fault,
+            }
+        }
+        _ => Trouble::Fault,
+    }
+}
+
+/// Rows of one multi-row statement, at most.
+pub const CHUNK: usize = 256;
+
+/// Whether a statement of `rows` rows will be met again, so that the server should keep it prepared: one row, or a
+/// whole chunk. Every other length would only push those out of the connection's cache.
+pub fn recurs(rows: usize) -> bool {
+    rows == 1 || rows == CHUNK
+}
+
+/// How many times a transaction that met contention is run in all.
+pub const CONTENTION_ATTEMPTS: u32 = 5;
+
+/// Pushes `(?, ?, …)` for an `IN` list. The list must not be empty: `IN ()` is not SQL.
+pub fn push_in<'q, T>(query: &mut sqlx::QueryBuilder<sqlx::MySql>, values: impl IntoIterator<Item = T>)
+where
+    T: 'q + sqlx::Encode<'q, sqlx::MySql> + sqlx::Type<sqlx::MySql> + Send,
+{
+    query.push("(");
+    let mut list = query.separated(", ");
+    for value in values {
+        list.push_bind(value);
+    }
+    query.push(")");
+}

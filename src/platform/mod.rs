@@ -1,0 +1,15 @@
+//! What every room stands on and no business word enters: clock, ids, money, database, Redis, extractors, loops.
+//!
+//! Nothing in here imports anything else of the crate.
+
+pub mod clock;
+pub mod db;
+pub mod extract;
+pub mod id;
+pub mod jwt;
+pub mod loops;
+pub mod money;
+pub mod page;
+pub mod redis;
+pub mod signed;
+pub mod telemetry;
