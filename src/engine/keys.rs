@@ -1,0 +1,137 @@
+//! Every Redis key of the engine, and the names of queues.
+//!
+//! All keys of one queue (of one partition, where a queue has several) share the hash tag `{<queue>}`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The consumer group of every stream.
+pub const GROUP: &str = "workers";
+
+/// A queue's name: segments of `a-z 0-9 _ -` joined by `/`; what follows the first `/` names the partition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueName(String);
+
+/// The text is not a queue's name.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("is not a queue name")]
+pub struct NotAQueue;
+
+/// A queue name has at most this many bytes.
+const MAX_NAME: usize = 96;
+
+impl QueueName {
+    /// A partition of `queue`.
+    pub fn partition(queue: &str, partition: impl fmt::Display) -> Result<Self, NotAQueue> {
+        format!("{queue}/{partition}").parse()
+    }
+
+    /// The queue, without its partition: what metrics are labelled with.
+    pub fn base(&self) -> &str {
+        self.0.split('/').next().unwrap_or("")
+    }
+
+    /// The partition, where the queue has several.
+    pub fn partition_name(&self) -> Option<&str> {
+        self.0.split_once('/').map(|(_, partition)| partition)
+    }
+
+    /// The whole name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for QueueName {
+    type Err = NotAQueue;
+    fn from_str(text: &str) -> Result<Self, NotAQueue> {
+        let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+        let good = text.len() <= MAX_NAME && text.split('/').all(|s| !s.is_empty() && s.bytes().all(letter));
+        if good { Ok(Self(text.to_owned())) } else { Err(NotAQueue) }
+    }
+}
+
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The keys of one queue.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    base: String,
+}
+
+impl Keys {
+    /// The keys of `queue` under `prefix`.
+    pub fn new(prefix: &str, queue: &QueueName) -> Self {
+        Self { base: format!("{prefix}:{{{queue}}}") }
+    }
+    /// Stream of envelopes to run.
+    pub fn stream(&self) -> String {
+        format!("{}:stream", self.base)
+    }
+    /// Sorted set: task key by the millisecond at which it is due.
+    pub fn delayed(&self) -> String {
+        format!("{}:delayed", self.base)
+    }
+    /// Hash: envelopes of what is in [`Keys::delayed`], by task key.
+    pub fn envelopes(&self) -> String {
+        format!("{}:envelopes", self.base)
+    }
+    /// Stream of dead letters, bounded.
+    pub fn dead(&self) -> String {
+        format!("{}:dead", self.base)
+    }
+    /// Hash with the counters `seq` (tasks that entered the stream) and `done` (tasks that left it).
+    pub fn meta(&self) -> String {
+        format!("{}:meta", self.base)
+    }
+    /// Hash: the record of one task.
+    pub fn task(&self, key: impl fmt::Display) -> String {
+        format!("{}:task:{key}", self.base)
+    }
+    /// What the keys of all tasks begin with, for scripts that make one.
+    pub fn task_prefix(&self) -> String {
+        format!("{}:task:", self.base)
+    }
+    /// Channel on which the keys of finished tasks are announced.
+    pub fn done(&self) -> String {
+        format!("{}:done", self.base)
+    }
+    /// A key of the feature that owns the queue, in the same slot.
+    pub fn own(&self, name: &str) -> String {
+        format!("{}:{name}", self.base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys_of_a_partition_share_its_hash_tag() {
+        let queue = QueueName::partition("seckill", "0193").unwrap();
+        let keys = Keys::new("p", &queue);
+        for key in [
+            keys.stream(),
+            keys.delayed(),
+            keys.envelopes(),
+            keys.dead(),
+            keys.meta(),
+            keys.task("x"),
+            keys.own("gate"),
+        ] {
+            assert!(key.starts_with("p:{seckill/0193}:"), "{key}");
+        }
+        assert_eq!((queue.base(), queue.partition_name()), ("seckill", Some("0193")));
+    }
+
+    #[test]
+    fn a_queue_name_cannot_break_out_of_its_tag() {
+        for bad in ["", "a}b", "a{b", "A", "a//b", "/a", "a.b", "a b", "é"] {
+            assert!(bad.parse::<QueueName>().is_err(), "{bad}");
+        }
+    }
+}

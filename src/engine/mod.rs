@@ -1,0 +1,43 @@
+//! The task engine: background work on Redis Streams with a consumer group per queue. No business words in here.
+//!
+//! What it promises
+//!
+//! * **At least once.** A task is acknowledged after its handler has returned; a worker that dies leaves it to be
+//!   taken over within [`Settings::lease`]. Handlers are idempotent.
+//! * **One owner counts.** Result, acknowledgement and follow-ups are written by one script that first checks that
+//!   this worker still owns the delivery (`finish.lua`): a worker that lost its lease changes nothing.
+//! * **Nothing blocks a queue.** A task that kills its worker is delivered again on its own, and after
+//!   [`Settings::max_deliveries`] goes to the dead letters with the reason.
+//! * **Everything is bounded**: batches, concurrency, retries, results (they expire), dead letters (the oldest go).
+//!
+//! A **queue** may be partitioned (`seckill/<activity>`): each partition has its own keys, all with one hash tag, so
+//! that every script works on Redis Cluster. A task's id carries its queue, so a poll knows where to look.
+//!
+//! Redis may lose all of this. What must not be lost is owed by a row in MySQL, and driven again by a sweep.
+
+mod client;
+mod keys;
+mod registry;
+mod scripts;
+mod task;
+mod waiters;
+mod worker;
+
+pub use client::{Engine, Item, QueueDepth, Status};
+pub use keys::{Keys, QueueName};
+pub use registry::{Partitions, QueueSpec, Registry};
+pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId};
+pub use worker::Worker;
+
+use std::time::Duration;
+
+/// The engine's settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How long the record of a task, with its result, is kept after its last change.
+    pub result_ttl: Duration,
+    /// A delivery whose worker gave no sign for this long is taken over.
+    pub lease: Duration,
+    /// Deliveries of one task before it goes to the dead letters.
+    pub max_deliveries: u32,
+}

@@ -1,0 +1,133 @@
+//! Which tasks a process can run, on which queues, and how many at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::keys::QueueName;
+use super::task::{Job, Outcome, Retry, Task};
+
+/// A queue as this process consumes it.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueSpec {
+    /// The queue's name, without a partition.
+    pub name: &'static str,
+    /// Tasks read at once, and given to a batch handler together.
+    pub batch: usize,
+    /// Reads under way at once, per partition.
+    pub concurrency: usize,
+}
+
+/// Names the partitions of a queue that are worth consuming now.
+pub type Partitions<C> = Arc<dyn Fn(C) -> BoxFuture<'static, anyhow::Result<Vec<QueueName>>> + Send + Sync>;
+
+/// A delivery before its arguments are read.
+#[derive(Debug, Clone)]
+pub(super) struct Delivery {
+    pub entry: String,
+    pub name: String,
+    pub args: String,
+    pub job: Job<()>,
+}
+
+type Handler<C> = Arc<dyn Fn(C, Vec<Delivery>) -> BoxFuture<'static, Vec<Outcome>> + Send + Sync>;
+
+/// One kind of task with its handler.
+pub(super) struct Registered<C> {
+    pub retry: Retry,
+    pub parses: fn(&str) -> Result<(), String>,
+    pub run: Handler<C>,
+}
+
+/// The tasks and queues of a process. `C` is what handlers are given beside their tasks.
+pub struct Registry<C> {
+    pub(super) tasks: HashMap<&'static str, Registered<C>>,
+    pub(super) queues: Vec<(QueueSpec, Option<Partitions<C>>)>,
+}
+
+impl<C> Default for Registry<C> {
+    fn default() -> Self {
+        Self { tasks: HashMap::new(), queues: Vec::new() }
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Registry<C> {
+    /// Adds a queue.
+    pub fn queue(mut self, spec: QueueSpec) -> Self {
+        self.queues.push((spec, None));
+        self
+    }
+
+    /// Adds a partitioned queue.
+    pub fn partitioned_queue<F>(mut self, spec: QueueSpec, partitions: F) -> Self
+    where
+        F: Fn(C) -> BoxFuture<'static, anyhow::Result<Vec<QueueName>>> + Send + Sync + 'static,
+    {
+        self.queues.push((spec, Some(Arc::new(partitions))));
+        self
+    }
+
+    /// Adds a task whose handler takes many at once and answers each, in order. An answer that is missing is taken
+    /// for a failed attempt.
+    pub fn batch<T, F, Fut>(mut self, handler: F) -> Self
+    where
+        T: Task,
+        F: Fn(C, Vec<Job<T>>) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Vec<Outcome>> + Send + 'static,
+    {
+        let run: Handler<C> = Arc::new(move |context, deliveries| {
+            let jobs: Result<Vec<Job<T>>, serde_json::Error> = deliveries
+                .into_iter()
+                .map(|d| {
+                    let args = serde_json::from_str(&d.args)?;
+                    Ok(Job { id: d.job.id, attempt: d.job.attempt, delivery: d.job.delivery, args })
+                })
+                .collect();
+            match jobs {
+                Ok(jobs) => handler(context, jobs).boxed(),
+                // The worker has checked each with `parses`; no answer makes them failed attempts.
+                Err(_) => std::future::ready(Vec::new()).boxed(),
+            }
+        });
+        let parses = |args: &str| serde_json::from_str::<T>(args).map(|_| ()).map_err(|e| e.to_string());
+        self.tasks.insert(T::NAME, Registered { retry: T::RETRY, parses, run });
+        self
+    }
+
+    /// Adds a task whose handler takes one.
+    pub fn single<T, F, Fut>(self, handler: F) -> Self
+    where
+        T: Task,
+        F: Fn(C, Job<T>) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Outcome> + Send + 'static,
+    {
+        self.batch(move |context: C, jobs: Vec<Job<T>>| {
+            let handler = handler.clone();
+            async move {
+                let each = jobs.into_iter().map(|job| handler(context.clone(), job));
+                futures_util::future::join_all(each).await
+            }
+        })
+    }
+
+    /// Every queue by its name, with the partitions it has now.
+    pub async fn partitions(&self, context: &C) -> anyhow::Result<Vec<(&'static str, Vec<QueueName>)>> {
+        let mut all = Vec::with_capacity(self.queues.len());
+        for (spec, partitions) in &self.queues {
+            let queues = match partitions {
+                None => vec![spec.name.parse().with_context(|| format!("queue {}", spec.name))?],
+                Some(partitions) => partitions(context.clone()).await?,
+            };
+            all.push((spec.name, queues));
+        }
+        Ok(all)
+    }
+
+    /// The names of all tasks, for a test that each one's queue is consumed.
+    pub fn task_names(&self) -> Vec<&'static str> {
+        self.tasks.keys().copied().collect()
+    }
+}

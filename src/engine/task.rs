@@ -1,0 +1,210 @@
+//! What a task is: its type, its id, one delivery of it, and what a handler can say of it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::keys::{NotAQueue, QueueName};
+
+/// A kind of background work, declared as the type of its arguments.
+pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The name in envelopes, metrics and logs, such as `orders.grant`. Never changed once tasks exist.
+    const NAME: &'static str;
+    /// The queue it goes to.
+    const QUEUE: &'static str;
+    /// When an attempt failed.
+    const RETRY: Retry = Retry::DEFAULT;
+}
+
+/// How a failed attempt is repeated: exponentially with jitter.
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    /// Attempts in all; after the last one the task goes to the dead letters.
+    pub attempts: u32,
+    /// Pause before the second attempt.
+    pub base: Duration,
+    /// The longest pause.
+    pub cap: Duration,
+}
+
+impl Retry {
+    /// Ten attempts over two to three minutes.
+    pub const DEFAULT: Self = Self { attempts: 10, base: Duration::from_millis(500), cap: Duration::from_secs(60) };
+
+    /// The pause after attempt number `attempt` (from 1): between a half and the whole of `base × 2^(attempt-1)`,
+    /// at most `cap`. `random` is uniform over all of `u64`.
+    pub fn pause(&self, attempt: u32, random: u64) -> Duration {
+        let doubled = self.base.saturating_mul(2u32.saturating_pow(attempt.saturating_sub(1))).min(self.cap);
+        let half = doubled / 2;
+        let span = u64::try_from(half.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
+        half + Duration::from_micros(random % span)
+    }
+}
+
+/// Where a task is and what it is called: its key (32 hex digits) and its queue. As text `<key>.<queue>`, with `.`
+/// for the `/` before the partition, so that it fits a URL's path segment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TaskId {
+    /// The key, unique in the queue.
+    pub key: Uuid,
+    /// The queue.
+    pub queue: QueueName,
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.key.as_simple(), self.queue.as_str().replace('/', "."))
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = NotAQueue;
+    fn from_str(text: &str) -> Result<Self, NotAQueue> {
+        let (key, queue) = text.split_once('.').ok_or(NotAQueue)?;
+        if key.len() != 32 || key.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(NotAQueue);
+        }
+        let key = Uuid::try_parse(key).map_err(|_| NotAQueue)?;
+        let queue = queue.replace('.', "/").parse()?;
+        Ok(Self { key, queue })
+    }
+}
+
+/// One delivery of a task to a handler.
+#[derive(Debug, Clone)]
+pub struct Job<T> {
+    /// The task's id.
+    pub id: TaskId,
+    /// The attempt, from 1. A delivery that a dead worker left does not begin a new attempt.
+    pub attempt: u32,
+    /// How often it was delivered in this attempt, from 1.
+    pub delivery: u32,
+    /// The arguments.
+    pub args: T,
+}
+
+/// A Redis command that runs inside the acknowledgement, on a key of the same queue: all of it or none.
+#[derive(Debug, Clone)]
+pub struct Effect {
+    /// The key; it must carry the queue's hash tag.
+    pub key: String,
+    /// The command's name, such as `HINCRBY`.
+    pub command: &'static str,
+    /// What follows the key.
+    pub args: Vec<String>,
+}
+
+/// What a handler says of one task.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Done, with its result.
+    Success(Value),
+    /// Done, with its result and commands inside the acknowledgement.
+    SuccessWith {
+        /// The result that a poller sees.
+        result: Value,
+        /// Commands inside the acknowledgement.
+        effects: Vec<Effect>,
+    },
+    /// Ended without success for a reason that a further attempt does not change.
+    Failure {
+        /// The result that a poller sees.
+        result: Value,
+        /// Commands inside the acknowledgement.
+        effects: Vec<Effect>,
+    },
+    /// This attempt failed; try again by the task's [`Retry`].
+    Retry(anyhow::Error),
+    /// Try again at a time of the handler's choosing; does not count as a failed attempt.
+    Again(Duration),
+}
+
+impl Outcome {
+    /// Done, with nothing to say.
+    pub fn done() -> Self {
+        Self::Success(Value::Null)
+    }
+}
+
+/// A task's state, by Celery's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// Waiting for a worker or for its time.
+    Pending,
+    /// With a worker.
+    Started,
+    /// An attempt failed, another one is scheduled.
+    Retry,
+    /// Ended well.
+    Success,
+    /// Ended badly.
+    Failure,
+    /// Taken back before it ran.
+    Revoked,
+}
+
+impl State {
+    /// Whether the state is final.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Success | Self::Failure | Self::Revoked)
+    }
+    /// As Redis holds it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::Started => "STARTED",
+            Self::Retry => "RETRY",
+            Self::Success => "SUCCESS",
+            Self::Failure => "FAILURE",
+            Self::Revoked => "REVOKED",
+        }
+    }
+    /// From what Redis holds.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::Started, Self::Retry, Self::Success, Self::Failure, Self::Revoked]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_pause_is_within_its_bounds(attempt in 1u32..1000, random: u64) {
+            let retry = Retry::DEFAULT;
+            let pause = retry.pause(attempt, random);
+            prop_assert!(pause <= retry.cap);
+            prop_assert!(pause >= retry.base / 2);
+        }
+
+        #[test]
+        fn a_task_id_survives_its_text(key: u128, partition in "[0-9a-f]{1,32}") {
+            let id = TaskId { key: Uuid::from_u128(key), queue: QueueName::partition("seckill", partition).unwrap() };
+            prop_assert_eq!(id.to_string().parse::<TaskId>().unwrap(), id);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_task_id_is_refused() {
+        for bad in [
+            "",
+            "x",
+            "01936f3c7a3b70008000000000000001",
+            "01936f3c7a3b70008000000000000001.",
+            "1.grant",
+            "01936f3c7a3b70008000000000000001.a}b",
+        ] {
+            assert!(bad.parse::<TaskId>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The loop of a partition that keeps it going: moves what is due, takes over from the dead, removes consumers that are
+//! gone. Every process runs it; scripts and conditions in Redis make one of them win.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use redis::Value;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::TaskTracker;
+
+use super::super::client::millis;
+use super::super::keys::GROUP;
+use super::super::scripts;
+use super::{Ending, Lane, stream_entries};
+use crate::platform::loops::Pulse;
+
+/// The keeper looks for due tasks at least this often.
+const KEEP_PERIOD: Duration = Duration::from_millis(100);
+/// Due tasks that one script call moves.
+const PROMOTE_CHUNK: u32 = 200;
+/// Deliveries of dead workers that one look takes over.
+const RECOVER_CHUNK: usize = 100;
+/// A consumer that has not read for this long and owns nothing is removed.
+const CONSUMER_GONE: Duration = Duration::from_secs(3600);
+/// Consumers are looked through this often.
+const PRUNE_PERIOD: Duration = Duration::from_secs(300);
+
+impl<C: Clone + Send + Sync + 'static> Lane<C> {
+    pub(super) async fn keep(self, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
+        let lease = self.worker.engine.settings.lease;
+        let recover_period = (lease / 4).clamp(Duration::from_millis(100), Duration::from_secs(2));
+        let (mut recovered, mut pruned) = (None::<Instant>, None::<Instant>);
+        let due = |last: Option<Instant>, period: Duration| last.is_none_or(|at| at.elapsed() >= period);
+        while !pulse.stopping() {
+            pulse.beat();
+            let (moved, next_ms) = self.promote().await?;
+            if moved >= i64::from(PROMOTE_CHUNK) {
+                continue;
+            }
+            if due(recovered, recover_period) {
+                self.recover(&pulse, &tracker).await?;
+                recovered = Some(Instant::now());
+            }
+            if due(pruned, PRUNE_PERIOD) {
+                self.prune().await?;
+                pruned = Some(Instant::now());
+            }
+            let next = u64::try_from(next_ms).map_or(KEEP_PERIOD, |ms| Duration::from_millis(ms.max(1)));
+            pulse.sleep(next.min(KEEP_PERIOD)).await;
+        }
+        Ok(())
+    }
+
+    async fn promote(&self) -> anyhow::Result<(i64, i64)> {
+        scripts::PROMOTE
+            .key(self.keys.delayed())
+            .key(self.keys.envelopes())
+            .key(self.keys.stream())
+            .key(self.keys.meta())
+            .arg(self.worker.engine.clock.now().ms())
+            .arg(PROMOTE_CHUNK)
+            .arg(self.keys.task_prefix())
+            .invoke_async(&mut self.worker.engine.redis.commands())
+            .await
+            .context("moving due tasks")
+    }
+
+    async fn prune(&self) -> anyhow::Result<()> {
+        let removed: Result<i64, redis::RedisError> = scripts::PRUNE
+            .key(self.keys.stream())
+            .arg(GROUP)
+            .arg(millis(CONSUMER_GONE))
+            .invoke_async(&mut self.worker.engine.redis.commands())
+            .await;
+        match removed {
+            Ok(_) => Ok(()),
+            Err(error) if is_no_group(&error) => self.ensure_group().await,
+            Err(error) => Err(error).context("removing consumers that are gone"),
+        }
+    }
+
+    /// Takes over deliveries whose worker gave no sign for a lease. Those delivered once go together; one delivered
+    /// more often may be what killed its workers, so it goes alone, and after enough deliveries to the dead letters.
+    async fn recover(&self, pulse: &Pulse, tracker: &TaskTracker) -> anyhow::Result<()> {
+        let lease = millis(self.worker.engine.settings.lease);
+        type Pending = Vec<(String, String, u64, u32)>;
+        let pending: Result<Pending, redis::RedisError> = redis::cmd("XPENDING")
+            .arg(self.keys.stream())
+            .arg(GROUP)
+            .arg("IDLE")
+            .arg(lease)
+            .arg("-")
+            .arg("+")
+            .arg(RECOVER_CHUNK)
+            .query_async(&mut self.worker.engine.redis.commands())
+            .await;
+        let pending = match pending {
+            Ok(pending) => pending,
+            Err(error) if is_no_group(&error) => return self.ensure_group().await,
+            Err(error) => return Err(error).context("looking for abandoned tasks"),
+        };
+        let (first, repeated): (Vec<_>, Vec<_>) = pending.into_iter().partition(|(_, _, _, count)| *count <= 1);
+        let mut groups: Vec<(Vec<String>, u32)> = first
+            .chunks(self.spec.batch.max(1))
+            .map(|chunk| (chunk.iter().map(|p| p.0.clone()).collect(), 1))
+            .collect();
+        groups.extend(repeated.into_iter().map(|(entry, _, _, count)| (vec![entry], count)));
+        for (entries, count) in groups {
+            if pulse.stopping() {
+                break;
+            }
+            let permit = self.permits.clone().acquire_owned().await.context("taking a permit")?;
+            pulse.beat();
+            self.take_over(&entries, count, permit, tracker).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_over(
+        &self,
+        entries: &[String],
+        count: u32,
+        permit: OwnedSemaphorePermit,
+        tracker: &TaskTracker,
+    ) -> anyhow::Result<()> {
+        let lease = millis(self.worker.engine.settings.lease);
+        // The idle condition makes one of several recoverers win each entry.
+        let reply: Value = redis::cmd("XCLAIM")
+            .arg(self.keys.stream())
+            .arg(GROUP)
+            .arg(&self.worker.consumer)
+            .arg(lease)
+            .arg(entries)
+            .query_async(&mut self.worker.engine.redis.commands())
+            .await
+            .context("taking over abandoned tasks")?;
+        let deliveries = self.deliveries(stream_entries(reply), count + 1);
+        if deliveries.is_empty() {
+            return Ok(());
+        }
+        metrics::counter!("onrush_tasks_taken_over_total", "queue" => self.queue.base().to_owned())
+            .increment(deliveries.len() as u64);
+        tracing::warn!(queue = %self.queue, tasks = deliveries.len(), delivery = count + 1, "took over tasks of a worker that gave no sign");
+        if count >= self.worker.engine.settings.max_deliveries {
+            let why = format!("delivered {count} times and never ended");
+            for delivery in deliveries {
+                let name = delivery.name.clone();
+                self.finish(&name, vec![(delivery, Ending::Dead(why.clone()))]).await;
+            }
+            return Ok(());
+        }
+        let lane = self.clone();
+        tracker.spawn(async move { lane.process(deliveries, permit).await });
+        Ok(())
+    }
+}
+
+fn is_no_group(error: &redis::RedisError) -> bool {
+    error.code() == Some("NOGROUP")
+        || error.to_string().contains("no such key")
+        || error.to_string().contains("NOGROUP")
+}
