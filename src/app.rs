@@ -1,0 +1,93 @@
+//! [`App`]: what every handler, job and loop is given. Cheap to clone.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::platform::clock::Clock;
+use crate::platform::db::{self, Db};
+use crate::platform::jwt::Tokens;
+use crate::platform::loops::Loops;
+use crate::platform::redis::Redis;
+
+/// The process's connections, clock and settings.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+/// What [`App`] points to.
+pub struct Inner {
+    /// The settings.
+    pub config: Config,
+    /// The time.
+    pub clock: Clock,
+    /// MySQL: the truth.
+    pub db: Db,
+    /// Redis: the bell and the gate.
+    pub redis: Redis,
+    /// The task engine.
+    pub engine: Engine,
+    /// Signs and verifies access tokens.
+    pub tokens: Tokens,
+    /// Calls to payment gateways.
+    pub http: reqwest::Client,
+    /// The loops of this process.
+    pub loops: Loops,
+    locals: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl Deref for App {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl App {
+    /// Connects to everything; fails with what is wrong.
+    pub async fn connect(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let acquire_timeout = Duration::from_millis(config.database.acquire_timeout_ms);
+        let db = db::connect(config.database_url.expose_secret(), config.database.pool_size, acquire_timeout).await?;
+        let redis = Redis::connect(config.redis_url.expose_secret(), &config.redis_prefix).await?;
+        redis.require_safe_server().await?;
+        let tokens = Tokens::new(&config.auth.token_keys()?)?;
+        let http = reqwest::Client::builder()
+            .timeout(Duration::from_millis(config.payments.gateway_timeout_ms))
+            .connect_timeout(Duration::from_millis(config.payments.gateway_timeout_ms.min(2000)))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .context("building the HTTP client")?;
+        let engine = Engine::new(redis.clone(), clock.clone(), config.engine.settings());
+        let inner = Inner {
+            config,
+            clock,
+            db,
+            redis,
+            engine,
+            tokens,
+            http,
+            loops: Loops::default(),
+            locals: RwLock::default(),
+        };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// What a feature keeps in this process's memory: one `T` of this app, made at first use. Never the truth.
+    pub fn local<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let key = TypeId::of::<T>();
+        let found = self.locals.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let local = found.unwrap_or_else(|| {
+            let mut locals = self.locals.write().unwrap_or_else(PoisonError::into_inner);
+            locals.entry(key).or_insert_with(|| Arc::new(T::default())).clone()
+        });
+        // The map's key is the type's own id, so this holds; a fresh value would only forget a memory.
+        local.downcast::<T>().unwrap_or_default()
+    }
+}

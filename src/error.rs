@@ -1,0 +1,441 @@
+//! Every refusal the API can give, in one table, and how an error becomes an answer.
+//!
+//! A function of a feature returns [`Error`]: `Refused` (the caller is told why, by a stable name) or `Internal` (the
+//! caller is told nothing, the cause is logged once, by [`problems`], the layer that also writes the body: RFC 9457
+//! `application/problem+json`).
+
+use std::future::Future;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::platform::db::{self, Trouble};
+use crate::platform::extract::{Fault, FieldFault};
+
+macro_rules! refusals {
+    ($($(#[doc = $doc:literal])+ $kind:ident = $status:literal $name:literal $title:literal;)+) => {
+        /// Why a request was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Kind {
+            $($(#[doc = $doc])+ $kind,)+
+        }
+        impl Kind {
+            /// Every kind, for the documentation and its test.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),+];
+            /// (HTTP status, stable name, title) of the kind.
+            const fn row(self) -> (u16, &'static str, &'static str) {
+                match self { $(Self::$kind => ($status, $name, $title),)+ }
+            }
+            /// What the kind means, for a person: the words beside it in the table.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$kind => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+// A macro, so that a refusal is one line and its row cannot be forgotten.
+refusals! {
+    /// The body is not JSON.
+    MalformedJson = 400 "malformed_json" "The body is not valid JSON";
+    /// The body did not arrive whole.
+    BodyIncomplete = 400 "body_incomplete" "The body did not arrive whole";
+    /// A mutating request without the header that makes it safe to repeat.
+    IdempotencyKeyMissing = 400 "idempotency_key_missing" "The Idempotency-Key header is required";
+    /// The header is not 1..128 visible ASCII characters.
+    IdempotencyKeyInvalid = 400 "idempotency_key_invalid" "The Idempotency-Key header is not valid";
+    /// A callback whose signature does not hold.
+    CallbackInvalid = 400 "callback_invalid" "The callback could not be verified";
+    /// No access token.
+    Unauthenticated = 401 "unauthenticated" "An access token is required";
+    /// Not a token of ours: altered, another algorithm, not a token at all.
+    TokenInvalid = 401 "token_invalid" "The access token is not valid";
+    /// A token past its time.
+    TokenExpired = 401 "token_expired" "The access token has expired";
+    /// Wrong phone or password, never which.
+    WrongCredentials = 401 "wrong_credentials" "Phone or password is wrong";
+    /// The refresh token is unknown, expired or revoked.
+    RefreshInvalid = 401 "refresh_token_invalid" "The refresh token is not valid";
+    /// The refresh token was used before: the whole login is revoked.
+    RefreshReused = 401 "refresh_token_reused" "The refresh token was used before";
+    /// Known, but not allowed.
+    Forbidden = 403 "forbidden" "This needs another role";
+    /// Nothing here, or nothing of yours.
+    NotFound = 404 "not_found" "Not found";
+    /// The path exists, the method does not.
+    MethodNotAllowed = 405 "method_not_allowed" "Method not allowed";
+    /// The client took too long to send its request.
+    RequestTimeout = 408 "request_timeout" "The request took too long to arrive";
+    /// The phone number has an account.
+    PhoneTaken = 409 "phone_taken" "The phone number is registered";
+    /// The id is a course's already, and the course is another one.
+    CourseExists = 409 "course_exists" "The id belongs to another course";
+    /// A course is not on sale.
+    CourseUnavailable = 409 "course_unavailable" "A course is not on sale";
+    /// The user has the course already.
+    AlreadyOwned = 409 "already_owned" "The course is already yours";
+    /// The coupon is used, expired, not yet valid, or not enough is spent.
+    CouponUnusable = 409 "coupon_unusable" "The coupon cannot be used";
+    /// No more of the coupon can be claimed.
+    CouponExhausted = 409 "coupon_exhausted" "No coupon is left";
+    /// More points than the user has, or than the order takes.
+    PointsUnusable = 409 "points_unusable" "The points cannot be used";
+    /// The order is not in a state that allows this.
+    OrderState = 409 "order_state" "The order's state does not allow this";
+    /// The order's time to pay is over.
+    OrderExpired = 409 "order_expired" "The order's time to pay is over";
+    /// The sale has not begun; `Retry-After` and `starts_at` say when.
+    NotStarted = 409 "not_started" "The sale has not started";
+    /// No unit is left (one may come back).
+    SoldOut = 409 "sold_out" "Sold out";
+    /// The user has had as many tries as the activity allows.
+    LimitReached = 409 "limit_reached" "The limit per user is reached";
+    /// A change that the activity's state does not allow.
+    ActivityState = 409 "activity_state" "The activity's state does not allow this";
+    /// The sale is over.
+    Ended = 410 "ended" "The sale has ended";
+    /// The body is longer than the limit.
+    BodyTooLarge = 413 "payload_too_large" "The body is too large";
+    /// The body is not declared as JSON.
+    NotJson = 415 "unsupported_media_type" "The body must be application/json";
+    /// A field is wrong; `errors` names every one.
+    Invalid = 422 "validation_failed" "The request is not valid";
+    /// The key came before with another body.
+    IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used for another request";
+    /// A callback that verified but does not fit our books; kept for a person.
+    CallbackFlagged = 422 "callback_flagged" "The callback does not match the payment";
+    /// Too many tries; `Retry-After` says when the next one counts.
+    TooManyAttempts = 429 "too_many_attempts" "Too many attempts";
+    /// A fault of ours; the log has the cause under the request id.
+    Internal = 500 "internal" "Something went wrong on our side";
+    /// A payment gateway does not answer.
+    GatewayUnavailable = 503 "gateway_unavailable" "The payment gateway does not answer";
+    /// The database or Redis cannot serve now.
+    Unavailable = 503 "unavailable" "The service cannot answer now";
+    /// More requests than the process takes on.
+    Overloaded = 503 "overloaded" "The service is busy";
+    /// The request took longer than the limit; its effect, if any, stands.
+    Timeout = 503 "timeout" "The request took too long";
+}
+
+impl Kind {
+    /// The HTTP status.
+    pub fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+    /// The stable name, `error` in the body.
+    pub const fn name(self) -> &'static str {
+        self.row().1
+    }
+    /// The title.
+    pub const fn title(self) -> &'static str {
+        self.row().2
+    }
+}
+
+/// A refusal with what the caller needs to act on it.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// Which one.
+    pub kind: Kind,
+    /// What happened, for a person; the title when empty.
+    pub detail: String,
+    /// Seconds for the `Retry-After` header.
+    pub retry_after_s: Option<u64>,
+    /// Faults by field.
+    pub errors: Vec<FieldFault>,
+    /// One more member of the body, such as `starts_at`.
+    pub extra: Option<(&'static str, String)>,
+}
+
+impl Refusal {
+    /// When to try again.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+    /// One more member of the body.
+    pub fn with(mut self, name: &'static str, value: impl std::fmt::Display) -> Self {
+        self.extra = Some((name, value.to_string()));
+        self
+    }
+}
+
+/// What a function of a feature fails with.
+#[derive(Debug)]
+pub enum Error {
+    /// The caller's to know.
+    Refused(Box<Refusal>),
+    /// Ours to know.
+    Internal(anyhow::Error),
+}
+
+/// The result of a function of a feature.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A refusal of `kind`, explained by `detail`.
+pub fn refuse(kind: Kind, detail: impl Into<String>) -> Refusal {
+    Refusal { kind, detail: detail.into(), retry_after_s: None, errors: Vec::new(), extra: None }
+}
+
+/// A refusal of one field.
+pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Error {
+    let mut refusal = refuse(Kind::Invalid, "");
+    refusal.errors.push(FieldFault::new(field, message));
+    refusal.into()
+}
+
+impl Error {
+    /// The kind as the caller sees it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Refused(refusal) => refusal.kind,
+            // Contention that outlasted its attempts is not the caller's fault, nor a fault of the code.
+            Self::Internal(error) if is_unavailable(error) || is_contention(self) => Kind::Unavailable,
+            Self::Internal(_) => Kind::Internal,
+        }
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(refusal) => write!(f, "{}: {}", refusal.kind.name(), refusal.detail),
+            Self::Internal(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        refuse(kind, "").into()
+    }
+}
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Internal(error)
+    }
+}
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Internal(error.into())
+    }
+}
+impl From<redis::RedisError> for Error {
+    fn from(error: redis::RedisError) -> Self {
+        Self::Internal(error.into())
+    }
+}
+impl From<crate::platform::money::OutOfRange> for Error {
+    fn from(_: crate::platform::money::OutOfRange) -> Self {
+        refuse(Kind::Invalid, "an amount is out of range").into()
+    }
+}
+
+/// As an internal error, for jobs: a refusal there is an outcome to log, not an answer.
+impl From<Error> for anyhow::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => anyhow::anyhow!("{}: {}", refusal.kind.name(), refusal.detail),
+            Error::Internal(error) => error,
+        }
+    }
+}
+
+fn is_unavailable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<sqlx::Error>().is_some_and(|e| db::trouble(e) == Trouble::Unavailable)
+            || cause.downcast_ref::<redis::RedisError>().is_some_and(crate::platform::redis::is_unavailable)
+    })
+}
+
+fn is_contention(error: &Error) -> bool {
+    let Error::Internal(error) = error else { return false };
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(|e| db::trouble(e) == Trouble::Contention))
+}
+
+/// Runs a whole transaction again when another one was in its way, at most [`db::CONTENTION_ATTEMPTS`] times in all.
+/// `transaction` begins and commits it; nothing outside it may have happened by then.
+pub async fn retrying<T, F, Fut>(transaction: F) -> Result<T>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    let mut attempt = 1;
+    loop {
+        match transaction().await {
+            Err(error) if is_contention(&error) && attempt < db::CONTENTION_ATTEMPTS => {
+                tracing::debug!(attempt, %error, "transaction met another and runs again");
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The body of every refusal (RFC 9457).
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// A URI reference that names the kind: `/docs/errors#<error>`.
+    pub r#type: String,
+    /// The kind, for a person.
+    pub title: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened this time, for a person.
+    pub detail: String,
+    /// The kind's stable name, for programs.
+    pub error: &'static str,
+    /// The id under which the log has this request.
+    pub request_id: String,
+    /// Every fault of the request, when `error` is `validation_failed`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldFault>,
+    /// When the sale starts, when `error` is `not_started`; further members by kind.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The error travels in the response's extensions to the [`problems`] layer, which knows the request id.
+#[derive(Clone)]
+struct Carried(std::sync::Arc<Error>);
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.kind().status().into_response();
+        response.extensions_mut().insert(Carried(std::sync::Arc::new(self)));
+        response
+    }
+}
+
+impl From<&Fault> for Refusal {
+    fn from(fault: &Fault) -> Self {
+        match fault {
+            Fault::NotJson => refuse(Kind::NotJson, "send `Content-Type: application/json`"),
+            Fault::TooLarge => refuse(Kind::BodyTooLarge, ""),
+            Fault::Incomplete => refuse(Kind::BodyIncomplete, ""),
+            Fault::Malformed(why) => refuse(Kind::MalformedJson, why.clone()),
+            Fault::Invalid(faults) => {
+                let mut refusal = refuse(Kind::Invalid, "");
+                refusal.errors.clone_from(faults);
+                refusal
+            }
+        }
+    }
+}
+
+/// The header that carries the request id.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// Writes the body of a refusal, and logs an internal error, once. Other answers pass as they are.
+pub fn problems(mut response: Response, request_id: &str) -> Response {
+    if response.status().is_success() {
+        return response;
+    }
+    if let Some(Carried(error)) = response.extensions_mut().remove::<Carried>() {
+        return match &*error {
+            Error::Refused(refusal) => render(refusal, request_id),
+            Error::Internal(cause) => {
+                let kind = error.kind();
+                if kind == Kind::Internal {
+                    tracing::error!(request.id = %request_id, error = format!("{cause:#}"), "request failed");
+                } else {
+                    tracing::warn!(request.id = %request_id, error = format!("{cause:#}"), "request could not be served");
+                }
+                let retry_after_s = (kind == Kind::Unavailable).then_some(1);
+                render(&Refusal { retry_after_s, ..refuse(kind, "") }, request_id)
+            }
+        };
+    }
+    if let Some(fault) = response.extensions_mut().remove::<Fault>() {
+        return render(&Refusal::from(&fault), request_id);
+    }
+    foreign(response, request_id)
+}
+
+/// Answers that axum and tower-http make by themselves (no route, wrong method, too large, timed out).
+fn foreign(response: Response, request_id: &str) -> Response {
+    let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| !v.as_bytes().starts_with(b"text/plain"));
+    let status = response.status();
+    if ours || !(status.is_client_error() || status.is_server_error()) || response.extensions().get::<Plain>().is_some()
+    {
+        return response;
+    }
+    let kind = match status {
+        StatusCode::NOT_FOUND => Kind::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => Kind::MethodNotAllowed,
+        StatusCode::REQUEST_TIMEOUT => Kind::RequestTimeout,
+        StatusCode::PAYLOAD_TOO_LARGE => Kind::BodyTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Kind::NotJson,
+        StatusCode::SERVICE_UNAVAILABLE => Kind::Timeout,
+        s if s.is_server_error() => Kind::Internal,
+        _ => Kind::Invalid,
+    };
+    let allow = response.headers().get(header::ALLOW).cloned();
+    let retry_after_s = (kind == Kind::Timeout).then_some(1);
+    let mut answer = render(&Refusal { retry_after_s, ..refuse(kind, "") }, request_id);
+    if let Some(allow) = allow {
+        answer.headers_mut().insert(header::ALLOW, allow);
+    }
+    answer
+}
+
+/// Marks a response whose plain body is meant as it is (a gateway's own words): [`problems`] leaves it alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Plain;
+
+fn render(refusal: &Refusal, request_id: &str) -> Response {
+    let (status, name, title) = refusal.kind.row();
+    let mut extra = serde_json::Map::new();
+    if let Some((name, value)) = &refusal.extra {
+        extra.insert((*name).to_owned(), value.clone().into());
+    }
+    let problem = Problem {
+        r#type: format!("/docs/errors#{name}"),
+        title,
+        status,
+        detail: if refusal.detail.is_empty() { title.to_owned() } else { refusal.detail.clone() },
+        error: name,
+        request_id: request_id.to_owned(),
+        errors: refusal.errors.clone(),
+        extra,
+    };
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = refusal.kind.status();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if let Some(seconds) = refusal.retry_after_s {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if refusal.kind.status() == StatusCode::UNAUTHORIZED {
+        // RFC 9110 wants a challenge with every 401.
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_and_a_status_of_an_error() {
+        let mut names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            assert!(kind.status().is_client_error() || kind.status().is_server_error(), "{}", kind.name());
+        }
+    }
+}
