@@ -1,0 +1,160 @@
+//! Handlers of `/auth` and `/me`. Shapes that hold a password or a token do not print themselves.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::extract::ClientAddress;
+use super::model::{Phone, RefreshToken, User};
+use super::session::Session;
+use super::{CurrentUser, Registration, session};
+use crate::app::App;
+use crate::error::{Problem, Result, invalid};
+use crate::platform::extract::Json;
+
+/// A new account.
+#[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// A mobile number of mainland China.
+    #[garde(pattern("^1[3-9][0-9]{9}$"))]
+    #[schema(pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
+    phone: String,
+    /// At least 8 characters, at most 72 bytes.
+    #[garde(length(chars, min = 8), length(bytes, max = 72))]
+    #[schema(min_length = 8, max_length = 72, example = "a long password")]
+    password: String,
+    /// What others see; without it a neutral one.
+    #[garde(inner(length(chars, min = 1, max = super::MAX_NICKNAME_CHARS)))]
+    #[schema(min_length = 1, max_length = 64)]
+    nickname: Option<String>,
+}
+
+/// A login.
+#[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    /// The number the account was registered with.
+    #[garde(pattern("^1[3-9][0-9]{9}$"))]
+    #[schema(pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
+    phone: String,
+    /// Its password.
+    #[garde(length(chars, min = 8), length(bytes, max = 72))]
+    #[schema(min_length = 8, max_length = 72, example = "a long password")]
+    password: String,
+}
+
+/// A refresh token.
+#[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefreshRequest {
+    /// As the last login or refresh gave it.
+    #[garde(pattern("^[0-9a-f]{64}$"))]
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    refresh_token: String,
+}
+
+/// A login's tokens.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct SessionResponse {
+    /// Who is logged in.
+    user: User,
+    /// Send it as `Authorization: Bearer <access_token>`.
+    access_token: String,
+    /// Always `Bearer`.
+    token_type: &'static str,
+    /// Life of the access token, in seconds.
+    expires_in_s: u64,
+    /// Exchange it at `/auth/refresh`, once, for the next pair.
+    refresh_token: String,
+    /// Life of the refresh token, in seconds.
+    refresh_expires_in_s: u64,
+}
+
+impl SessionResponse {
+    fn new(app: &App, session: Session) -> Self {
+        let auth = &app.config.auth;
+        Self {
+            user: session.user,
+            access_token: session.access_token,
+            token_type: "Bearer",
+            expires_in_s: auth.access_token_s,
+            refresh_token: session.refresh_token.reveal(),
+            refresh_expires_in_s: auth.refresh_token_s,
+        }
+    }
+}
+
+impl IntoResponse for SessionResponse {
+    fn into_response(self) -> Response {
+        // Tokens stay out of every cache (RFC 6749, section 5.1).
+        ([(header::CACHE_CONTROL, "no-store")], axum::Json(self)).into_response()
+    }
+}
+
+fn parse_phone(text: &str) -> Result<Phone> {
+    text.parse().map_err(|error: super::model::NotAPhone| invalid("phone", error.to_string()))
+}
+
+/// Registers an account and logs it in. Repeated, it answers `phone_taken`: log in instead.
+#[utoipa::path(post, path = "/auth/register", tag = "auth", request_body = RegisterRequest, responses(
+    (status = 201, body = SessionResponse, description = "Registered and logged in"),
+    (status = 409, body = Problem, content_type = "application/problem+json", description = "`phone_taken`"),
+    (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts` from this address: `Retry-After` says when the next one counts"),
+))]
+pub async fn register(
+    State(app): State<App>,
+    ClientAddress(address): ClientAddress,
+    Json(body): Json<RegisterRequest>,
+) -> Result<(StatusCode, SessionResponse)> {
+    let phone = parse_phone(&body.phone)?;
+    let registration = Registration { phone, password: body.password, nickname: body.nickname.unwrap_or_default() };
+    let session = super::register(&app, &address, registration).await?;
+    Ok((StatusCode::CREATED, SessionResponse::new(&app, session)))
+}
+
+/// Logs in. Each login is a family of refresh tokens of its own; others stay as they are.
+#[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest, responses(
+    (status = 200, body = SessionResponse, description = "Logged in"),
+    (status = 401, body = Problem, content_type = "application/problem+json", description = "`wrong_credentials`: the number or the password, never which"),
+    (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts` on this number or from this address: `Retry-After` says when the next one counts"),
+))]
+pub async fn login(
+    State(app): State<App>,
+    ClientAddress(address): ClientAddress,
+    Json(body): Json<LoginRequest>,
+) -> Result<SessionResponse> {
+    let phone = parse_phone(&body.phone)?;
+    let session = super::login(&app, &address, &phone, body.password).await?;
+    Ok(SessionResponse::new(&app, session))
+}
+
+/// Exchanges a refresh token, once, for a new pair. A token that comes twice ends its login, also when both come at
+/// once: the service cannot tell a thief from the owner. So a front end refreshes one at a time, over all its tabs.
+#[utoipa::path(post, path = "/auth/refresh", tag = "auth", request_body = RefreshRequest, responses(
+    (status = 200, body = SessionResponse, description = "A new pair; the old refresh token is used up"),
+    (status = 401, body = Problem, content_type = "application/problem+json", description = "`refresh_token_invalid`: unknown, expired or revoked; `refresh_token_reused`: used before, and now the login is over"),
+))]
+pub async fn refresh(State(app): State<App>, Json(body): Json<RefreshRequest>) -> Result<SessionResponse> {
+    let session = session::refresh(&app, &RefreshToken::from_client(body.refresh_token)).await?;
+    Ok(SessionResponse::new(&app, session))
+}
+
+/// Ends the login that a refresh token belongs to. Safe to repeat; an unknown token is fine. An access token made in
+/// it holds until it expires.
+#[utoipa::path(post, path = "/auth/logout", tag = "auth", request_body = RefreshRequest, responses(
+    (status = 204, description = "The login is over"),
+))]
+pub async fn logout(State(app): State<App>, Json(body): Json<RefreshRequest>) -> Result<StatusCode> {
+    session::close(&app, &RefreshToken::from_client(body.refresh_token)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Who is asking.
+#[utoipa::path(get, path = "/me", tag = "auth", security(("bearer" = [])), responses(
+    (status = 200, body = User, description = "The account of the access token"),
+))]
+pub async fn me(State(app): State<App>, user: CurrentUser) -> Result<axum::Json<User>> {
+    Ok(axum::Json(super::profile(&app, user.id).await?))
+}

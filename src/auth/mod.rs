@@ -1,0 +1,133 @@
+//! Accounts, logins and who is asking.
+//!
+//! * An **access token** is a short-lived JWT that carries the user and the role: checking it costs no MySQL and no
+//!   Redis ([`CurrentUser`], [`Admin`]). It is not called back before it expires; that is why it is short.
+//! * A **refresh token** is 32 random bytes, stored as SHA-256 and used once. The tokens that descend from one login
+//!   are a family; using one of them twice ends the family, because the service cannot tell a thief from the owner.
+//!   So of two simultaneous uses of the same token the first to lock the user's row gets a new pair, and the second
+//!   ends that pair as well: whoever is the owner logs in again. A front end refreshes one at a time.
+//! * **Guessing** is limited per phone number (failed logins) and per client address (logins and registrations), in
+//!   Redis. Without Redis nobody logs in: that is better than unlimited guessing.
+
+mod extract;
+pub mod http;
+mod model;
+mod password;
+mod redis;
+mod session;
+mod store;
+
+pub use extract::{Admin, CurrentUser};
+pub use model::{Phone, Role, User, UserId};
+
+use anyhow::Context;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::{Error, Kind, Result, invalid, retrying};
+use crate::platform::clock::At;
+use crate::platform::db;
+use model::Claims;
+use session::Session;
+
+/// Characters of a nickname, at most: the column's width.
+pub const MAX_NICKNAME_CHARS: usize = 64;
+
+/// An access token for a user, outside of any login: for tests, benchmarks and tools.
+pub fn access_token(app: &App, user: UserId, role: Role) -> Result<String> {
+    sign(app, user, role, Uuid::now_v7(), app.clock.now())
+}
+
+fn sign(app: &App, user: UserId, role: Role, login: Uuid, now: At) -> Result<String> {
+    let claims = Claims::new(user, role, login, now, app.config.auth.access_token_s);
+    Ok(app.tokens.sign(&claims)?)
+}
+
+/// What somebody registers with.
+struct Registration {
+    phone: Phone,
+    password: String,
+    /// Empty: a neutral one.
+    nickname: String,
+}
+
+/// Makes an account and logs it in.
+async fn register(app: &App, address: &str, registration: Registration) -> Result<Session> {
+    redis::count_address(app, address).await?;
+    let Registration { phone, password, nickname } = registration;
+    let hash = password::hash(app, password).await?;
+    let now = app.clock.now();
+    let user = User::new(phone, &nickname, Role::User, now);
+    retrying(async || {
+        let mut tx = app.db.begin().await?;
+        insert(&mut tx, &user, &hash).await?;
+        let session = session::open(app, &mut tx, user.clone(), now).await?;
+        tx.commit().await.context("committing a registration")?;
+        Ok(session)
+    })
+    .await
+}
+
+/// Logs a user in. A wrong number and a wrong password are answered alike, and as slowly.
+async fn login(app: &App, address: &str, phone: &Phone, password: String) -> Result<Session> {
+    redis::count_address(app, address).await?;
+    redis::count_phone(app, phone).await?;
+    let judged = authenticate(app, phone, password).await;
+    let noted = match &judged {
+        Ok(_) => redis::forgive_phone(app, phone).await,
+        Err(error) if error.kind() == Kind::WrongCredentials => Ok(()),
+        Err(_) => redis::uncount_phone(app, phone).await,
+    };
+    if let Err(error) = noted {
+        // The count stays too high until its window ends: strict, and no reason to refuse this login.
+        tracing::warn!(%error, "login attempts could not be taken back");
+    }
+    let user = judged?;
+    let mut conn = app.db.acquire().await?;
+    session::open(app, &mut conn, user, app.clock.now()).await
+}
+
+async fn authenticate(app: &App, phone: &Phone, password: String) -> Result<User> {
+    // The connection goes back to the pool before the hash, which takes far longer than the statement.
+    let account = store::find_account(&mut *app.db.acquire().await?, phone).await.context("reading an account")?;
+    let (user, hash) = account.map(|account| (account.user, account.password_hash)).unzip();
+    if password::verify(app, password, hash).await? {
+        return user.ok_or(Kind::WrongCredentials.into());
+    }
+    Err(Kind::WrongCredentials.into())
+}
+
+/// The account of who is asking. It may be gone while the token still holds.
+async fn profile(app: &App, user: UserId) -> Result<User> {
+    let found = store::find_user(&mut *app.db.acquire().await?, user).await.context("reading a user")?;
+    found.ok_or(Kind::TokenInvalid.into())
+}
+
+/// Deletes what is left of old logins: a bounded pass, run from time to time.
+pub async fn prune(app: &App) -> anyhow::Result<()> {
+    session::prune(app).await
+}
+
+/// Makes an account. An empty nickname gets a neutral one.
+pub async fn create_user(app: &App, phone: &str, password: &str, nickname: &str, role: Role) -> Result<UserId> {
+    let phone: Phone = phone.parse().map_err(|e: model::NotAPhone| invalid("phone", e.to_string()))?;
+    if !model::is_acceptable_password(password) {
+        return Err(invalid("password", "must be 8 characters to 72 bytes"));
+    }
+    if nickname.chars().count() > MAX_NICKNAME_CHARS {
+        return Err(invalid("nickname", "must be at most 64 characters"));
+    }
+    let hash = password::hash(app, password.to_owned()).await?;
+    let user = User::new(phone, nickname, role, app.clock.now());
+    let mut conn = app.db.acquire().await?;
+    insert(&mut conn, &user, &hash).await?;
+    Ok(user.id)
+}
+
+/// Inserts a user; the unique key decides between two who register the same number at once.
+async fn insert(conn: &mut db::Conn, user: &User, hash: &str) -> Result<()> {
+    match store::insert_user(conn, user, hash).await {
+        Err(error) if db::violated(&error).as_deref() == Some("uq_users_phone") => Err(Kind::PhoneTaken.into()),
+        other => other.context("inserting a user").map_err(Error::from),
+    }
+}

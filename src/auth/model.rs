@@ -1,0 +1,277 @@
+//! Types and pure rules of accounts and tokens.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+
+/// The id of a [`User`].
+pub type UserId = Id<User>;
+
+/// An account.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+pub struct User {
+    /// Its id.
+    pub id: UserId,
+    /// The phone number it logs in with.
+    #[schema(value_type = String, pattern = "^1[3-9][0-9]{9}$")]
+    pub phone: Phone,
+    /// What others see.
+    pub nickname: String,
+    /// What it may do.
+    #[sqlx(try_from = "String")]
+    pub role: Role,
+    /// When it was registered.
+    pub created_at: At,
+}
+
+impl User {
+    /// A new account. An empty nickname gets a neutral one.
+    pub(super) fn new(phone: Phone, nickname: &str, role: Role, now: At) -> Self {
+        let id = UserId::new();
+        let nickname = if nickname.is_empty() { default_nickname(id) } else { nickname.to_owned() };
+        Self { id, phone, nickname, role, created_at: now }
+    }
+}
+
+/// An account with what proves its owner.
+#[derive(sqlx::FromRow)]
+pub(super) struct Account {
+    #[sqlx(flatten)]
+    pub user: User,
+    /// argon2id, as a PHC string.
+    pub password_hash: String,
+}
+
+/// 学员 and the end of the id: tells users apart and tells nobody their phone number.
+fn default_nickname(id: UserId) -> String {
+    let id = id.to_string();
+    format!("学员{}", id.get(26..).unwrap_or_default())
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Buys and learns.
+    User,
+    /// Runs the shop.
+    Admin,
+}
+
+impl Role {
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl TryFrom<String> for Role {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "user" => Ok(Self::User),
+            "admin" => Ok(Self::Admin),
+            _ => Err(format!("unknown role {text:?}")),
+        }
+    }
+}
+
+/// A mobile number of mainland China: 1, then 3..9, then nine digits. The database's word is taken as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::Type)]
+#[serde(transparent)]
+#[sqlx(transparent)]
+pub struct Phone(String);
+
+/// The text is not a [`Phone`].
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("must be a mobile number of mainland China: 11 digits")]
+pub struct NotAPhone;
+
+impl Phone {
+    /// Its 11 digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for Phone {
+    type Err = NotAPhone;
+    fn from_str(text: &str) -> Result<Self, NotAPhone> {
+        match text.as_bytes() {
+            [b'1', b'3'..=b'9', rest @ ..] if rest.len() == 9 && rest.iter().all(u8::is_ascii_digit) => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(NotAPhone),
+        }
+    }
+}
+
+/// At least 8 characters, at most 72 bytes: what every common hash takes whole.
+pub(super) fn is_acceptable_password(password: &str) -> bool {
+    password.chars().count() >= 8 && password.len() <= 72
+}
+
+/// What an access token says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Claims {
+    iss: Issuer,
+    /// Who.
+    pub sub: UserId,
+    /// What they may do.
+    pub role: Role,
+    /// The login (the family of refresh tokens) it was made in.
+    sid: Id<Login>,
+    /// When it was made, in seconds since 1970.
+    iat: i64,
+    /// From when on it is refused, in seconds since 1970.
+    exp: i64,
+}
+
+/// A login: the family of refresh tokens that descend from it.
+pub(super) struct Login;
+
+/// The only issuer whose tokens count.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Issuer {
+    #[serde(rename = "onrush")]
+    Onrush,
+}
+
+impl Claims {
+    pub(super) fn new(sub: UserId, role: Role, login: Uuid, now: At, life_s: u64) -> Self {
+        let iat = now.ms().div_euclid(1000);
+        let exp = iat.saturating_add(i64::try_from(life_s).unwrap_or(i64::MAX));
+        Self { iss: Issuer::Onrush, sub, role, sid: Id::from_uuid(login), iat, exp }
+    }
+
+    pub(super) fn is_expired(&self, now: At) -> bool {
+        now.ms().div_euclid(1000) >= self.exp
+    }
+}
+
+/// A refresh token as the client holds it: 64 hex digits of 32 random bytes. It does not print itself.
+pub(super) struct RefreshToken(String);
+
+impl RefreshToken {
+    /// A new one.
+    pub(super) fn random() -> anyhow::Result<Self> {
+        let mut bytes = [0; 32];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+        Ok(Self(bytes.iter().fold(String::with_capacity(64), |text, byte| text + &format!("{byte:02x}"))))
+    }
+
+    /// What a client sent; any text may be looked for.
+    pub(super) fn from_client(text: String) -> Self {
+        Self(text)
+    }
+
+    /// What the database keeps. The token has 256 random bits: a plain hash cannot be searched.
+    pub(super) fn hash(&self) -> Vec<u8> {
+        digest(&SHA256, self.0.as_bytes()).as_ref().to_vec()
+    }
+
+    /// For the client.
+    pub(super) fn reveal(self) -> String {
+        self.0
+    }
+}
+
+/// A refresh token to keep.
+pub(super) struct NewToken {
+    pub user: UserId,
+    /// The login it belongs to.
+    pub family: Uuid,
+    pub hash: Vec<u8>,
+    pub created_at: At,
+    pub expires_at: At,
+}
+
+/// A refresh token as it is kept.
+#[derive(sqlx::FromRow)]
+pub(super) struct Token {
+    pub user_id: UserId,
+    pub family_id: Uuid,
+    pub used_at: Option<At>,
+}
+
+/// The name under which attempts from an address are counted. A subscriber of IPv6 has a whole /64 to call from.
+pub(super) fn address_bucket(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => {
+            let network = u128::from(v6) & !u128::from(u64::MAX);
+            format!("{}/64", Ipv6Addr::from(network))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_mobile_number_of_mainland_china_is_a_phone() {
+        assert_eq!("13812345678".parse::<Phone>().unwrap().as_str(), "13812345678");
+        for bad in ["", "1", "12812345678", "1381234567", "138123456789", "23812345678", "1381234567x", "１3812345678"]
+        {
+            assert!(bad.parse::<Phone>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_has_8_characters_to_72_bytes() {
+        assert!(!is_acceptable_password("7 chars"));
+        assert!(!is_acceptable_password("密码"));
+        assert!(is_acceptable_password("12345678"));
+        assert!(is_acceptable_password(&"密".repeat(24)));
+        assert!(!is_acceptable_password(&"密".repeat(25)));
+    }
+
+    #[test]
+    fn a_token_is_refused_from_the_second_of_its_expiry_on() {
+        let now = At::from_ms(1_000_000_500);
+        let claims = Claims::new(UserId::new(), Role::User, Uuid::now_v7(), now, 60);
+        assert!(!claims.is_expired(At::from_ms(1_000_059_999)));
+        assert!(claims.is_expired(At::from_ms(1_000_060_000)));
+    }
+
+    #[test]
+    fn a_token_of_another_issuer_or_without_an_end_has_no_claims() {
+        let claims = Claims::new(UserId::new(), Role::User, Uuid::now_v7(), At::from_ms(0), 60);
+        let good = serde_json::to_value(&claims).unwrap();
+        assert!(serde_json::from_value::<Claims>(good.clone()).is_ok());
+        let mut foreign = good.clone();
+        foreign["iss"] = "another".into();
+        assert!(serde_json::from_value::<Claims>(foreign).is_err());
+        for claim in ["iss", "sub", "role", "exp"] {
+            let mut without = good.clone();
+            without.as_object_mut().unwrap().remove(claim);
+            assert!(serde_json::from_value::<Claims>(without).is_err(), "{claim}");
+        }
+    }
+
+    #[test]
+    fn refresh_tokens_are_64_hex_digits_and_differ() {
+        let (a, b) = (RefreshToken::random().unwrap().reveal(), RefreshToken::random().unwrap().reveal());
+        assert_eq!(a.len(), 64);
+        assert!(a.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase()));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn addresses_are_counted_by_subscriber() {
+        let bucket = |text: &str| address_bucket(text.parse().unwrap());
+        assert_eq!(bucket("192.0.2.7"), "192.0.2.7");
+        assert_eq!(bucket("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(bucket("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(bucket("2001:db8:1:2::9"), bucket("2001:db8:1:2:ffff::1"));
+    }
+}

@@ -1,0 +1,105 @@
+//! One SQL statement a function.
+
+use uuid::Uuid;
+
+use super::model::{Account, NewToken, Phone, Token, User, UserId};
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+use crate::platform::id::Id;
+
+/// Inserts a user; a taken number violates `uq_users_phone`.
+pub(super) async fn insert_user(conn: &mut Conn, user: &User, password_hash: &str) -> sqlx::Result<()> {
+    sqlx::query("INSERT INTO users (id, phone, password_hash, nickname, role, created_at) VALUES (?, ?, ?, ?, ?, ?)")
+        .bind(user.id)
+        .bind(&user.phone)
+        .bind(password_hash)
+        .bind(&user.nickname)
+        .bind(user.role.as_str())
+        .bind(user.created_at)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// The user with an id.
+pub(super) async fn find_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Option<User>> {
+    sqlx::query_as("SELECT id, phone, nickname, role, created_at FROM users WHERE id = ?")
+        .bind(user)
+        .fetch_optional(conn)
+        .await
+}
+
+/// The user with an id, held until the transaction ends.
+pub(super) async fn lock_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Option<User>> {
+    sqlx::query_as("SELECT id, phone, nickname, role, created_at FROM users WHERE id = ? FOR UPDATE")
+        .bind(user)
+        .fetch_optional(conn)
+        .await
+}
+
+/// The account with a phone number.
+pub(super) async fn find_account(conn: &mut Conn, phone: &Phone) -> sqlx::Result<Option<Account>> {
+    sqlx::query_as("SELECT id, phone, nickname, role, created_at, password_hash FROM users WHERE phone = ?")
+        .bind(phone)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Inserts a refresh token.
+pub(super) async fn insert_token(conn: &mut Conn, token: &NewToken) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO refresh_tokens (id, user_id, family_id, token_hash, created_at, expires_at) \
+         VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(Id::<NewToken>::new())
+    .bind(token.user)
+    .bind(token.family)
+    .bind(&token.hash)
+    .bind(token.created_at)
+    .bind(token.expires_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The refresh token with a hash.
+pub(super) async fn find_token(conn: &mut Conn, hash: &[u8]) -> sqlx::Result<Option<Token>> {
+    sqlx::query_as("SELECT user_id, family_id, used_at FROM refresh_tokens WHERE token_hash = ?")
+        .bind(hash)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Marks a live refresh token as used; false when it is not live.
+pub(super) async fn use_token(conn: &mut Conn, hash: &[u8], now: At) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "UPDATE refresh_tokens SET used_at = ? \
+         WHERE token_hash = ? AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?",
+    )
+    .bind(now)
+    .bind(hash)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Revokes all tokens of a login.
+pub(super) async fn revoke_family(conn: &mut Conn, family: Uuid, now: At) -> sqlx::Result<()> {
+    sqlx::query("UPDATE refresh_tokens SET revoked_at = ? WHERE family_id = ? AND revoked_at IS NULL")
+        .bind(now)
+        .bind(family)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Deletes at most `limit` refresh tokens that expired before a time; returns how many.
+pub(super) async fn delete_expired(conn: &mut Conn, before: At, limit: u32) -> sqlx::Result<u64> {
+    let done = sqlx::query("DELETE FROM refresh_tokens WHERE expires_at < ? ORDER BY expires_at LIMIT ?")
+        .bind(before)
+        .bind(limit)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
+}

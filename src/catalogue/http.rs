@@ -1,0 +1,101 @@
+//! Handlers of `/courses`, `/me/courses` and `/admin/courses`.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::{Course, CourseDetail, CourseId, MyCourse, NewCourse};
+use crate::app::App;
+use crate::auth::{Admin, CurrentUser};
+use crate::error::{Problem, Result, invalid};
+use crate::platform::extract::{Json, Path, Query};
+use crate::platform::money::Money;
+use crate::platform::page::{Page, PageQuery};
+
+/// The courses on sale, newest first.
+#[utoipa::path(get, path = "/courses", tag = "catalogue", params(PageQuery), responses(
+    (status = 200, body = Page<Course>, description = "A page of courses"),
+))]
+pub async fn list(State(app): State<App>, Query(page): Query<PageQuery>) -> Result<axum::Json<Page<Course>>> {
+    Ok(axum::Json(super::list(&app, &page).await?))
+}
+
+/// A course on sale, with its chapters.
+#[utoipa::path(get, path = "/courses/{id}", tag = "catalogue", params(("id" = CourseId, Path, description = "The course")), responses(
+    (status = 200, body = CourseDetail, description = "The course"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such course on sale"),
+))]
+pub async fn detail(State(app): State<App>, Path(id): Path<CourseId>) -> Result<axum::Json<CourseDetail>> {
+    Ok(axum::Json(super::detail(&app, id).await?))
+}
+
+/// The courses that the user may study, newest course first.
+#[utoipa::path(get, path = "/me/courses", tag = "catalogue", security(("bearer" = [])), params(PageQuery), responses(
+    (status = 200, body = Page<MyCourse>, description = "A page of the user's courses"),
+))]
+pub async fn mine(
+    State(app): State<App>,
+    user: CurrentUser,
+    Query(page): Query<PageQuery>,
+) -> Result<axum::Json<Page<MyCourse>>> {
+    Ok(axum::Json(super::courses_of(&app, user.id, &page).await?))
+}
+
+/// A new course.
+#[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateCourseRequest {
+    /// Chosen by the client, so that repeating the request is safe: a UUIDv7 as 32 hex digits. Lists are in the order
+    /// of the ids, which is the order in which UUIDv7s were made.
+    #[garde(pattern("^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"))]
+    #[schema(pattern = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$", example = "019aa23b8f007cc3a1d2c0ffee000001")]
+    id: String,
+    /// Its title.
+    #[garde(length(chars, min = 1, max = 200))]
+    #[schema(min_length = 1, max_length = 200)]
+    title: String,
+    /// What it is about.
+    #[garde(length(chars, max = 2000))]
+    #[schema(max_length = 2000)]
+    summary: String,
+    /// Its price in fen: at most a million yuan.
+    #[garde(range(min = 0, max = 100_000_000))]
+    #[schema(minimum = 0, maximum = 100_000_000)]
+    price_fen: i64,
+    /// Whether it is on sale at once; yes, if not said.
+    #[garde(skip)]
+    published: Option<bool>,
+    /// The titles of its chapters, in order.
+    #[garde(length(min = 1, max = 200), inner(length(chars, min = 1, max = 200)))]
+    #[schema(min_items = 1, max_items = 200)]
+    chapters: Vec<String>,
+}
+
+impl CreateCourseRequest {
+    fn parse(self) -> Result<NewCourse> {
+        Ok(NewCourse {
+            id: self.id.parse().map_err(|error: crate::platform::id::NotAnId| invalid("id", error.to_string()))?,
+            title: self.title,
+            summary: self.summary,
+            price: Money::fen(self.price_fen),
+            published: self.published.unwrap_or(true),
+            chapters: self.chapters,
+        })
+    }
+}
+
+/// Creates a course with its chapters. The same request again answers the same; the id with another content is
+/// refused.
+#[utoipa::path(post, path = "/admin/courses", tag = "admin", security(("bearer" = [])), request_body = CreateCourseRequest, responses(
+    (status = 201, body = CourseDetail, description = "The course is there"),
+    (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`: only for admins"),
+    (status = 409, body = Problem, content_type = "application/problem+json", description = "`course_exists`: the id belongs to another course"),
+))]
+pub async fn create(
+    State(app): State<App>,
+    _: Admin,
+    Json(body): Json<CreateCourseRequest>,
+) -> Result<(StatusCode, axum::Json<CourseDetail>)> {
+    let created = super::create_once(&app, body.parse()?).await?;
+    Ok((StatusCode::CREATED, axum::Json(created)))
+}

@@ -1,0 +1,284 @@
+//! Routes of coupons and points.
+
+use axum::Json as Reply;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId};
+use crate::app::App;
+use crate::auth::{Admin, CurrentUser};
+use crate::error::{Error, Kind, Problem, Result, refuse};
+use crate::idempotency::{self, Answer, Key};
+use crate::platform::clock::At;
+use crate::platform::extract::{FieldFault, Json, Path, Query};
+use crate::platform::money::Money;
+use crate::platform::page::{Page, PageQuery};
+
+/// A coupon in the caller's wallet.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct UserCouponView {
+    /// Name it as `user_coupon_id` in an order.
+    pub id: UserCouponId,
+    /// Which coupon it is.
+    pub coupon_id: CouponId,
+    /// The coupon's name.
+    pub title: String,
+    /// How the discount is counted.
+    pub kind: CouponKind,
+    /// The discount of an `amount` coupon.
+    pub amount_fen: Money,
+    /// The percentage of a `percent` coupon.
+    pub percent_off: i32,
+    /// The largest discount of a `percent` coupon.
+    pub cap_fen: Money,
+    /// The least spend it may be used on.
+    pub min_spend_fen: Money,
+    /// Usable from this instant.
+    pub valid_from: At,
+    /// Usable until just before this instant.
+    pub valid_until: At,
+    /// Whether it can be used.
+    pub state: CouponState,
+    /// The order that holds it.
+    pub order_no: Option<HolderId>,
+    /// When it was claimed.
+    pub claimed_at: At,
+    /// When the order took it.
+    pub used_at: Option<At>,
+}
+
+impl UserCouponView {
+    fn of(coupon: UserCoupon, now: At) -> Self {
+        let state = coupon.state(now);
+        let terms = coupon.terms;
+        Self {
+            id: coupon.id,
+            coupon_id: coupon.coupon_id,
+            title: coupon.title,
+            kind: terms.kind,
+            amount_fen: terms.amount,
+            percent_off: terms.percent_off,
+            cap_fen: terms.cap,
+            min_spend_fen: terms.min_spend,
+            valid_from: terms.valid_from,
+            valid_until: terms.valid_until,
+            state,
+            order_no: coupon.order_id,
+            claimed_at: coupon.claimed_at,
+            used_at: coupon.used_at,
+        }
+    }
+}
+
+/// Puts a coupon into the caller's wallet. Safe to repeat: a repeat answers what the first one put there.
+#[utoipa::path(post, path = "/coupons/{id}/claim", operation_id = "claim_coupon", tag = "wallet", security(("bearer" = [])),
+    params(("id" = CouponId, Path, description = "The coupon")),
+    responses(
+        (status = 201, body = UserCouponView, description = "Claimed"),
+        (status = 200, body = UserCouponView, description = "Claimed before"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "coupon_exhausted, coupon_unusable"),
+    ))]
+pub async fn claim(
+    State(app): State<App>,
+    user: CurrentUser,
+    Path(coupon): Path<CouponId>,
+) -> Result<(StatusCode, Reply<UserCouponView>)> {
+    let (claimed, first) = super::claim(&app, user.id, coupon).await?;
+    let status = if first { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Reply(UserCouponView::of(claimed, app.clock.now()))))
+}
+
+/// The caller's coupons, newest first.
+#[utoipa::path(get, path = "/me/coupons", operation_id = "list_my_coupons", tag = "wallet", security(("bearer" = [])), params(PageQuery),
+    responses((status = 200, body = Page<UserCouponView>, description = "A page")))]
+pub async fn coupons(
+    State(app): State<App>,
+    user: CurrentUser,
+    Query(page): Query<PageQuery>,
+) -> Result<Reply<Page<UserCouponView>>> {
+    let list = super::coupons(&app, user.id, &page).await?;
+    let now = app.clock.now();
+    let items = list.items.into_iter().map(|coupon| UserCouponView::of(coupon, now)).collect();
+    Ok(Reply(Page { items, next_cursor: list.next_cursor }))
+}
+
+/// One change of the caller's points.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct LedgerLineView {
+    /// Points that came (positive) or went.
+    pub delta: i64,
+    /// Why: `order_spend`, `order_return`, `order_earned` or `gift`, with `:<n>` behind it for
+    /// the n-th time an order took or gave back its points.
+    pub reason: String,
+    /// What for: the order's number, or the giver's reference.
+    pub reference: HolderId,
+    /// When.
+    pub created_at: At,
+}
+
+/// The caller's points.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PointsView {
+    /// What can be spent.
+    pub balance: i64,
+    /// The changes it is the sum of, newest first.
+    pub items: Vec<LedgerLineView>,
+    /// Send it as `cursor` for the next page; null on the last page.
+    pub next_cursor: Option<String>,
+}
+
+/// The caller's points and where they came from.
+#[utoipa::path(get, path = "/me/points", operation_id = "get_my_points", tag = "wallet", security(("bearer" = [])), params(PageQuery),
+    responses((status = 200, body = PointsView, description = "The balance and a page of the ledger")))]
+pub async fn points(
+    State(app): State<App>,
+    user: CurrentUser,
+    Query(page): Query<PageQuery>,
+) -> Result<Reply<PointsView>> {
+    let (balance, lines) = super::points(&app, user.id, &page).await?;
+    let view = |line: LedgerLine| LedgerLineView {
+        delta: line.delta,
+        reason: line.reason,
+        reference: line.ref_id,
+        created_at: line.created_at,
+    };
+    let items = lines.items.into_iter().map(view).collect();
+    Ok(Reply(PointsView { balance, items, next_cursor: lines.next_cursor }))
+}
+
+/// A coupon to create: `amount_fen`, or `percent_off` with `cap_fen`.
+#[derive(Debug, Clone, Serialize, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CouponRequest {
+    /// Its name.
+    #[garde(length(chars, min = 1, max = 100))]
+    #[schema(min_length = 1, max_length = 100)]
+    pub title: String,
+    /// `amount` or `percent`.
+    #[garde(pattern("^(amount|percent)$"))]
+    #[schema(pattern = "^(amount|percent)$")]
+    pub kind: String,
+    /// The discount; of an `amount` coupon only.
+    #[garde(range(min = 1, max = 100_000_000_000))]
+    #[schema(minimum = 1, maximum = 100_000_000_000i64)]
+    pub amount_fen: Option<i64>,
+    /// The percentage; of a `percent` coupon only.
+    #[garde(range(min = 1, max = 100))]
+    #[schema(minimum = 1, maximum = 100)]
+    pub percent_off: Option<i64>,
+    /// The largest discount; of a `percent` coupon only.
+    #[garde(range(min = 1, max = 100_000_000_000))]
+    #[schema(minimum = 1, maximum = 100_000_000_000i64)]
+    pub cap_fen: Option<i64>,
+    /// The least spend it may be used on; 0 by default.
+    #[garde(range(min = 0, max = 100_000_000_000))]
+    #[schema(minimum = 0, maximum = 100_000_000_000i64)]
+    pub min_spend_fen: Option<i64>,
+    /// How many may be claimed.
+    #[garde(range(min = 1, max = 1_000_000_000))]
+    #[schema(minimum = 1, maximum = 1_000_000_000)]
+    pub quantity: i64,
+    /// Usable from this instant (RFC 3339).
+    #[garde(length(min = 1, max = 40))]
+    #[schema(format = "date-time", max_length = 40)]
+    pub valid_from: String,
+    /// Usable until just before this instant (RFC 3339).
+    #[garde(length(min = 1, max = 40))]
+    #[schema(format = "date-time", max_length = 40)]
+    pub valid_until: String,
+}
+
+impl CouponRequest {
+    /// The coupon it describes, or every fault that one field alone does not show.
+    fn parse(&self) -> Result<NewCoupon> {
+        let mut faults = Vec::new();
+        let mut fault = |field: &str, message: &str| faults.push(FieldFault::new(field, message));
+        let percent = self.kind == CouponKind::Percent.as_str();
+        let kind = if percent { CouponKind::Percent } else { CouponKind::Amount };
+        let fields = [
+            ("amount_fen", self.amount_fen.is_some(), !percent),
+            ("percent_off", self.percent_off.is_some(), percent),
+            ("cap_fen", self.cap_fen.is_some(), percent),
+        ];
+        for (field, given, wanted) in fields {
+            if given != wanted {
+                fault(field, if wanted { "is required for this kind" } else { "does not go with this kind" });
+            }
+        }
+        let mut instant = |field: &str, text: &str| {
+            let parsed = instant(text);
+            if parsed.is_none() {
+                fault(field, "must be an instant such as 2026-11-20T19:30:00Z, in the years 1970..9998");
+            }
+            parsed.unwrap_or(At::from_ms(0))
+        };
+        let (valid_from, valid_until) =
+            (instant("valid_from", &self.valid_from), instant("valid_until", &self.valid_until));
+        if faults.is_empty() && valid_until <= valid_from {
+            faults.push(FieldFault::new("valid_until", "must be after valid_from"));
+        }
+        if !faults.is_empty() {
+            let mut refusal = refuse(Kind::Invalid, "");
+            refusal.errors = faults;
+            return Err(Error::from(refusal));
+        }
+        let terms = Terms {
+            kind,
+            amount: Money::fen(self.amount_fen.unwrap_or(0)),
+            percent_off: i32::try_from(self.percent_off.unwrap_or(0)).unwrap_or(0),
+            cap: Money::fen(self.cap_fen.unwrap_or(0)),
+            min_spend: Money::fen(self.min_spend_fen.unwrap_or(0)),
+            valid_from,
+            valid_until,
+        };
+        Ok(NewCoupon { title: self.title.clone(), terms, quantity: self.quantity })
+    }
+}
+
+/// The last instant that a coupon's time may reach: 9998-12-31, well inside what MySQL holds.
+const LAST_INSTANT_MS: i64 = 253_370_764_800_000;
+
+fn instant(text: &str) -> Option<At> {
+    let at = At::from(text.parse::<jiff::Timestamp>().ok()?);
+    (0..LAST_INSTANT_MS).contains(&at.ms()).then_some(at)
+}
+
+/// A coupon that was created.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct CouponCreated {
+    /// Its id, to claim it by.
+    pub id: CouponId,
+}
+
+/// Creates a coupon.
+#[utoipa::path(post, path = "/admin/coupons", operation_id = "create_coupon", tag = "admin", security(("bearer" = [])),
+    params(("Idempotency-Key" = String, Header, min_length = 1, max_length = 128, pattern = "^[!-~]{1,128}$",
+        description = "A new one for each new coupon; the same one makes a repeat safe")),
+    request_body = CouponRequest,
+    responses(
+        (status = 201, body = CouponCreated, description = "Created; a repeat answers the same bytes"),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "malformed_json, idempotency_key_missing, idempotency_key_invalid"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "forbidden"),
+        (status = 422, body = Problem, content_type = "application/problem+json", description = "validation_failed, idempotency_key_reused"),
+    ))]
+pub async fn create_coupon(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    key: Key,
+    Json(request): Json<CouponRequest>,
+) -> Result<Answer> {
+    let coupon = request.parse()?;
+    let fingerprint = idempotency::fingerprint("POST /admin/coupons", &request)?;
+    let now = app.clock.now();
+    let mut tx = app.db.begin().await?;
+    if let Some(answer) = idempotency::begin(&mut tx, admin.id.uuid(), &key, fingerprint, now).await? {
+        return Ok(answer);
+    }
+    let id = super::create_coupon(&mut tx, &coupon, now).await?;
+    let answer = Answer::json(StatusCode::CREATED, &CouponCreated { id })?;
+    idempotency::keep(&mut tx, admin.id.uuid(), &key, &answer).await?;
+    tx.commit().await?;
+    Ok(answer)
+}

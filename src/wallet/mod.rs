@@ -1,0 +1,137 @@
+//! What users hold beside courses: coupons and points.
+//!
+//! A coupon is held by at most one live order (`user_coupons.order_id`), a user's points are the sum of a ledger in
+//! which each (user, reason, reference) stands once. Orders take and give back through the functions here, inside
+//! their own transactions.
+
+pub mod http;
+mod model;
+mod store;
+
+pub use model::{
+    Coupon, CouponFault, CouponId, CouponKind, CouponState, Credit, Holder, HolderId, LedgerLine, NewCoupon, Reason,
+    Terms, UserCoupon, UserCouponId,
+};
+
+use anyhow::Context;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::UserId;
+use crate::error::{Kind, Result, refuse, retrying};
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+use crate::platform::id::Id;
+use crate::platform::page::{Page, PageQuery};
+
+/// Adds a coupon that people may claim.
+pub async fn create_coupon(conn: &mut Conn, coupon: &NewCoupon, now: At) -> Result<CouponId> {
+    let id = CouponId::new();
+    store::insert_coupon(conn, id, coupon, now).await?;
+    Ok(id)
+}
+
+/// Puts a coupon into the user's wallet. A repeat finds what the first one put there; the flag says which it was.
+pub async fn claim(app: &App, user: UserId, coupon: CouponId) -> Result<(UserCoupon, bool)> {
+    let now = app.clock.now();
+    let first = retrying(|| async move {
+        let mut tx = app.db.begin().await?;
+        if store::find_claim(&mut tx, user, coupon).await?.is_some() {
+            return Ok(false);
+        }
+        // The coupon's row before the claim's: claimers queue on it and never wait for each other's unique key.
+        if !store::take_one(&mut tx, coupon, now).await? {
+            return Err(match store::terms(&mut tx, coupon).await? {
+                None => Kind::NotFound.into(),
+                Some(terms) if now >= terms.valid_until => {
+                    refuse(Kind::CouponUnusable, CouponFault::Expired.to_string()).into()
+                }
+                Some(_) => Kind::CouponExhausted.into(),
+            });
+        }
+        if !store::insert_claim(&mut tx, UserCouponId::new(), user, coupon, now).await? {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        tx.commit().await?;
+        Ok(true)
+    })
+    .await?;
+    let mut conn = app.db.acquire().await?;
+    let claimed = store::find_claim(&mut conn, user, coupon).await?.context("a claim vanished after its commit")?;
+    Ok((claimed, first))
+}
+
+/// A page of the user's coupons.
+pub async fn coupons(app: &App, user: UserId, page: &PageQuery) -> Result<Page<UserCoupon>> {
+    let mut conn = app.db.acquire().await?;
+    let list = store::list_user_coupons(&mut conn, user, page.before(), page.fetch()).await?;
+    Ok(page.page(list, |coupon| coupon.id))
+}
+
+/// The user's points and a page of the ledger they come from.
+pub async fn points(app: &App, user: UserId, page: &PageQuery) -> Result<(i64, Page<LedgerLine>)> {
+    let mut conn = app.db.acquire().await?;
+    let balance = store::balance(&mut conn, user).await?;
+    let lines = store::ledger(&mut conn, user, page.before(), page.fetch()).await?;
+    Ok((balance, page.page(lines, |line| line.id)))
+}
+
+/// The user's points.
+pub async fn balance(conn: &mut Conn, user: UserId) -> Result<i64> {
+    store::balance(conn, user).await
+}
+
+/// A coupon in the user's wallet; somebody else's is `None`.
+pub async fn find_coupon(conn: &mut Conn, user: UserId, id: UserCouponId) -> Result<Option<UserCoupon>> {
+    store::find_user_coupon(conn, user, id).await
+}
+
+/// Gives a coupon of the user to an order: false when another order holds it. The caller has checked its terms, which
+/// never change; whether it is free is decided here, by a guarded update.
+pub async fn take_coupon(conn: &mut Conn, user: UserId, id: UserCouponId, order: Uuid, now: At) -> Result<bool> {
+    store::take_coupon(conn, user, id, order, now).await
+}
+
+/// Frees whatever coupons these orders hold.
+pub async fn free_coupons(conn: &mut Conn, orders: &[Uuid]) -> Result<()> {
+    if orders.is_empty() {
+        return Ok(());
+    }
+    store::free_coupons(conn, orders).await
+}
+
+/// Takes points from the user: false when there are not as many. The same (user, reason, reference) a second time is
+/// an error: the caller's own guard has failed.
+pub async fn take_points(
+    conn: &mut Conn,
+    user: UserId,
+    points: i64,
+    reason: Reason,
+    reference: Uuid,
+    now: At,
+) -> Result<bool> {
+    if points <= 0 {
+        return Ok(points == 0);
+    }
+    if !store::debit(conn, user, points).await? {
+        return Ok(false);
+    }
+    store::insert_debit(conn, user, points, reason, reference, now).await?;
+    Ok(true)
+}
+
+/// Credits that one statement takes.
+const CREDIT_CHUNK: usize = 200;
+
+/// Gives points to users, each (user, reason, reference) once: a credit given before changes nothing.
+pub async fn give_points(conn: &mut Conn, credits: &[Credit], now: At) -> Result<()> {
+    let real: Vec<(Id<LedgerLine>, Credit)> =
+        credits.iter().filter(|credit| credit.points > 0).map(|credit| (Id::new(), *credit)).collect();
+    for chunk in real.chunks(CREDIT_CHUNK) {
+        store::insert_credits(conn, chunk, now).await?;
+        // Only lines that were really written have these ids, so only they are added.
+        store::add_credits(conn, chunk.iter().map(|(id, _)| *id)).await?;
+    }
+    Ok(())
+}
