@@ -1,0 +1,259 @@
+//! Orders: priced on the server, paid in time or closed, granted once paid, released once dead.
+//!
+//! The row is the outbox: `paid` without `granted_at`, or `cancelled`/`timed_out` without `released_at`, is work owed.
+//! What changes an order runs in the caller's transaction (functions that take a connection); what tells the queues
+//! runs after its commit (`announce_*`). A process that dies between the two loses only time: [`jobs::redrive`] and
+//! the sweep of due orders find the row.
+
+mod create;
+pub mod http;
+pub mod jobs;
+mod model;
+mod pricing;
+mod store;
+
+pub use create::{Quote, create, quote, refuse_owned};
+pub use jobs::{ReleasePart, redrive};
+pub use model::{Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, Release, SeckillOrder, Status};
+
+use sqlx::Connection;
+
+use crate::app::App;
+use crate::auth::UserId;
+use crate::catalogue;
+use crate::config;
+use crate::engine;
+use crate::error::{Result, retrying};
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+use crate::platform::money::Money;
+use crate::platform::page::{Page, PageQuery};
+use crate::wallet;
+
+/// An order with its items.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// The order.
+    pub order: Order,
+    /// Its items, by place.
+    pub items: Vec<Item>,
+}
+
+/// The points that paying `payable` earns.
+pub fn points_earned(config: &config::Orders, payable: Money) -> Result<i64> {
+    Ok(pricing::earned(payable, config.points_earned_per_yuan)?)
+}
+
+/// Inserts orders that were won in a seckill, with their items; a price of nothing is inserted as paid.
+pub async fn insert_seckill(conn: &mut Conn, orders: &[SeckillOrder], now: At) -> Result<()> {
+    let (rows, items): (Vec<Order>, Vec<Item>) = orders.iter().map(|order| order.rows(now)).unzip();
+    store::insert_orders(conn, &rows).await?;
+    store::insert_items(conn, &items).await
+}
+
+/// An order.
+pub async fn find(conn: &mut Conn, id: OrderId) -> Result<Option<Order>> {
+    store::find(conn, id).await
+}
+
+/// An order, held until the transaction ends.
+pub async fn lock(conn: &mut Conn, id: OrderId) -> Result<Option<Order>> {
+    store::lock(conn, id).await
+}
+
+/// The items of an order, by place.
+pub async fn items(conn: &mut Conn, id: OrderId) -> Result<Vec<Item>> {
+    store::items(conn, &[id]).await
+}
+
+/// An order of the user with its items; somebody else's is `None`.
+pub async fn find_whole(app: &App, user: UserId, id: OrderId) -> Result<Option<Whole>> {
+    let mut conn = app.db.acquire().await?;
+    let Some(order) = store::find(&mut conn, id).await?.filter(|order| order.user_id == user) else { return Ok(None) };
+    let items = store::items(&mut conn, &[id]).await?;
+    Ok(Some(Whole { order, items }))
+}
+
+/// A page of the user's orders, all or those in one status.
+pub async fn list(app: &App, user: UserId, status: Option<Status>, page: &PageQuery) -> Result<Page<Whole>> {
+    let mut conn = app.db.acquire().await?;
+    let orders = match status {
+        None => store::list(&mut conn, user, page.before(), page.fetch()).await?,
+        Some(status) => store::list_in_status(&mut conn, user, status, page.before(), page.fetch()).await?,
+    };
+    let orders = page.page(orders, |order| order.id);
+    let ids: Vec<OrderId> = orders.items.iter().map(|order| order.id).collect();
+    let mut items = if ids.is_empty() { Vec::new() } else { store::items(&mut conn, &ids).await? };
+    let mut whole = |order: Order| {
+        let own = items.extract_if(.., |item| item.order_id == order.id).collect();
+        Whole { order, items: own }
+    };
+    Ok(Page { items: orders.items.into_iter().map(&mut whole).collect(), next_cursor: orders.next_cursor })
+}
+
+/// unpaid → paid; false when the order is no longer unpaid.
+pub async fn mark_paid(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
+    store::mark_paid(conn, order.id, now).await
+}
+
+/// Notes that a payment was started; false when the order is not unpaid or its time is over.
+pub async fn mark_pay_started(conn: &mut Conn, id: OrderId, now: At) -> Result<bool> {
+    store::mark_pay_started(conn, id, now).await
+}
+
+/// unpaid → cancelled or timed out; false when the order is no longer unpaid, or not yet due to be timed out. Whether
+/// a started payment allows it is the caller's to have asked.
+pub async fn close(conn: &mut Conn, id: OrderId, closing: Closing, now: At) -> Result<bool> {
+    match closing {
+        Closing::Cancelled => store::cancel(conn, id, now).await,
+        Closing::TimedOut => store::time_out(conn, id, now).await,
+    }
+}
+
+/// Dead → paid, for money that came late: true if the order's coupon and points could be taken again, or had not been
+/// given back yet. False, with nothing changed, when they could not, when the user has got one of the courses another
+/// way, or when the order has changed since it was read. The caller holds it by [`lock`], and sees to whatever else
+/// it held (a seckill unit) in the same transaction.
+pub async fn reopen(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
+    if !order.status.is_dead() {
+        return Ok(false);
+    }
+    // A savepoint: what a failed attempt took goes back, the caller's transaction goes on.
+    let mut hold = conn.begin().await?;
+    if retake(&mut hold, order, now).await? && store::reopen(&mut hold, order, now).await? {
+        hold.commit().await?;
+        return Ok(true);
+    }
+    hold.rollback().await?;
+    Ok(false)
+}
+
+async fn retake(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
+    let courses: Vec<_> = store::items(conn, &[order.id]).await?.into_iter().map(|item| item.course_id).collect();
+    if !catalogue::owned(conn, order.user_id, &courses).await?.is_empty()
+        || !store::paid_not_granted(conn, order.user_id, &courses).await?.is_empty()
+    {
+        return Ok(false);
+    }
+    if order.released_at.is_none() {
+        return Ok(true);
+    }
+    // The coupon was valid when the order was made in time; its being free again is all that is asked now.
+    if let Some(coupon) = order.user_coupon_id
+        && !wallet::take_coupon(conn, order.user_id, coupon, order.id.uuid(), now).await?
+    {
+        return Ok(false);
+    }
+    let reason = wallet::Reason::OrderSpend(order.hold_no + 1);
+    wallet::take_points(conn, order.user_id, order.points_used, reason, order.id.uuid(), now).await
+}
+
+/// Unpaid orders past their time for which no payment was started, at most `limit`, oldest first.
+pub async fn due_unstarted(conn: &mut Conn, now: At, limit: u32) -> Result<Vec<OrderId>> {
+    store::due_unstarted(conn, now, limit).await
+}
+
+/// Unpaid orders past their time for which a payment was started, with their deadlines, at most `limit`, oldest first.
+/// `after` is the last one of the page before: orders that cannot be closed now do not keep the others waiting.
+pub async fn due_started(
+    conn: &mut Conn,
+    now: At,
+    after: Option<(At, OrderId)>,
+    limit: u32,
+) -> Result<Vec<(At, OrderId)>> {
+    store::due_started(conn, now, after.unwrap_or((At::from_ms(0), OrderId::min())), limit).await
+}
+
+/// Orders that one statement times out.
+const TIME_OUT_PAGE: usize = 500;
+
+/// Times out those of `ids` that are due and have no started payment, announces them and returns them.
+pub async fn time_out_unstarted(app: &App, ids: &[OrderId], now: At) -> Result<Vec<OrderId>> {
+    let mut all = Vec::with_capacity(ids.len());
+    for page in ids.chunks(TIME_OUT_PAGE) {
+        let moved = retrying(|| async {
+            let mut tx = app.db.begin().await?;
+            // Locked first, because the update itself does not say which rows it moved.
+            let locked = store::lock_unstarted_due(&mut tx, page, now).await?;
+            if locked.is_empty() {
+                return Ok(locked);
+            }
+            let moved = store::time_out_page(&mut tx, &locked, now).await?;
+            if moved != locked.len() as u64 {
+                return Err(anyhow::anyhow!("timed out {moved} of {} locked orders", locked.len()).into());
+            }
+            tx.commit().await?;
+            Ok(locked)
+        })
+        .await?;
+        if !moved.is_empty() {
+            announce_closed(app, &moved).await.unwrap_or_else(|error| left_to_redrive(&error));
+        }
+        all.extend(moved);
+    }
+    Ok(all)
+}
+
+/// Tells the queues of orders whose creation was committed: their expiry, or their grant when they are paid already.
+pub async fn announce_created(app: &App, orders: &[(OrderId, At, bool)]) -> anyhow::Result<()> {
+    count("created", orders.len());
+    let waiting: Vec<engine::Item<Expire>> = orders
+        .iter()
+        .filter(|(_, _, paid)| !paid)
+        .map(|&(order_id, expires_at, _)| engine::Item::at(order_id.uuid(), Expire { order_id }, expires_at))
+        .collect();
+    if !waiting.is_empty() {
+        app.engine.enqueue(&waiting).await?;
+    }
+    let paid: Vec<OrderId> = orders.iter().filter(|(_, _, paid)| *paid).map(|(id, _, _)| *id).collect();
+    count("paid", paid.len());
+    enqueue_grants(app, &paid).await
+}
+
+/// Tells the queues of orders whose payment was committed.
+pub async fn announce_paid(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
+    count("paid", orders.len());
+    // The grant first: an expiry that runs on a paid order does nothing.
+    enqueue_grants(app, orders).await?;
+    unschedule(app, orders).await
+}
+
+/// Tells the queues of orders whose closing was committed.
+pub async fn announce_closed(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
+    count("closed", orders.len());
+    enqueue_releases(app, orders).await?;
+    unschedule(app, orders).await
+}
+
+async fn enqueue_grants(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
+    let items: Vec<_> = orders.iter().map(|&id| engine::Item::now(id.uuid(), Grant { order_id: id })).collect();
+    if !items.is_empty() {
+        app.engine.enqueue(&items).await?;
+    }
+    Ok(())
+}
+
+async fn enqueue_releases(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
+    let items: Vec<_> = orders.iter().map(|&id| engine::Item::now(id.uuid(), Release { order_id: id })).collect();
+    if !items.is_empty() {
+        app.engine.enqueue(&items).await?;
+    }
+    Ok(())
+}
+
+async fn unschedule(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
+    let keys: Vec<_> = orders.iter().map(|id| id.uuid()).collect();
+    if !keys.is_empty() {
+        app.engine.unschedule::<Expire>(&keys).await?;
+    }
+    Ok(())
+}
+
+/// The committed rows say what is owed, so a queue that could not be told costs time and nothing else.
+fn left_to_redrive(error: &anyhow::Error) {
+    tracing::warn!(error = format!("{error:#}"), "queues could not be told; the sweep will find what is owed");
+}
+
+fn count(outcome: &'static str, orders: usize) {
+    metrics::counter!("onrush_orders_total", "outcome" => outcome).increment(orders as u64);
+}
