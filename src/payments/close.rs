@@ -1,0 +1,187 @@
+//! The one way to close an order, and the sweep that closes all that are due.
+//!
+//! An order without a started payment is closed by one guarded update, many at once. One with a started payment is
+//! closed only when nobody can pay it any more: its gateway is asked first, and closes the trade.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::gateway::{self, Asked, CloseAnswer};
+use super::model::Payment;
+use super::{settle, store};
+use crate::app::App;
+use crate::error::{Kind, Result, refuse, retrying};
+use crate::orders::{self, Closing, OrderId, Status};
+use crate::platform::clock::At;
+
+/// How often closing begins again because another payment was started meanwhile.
+const ROUNDS: usize = 5;
+/// Due orders of one page of the sweep.
+const SWEEP_PAGE: u32 = 500;
+/// As [`SWEEP_PAGE`], of orders whose gateways must be asked: each takes as long as its gateway does.
+const STARTED_PAGE: u32 = 64;
+/// Orders that are closed at once, each asking its gateway.
+pub(super) const CONCURRENCY: usize = 16;
+/// A sweep in which the gateways failed this often and never answered asks no more: the next one will.
+const FAILURES_MAX: usize = 2 * CONCURRENCY;
+
+/// How closing an order ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// It is closed now.
+    Now,
+    /// It was in this state already, or came to be while its gateway was asked: paid.
+    Was(Status),
+    /// Its time to pay is not over before this.
+    NotDue(At),
+}
+
+/// Closes an unpaid order. A gateway that cannot be asked refuses with `gateway_unavailable`, and the order stays.
+pub async fn close_order(app: &App, id: OrderId, closing: Closing) -> Result<Closed> {
+    for _ in 0..ROUNDS {
+        let mut conn = app.db.acquire().await?;
+        let order = orders::find(&mut conn, id).await?.ok_or(Kind::NotFound)?;
+        if order.status != Status::Unpaid {
+            return Ok(Closed::Was(order.status));
+        }
+        if closing == Closing::TimedOut && order.expires_at > app.clock.now() {
+            return Ok(Closed::NotDue(order.expires_at));
+        }
+        let started = store::started_payments(&mut conn, id).await.context("reading an order's payments")?;
+        drop(conn);
+        for payment in &started {
+            end(app, payment).await?;
+        }
+        if let Some(closed) = retrying(|| close_once(app, id, closing)).await? {
+            if closed == Closed::Now
+                && let Err(error) = orders::announce_closed(app, &[id]).await
+            {
+                tracing::warn!(order.no = %id, error = format!("{error:#}"), "closed order could not be announced; a sweep will");
+            }
+            return Ok(closed);
+        }
+    }
+    Err(refuse(Kind::Unavailable, "payments of the order keep being started").retry_after(1).into())
+}
+
+/// Closes the order in one transaction; `None` when the buyer has started another payment since the last look.
+async fn close_once(app: &App, id: OrderId, closing: Closing) -> Result<Option<Closed>> {
+    let mut tx = app.db.begin().await?;
+    let order = orders::lock(&mut tx, id).await?.ok_or(Kind::NotFound)?;
+    if order.status != Status::Unpaid {
+        return Ok(Some(Closed::Was(order.status)));
+    }
+    // A payment is started under the same lock, so none can begin between this look and the commit.
+    if !store::started_payments(&mut tx, id).await.context("reading an order's payments")?.is_empty() {
+        return Ok(None);
+    }
+    if !orders::close(&mut tx, id, closing, app.clock.now()).await? {
+        return Ok(Some(Closed::NotDue(order.expires_at)));
+    }
+    tx.commit().await?;
+    Ok(Some(Closed::Now))
+}
+
+/// Ends a started payment: settled when there is money, else closed at the gateway and then here.
+pub(super) async fn end(app: &App, payment: &Payment) -> Result<()> {
+    let known = end_at_gateway(app, payment).await?;
+    let mut conn = app.db.acquire().await?;
+    store::close_payment(&mut conn, payment.id, app.clock.now()).await.context("closing a payment")?;
+    drop(conn);
+    if !known {
+        // `pay` opens the trade after its commit and then looks whether the payment is still started. It looked before
+        // this close, and the trade is found now; or it looks after, and ends the trade itself.
+        end_at_gateway(app, payment).await?;
+    }
+    Ok(())
+}
+
+/// Settles a payment or lets nobody pay it any more; false when its gateway has not heard of it.
+pub(super) async fn end_at_gateway(app: &App, payment: &Payment) -> Result<bool> {
+    match gateway::query(app, payment).await? {
+        // Flagged money does not pay the order, so the order goes its way; a person decides about the money.
+        Asked::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
+        Asked::Over => Ok(true),
+        Asked::Waiting => match gateway::close(app, payment).await? {
+            CloseAnswer::Closed => Ok(true),
+            CloseAnswer::Unknown => Ok(false),
+            // Paid between the question and the close.
+            CloseAnswer::AlreadyPaid => match gateway::query(app, payment).await? {
+                Asked::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
+                _ => Err(gateway::unavailable(payment.gateway, "it calls a trade paid and then not")),
+            },
+        },
+    }
+}
+
+/// Closes every order that is due, page by page; ends early when the process stops. Returns how many were due.
+pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
+    sweep(app, || ()).await
+}
+
+/// As [`sweep_due`], with a word after each page: a long sweep is not a stalled one.
+pub async fn sweep(app: &App, page_done: impl Fn()) -> anyhow::Result<u64> {
+    let stopping = || app.loops.stop_signal().is_cancelled();
+    let mut count = 0;
+    while !stopping() {
+        let mut conn = app.db.acquire().await?;
+        let due = orders::due_unstarted(&mut conn, app.clock.now(), SWEEP_PAGE).await?;
+        drop(conn);
+        let moved = orders::time_out_unstarted(app, &due, app.clock.now()).await?;
+        count += moved.len() as u64;
+        page_done();
+        // A page in which nothing moved is held by somebody else: the next sweep looks again.
+        if due.len() < SWEEP_PAGE as usize || moved.is_empty() {
+            break;
+        }
+    }
+    let (gateways, mut after) = (Gateways::default(), None);
+    while !stopping() {
+        let mut conn = app.db.acquire().await?;
+        let due = orders::due_started(&mut conn, app.clock.now(), after, STARTED_PAGE).await?;
+        drop(conn);
+        count += due.len() as u64;
+        let ids = due.iter().map(|(_, id)| *id);
+        stream::iter(ids).for_each_concurrent(CONCURRENCY, |id| try_close(app, &gateways, id)).await;
+        page_done();
+        // The next page begins behind this one: orders that cannot be closed now do not hold up those after them.
+        after = due.last().copied();
+        if due.len() < STARTED_PAGE as usize {
+            break;
+        }
+    }
+    Ok(count)
+}
+
+/// What one sweep has learned about the gateways.
+#[derive(Default)]
+struct Gateways {
+    failures: AtomicUsize,
+    answers: AtomicUsize,
+}
+
+impl Gateways {
+    /// Whether asking is in vain for now.
+    fn are_silent(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) == 0 && self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
+    }
+}
+
+/// Times out one order whose payment was started. What fails is told in the log, and tried again by the next sweep.
+async fn try_close(app: &App, gateways: &Gateways, id: OrderId) {
+    if gateways.are_silent() {
+        return;
+    }
+    match close_order(app, id, Closing::TimedOut).await {
+        Ok(_) => {
+            gateways.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(error) => {
+            gateways.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(order.no = %id, %error, "due order could not be closed yet");
+        }
+    }
+}

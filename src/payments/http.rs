@@ -1,0 +1,188 @@
+//! Routes of payments: pay and cancel an order, and what gateways and browsers call back.
+
+use axum::Json as Reply;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+
+use super::{Closed, Gateway, PaymentId, Settled, close_order, gateway};
+use crate::app::App;
+use crate::auth::CurrentUser;
+use crate::error::{Kind, Problem, Result, invalid, refuse};
+use crate::orders::{self, Closing, OrderId, Status};
+use crate::platform::clock::At;
+use crate::platform::extract::{Json, Path, Query};
+
+/// How to pay.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PayRequest {
+    /// The gateway: `sandbox`, where it is switched on.
+    #[garde(length(min = 1, max = 16))]
+    #[schema(min_length = 1, max_length = 16, example = "sandbox")]
+    pub gateway: String,
+    /// The way to pay there: `page`; the gateway's usual one by default.
+    #[garde(inner(length(min = 1, max = 16)))]
+    #[schema(min_length = 1, max_length = 16, example = "page")]
+    pub channel: Option<String>,
+}
+
+/// A payment to go on with.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PayView {
+    /// The payment's number.
+    pub payment_no: PaymentId,
+    /// Where it is paid.
+    pub gateway: Gateway,
+    /// The page on which the buyer pays.
+    pub pay_url: String,
+    /// Nobody can pay after this.
+    pub expires_at: At,
+}
+
+/// Starts to pay an order, or goes on with the payment that is under way at the gateway.
+#[utoipa::path(
+    post,
+    path = "/orders/{no}/pay",
+    tag = "payments",
+    security(("bearer" = [])),
+    params(("no" = OrderId, Path, description = "The order's number")),
+    request_body = PayRequest,
+    responses(
+        (status = 200, body = PayView, description = "Where the buyer pays; the same again while the payment is under way"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no order of yours"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state` (not unpaid), `order_expired`, `already_owned`"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: ask again, the payment goes on; or the service cannot answer now"),
+    )
+)]
+pub async fn pay(
+    State(app): State<App>,
+    user: CurrentUser,
+    Path(order): Path<OrderId>,
+    Json(request): Json<PayRequest>,
+) -> Result<Reply<PayView>> {
+    let gateway = gateway::named(&app, &request.gateway)
+        .ok_or_else(|| invalid("gateway", "is not a payment gateway that is switched on"))?;
+    let known = gateway.channels();
+    let channel = request.channel.as_deref().or(known.first().copied()).unwrap_or_default();
+    if !known.contains(&channel) {
+        return Err(invalid("channel", format!("must be one of: {}", known.join(", "))));
+    }
+    let started = super::pay(&app, user.id, order, gateway, channel).await?;
+    let super::Started { payment_no, pay_url, expires_at } = started;
+    Ok(Reply(PayView { payment_no, gateway, pay_url, expires_at }))
+}
+
+/// An order's status.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct OrderStatusView {
+    /// The order's number.
+    pub order_no: OrderId,
+    /// Where it is in its life.
+    pub status: Status,
+    /// The same as a number.
+    pub status_code: i8,
+}
+
+impl OrderStatusView {
+    fn new(order_no: OrderId, status: Status) -> Self {
+        Self { order_no, status, status_code: status.code() }
+    }
+}
+
+/// Cancels an unpaid order. What it held goes back; a repeat is answered the same.
+#[utoipa::path(
+    post,
+    path = "/orders/{no}/cancel",
+    tag = "orders",
+    security(("bearer" = [])),
+    params(("no" = OrderId, Path, description = "The order's number")),
+    responses(
+        (status = 200, body = OrderStatusView, description = "It is cancelled"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no order of yours"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state`: it is paid (perhaps just now) or timed out; `order_status` says which"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: a payment was started and its gateway cannot be asked now; or the service cannot answer now"),
+    )
+)]
+pub async fn cancel(
+    State(app): State<App>,
+    user: CurrentUser,
+    Path(order): Path<OrderId>,
+) -> Result<Reply<OrderStatusView>> {
+    orders::find_whole(&app, user.id, order).await?.ok_or(Kind::NotFound)?;
+    match close_order(&app, order, Closing::Cancelled).await? {
+        Closed::Now | Closed::Was(Status::Cancelled) => Ok(Reply(OrderStatusView::new(order, Status::Cancelled))),
+        Closed::Was(status) => Err(refuse(Kind::OrderState, format!("the order is {}", status.name()))
+            .with("order_status", status.name())
+            .into()),
+        Closed::NotDue(_) => Err(Kind::OrderState.into()),
+    }
+}
+
+/// A gateway's notify. Its headers, body and answer are the gateway's own; only a message whose signature holds is read.
+#[utoipa::path(
+    post,
+    path = "/payments/{gateway}/notify",
+    tag = "payments",
+    params(("gateway" = String, Path, description = "The gateway: `sandbox`")),
+    request_body(content = String, content_type = "application/json", description = "As the gateway signed it, byte for byte"),
+    responses(
+        (status = 200, body = String, content_type = "text/plain", description = "The gateway's word for yes (`success`): handled, now or before"),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "`callback_invalid`: a header is missing, the signature does not hold, or it is too old"),
+        (status = 404, description = "The gateway's word for no (`failure`): there is no such payment yet; or `not_found`: no such gateway", content(
+            (String = "text/plain"), (Problem = "application/problem+json")
+        )),
+        (status = 422, description = "The gateway's word for no (`failure`): it does not fit the payment and is kept for a person; or the path is not valid", content(
+            (String = "text/plain"), (Problem = "application/problem+json")
+        )),
+    )
+)]
+pub async fn notify(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response> {
+    let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
+    let settled = super::notified(&app, gateway, &headers, &body).await?;
+    Ok(match settled {
+        Settled::Unknown => gateway::no(gateway, StatusCode::NOT_FOUND),
+        Settled::Flagged => gateway::no(gateway, Kind::CallbackFlagged.status()),
+        _ => gateway::yes(gateway),
+    })
+}
+
+/// What a browser brings back from a gateway. Gateways add parameters of their own: they are not read.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ReturnQuery {
+    /// The payment's number.
+    #[garde(pattern("^[0-9a-f]{32}$"))]
+    #[param(pattern = "^[0-9a-f]{32}$")]
+    pub payment_no: String,
+}
+
+/// Where the buyer's browser comes back to. What it brings along decides nothing: the status is ours, or the gateway's
+/// answer to our own question.
+#[utoipa::path(
+    get,
+    path = "/payments/{gateway}/return",
+    tag = "payments",
+    params(("gateway" = String, Path, description = "The gateway: `sandbox`"), ReturnQuery),
+    responses(
+        (status = 200, body = OrderStatusView, description = "The order that the payment is for"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway or payment"),
+    )
+)]
+pub async fn returned(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Query(query): Query<ReturnQuery>,
+) -> Result<Reply<OrderStatusView>> {
+    let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
+    let payment = query.payment_no.parse().map_err(|_| Kind::NotFound)?;
+    let order = super::returned(&app, gateway, payment).await?;
+    Ok(Reply(OrderStatusView::new(order.id, order.status)))
+}

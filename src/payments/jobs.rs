@@ -1,0 +1,160 @@
+//! Handlers of the expiry and late queues, and the passes over what is owed.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde_json::json;
+
+use super::close::{self, CONCURRENCY, Closed, close_order};
+use super::gateway;
+use super::late::{self, ResolveLate, Resolved, RetakePart};
+use super::model::{Payment, Refund, growing};
+use super::{settle, store};
+use crate::app::App;
+use crate::engine::{Job, Outcome};
+use crate::error::{Kind, Result};
+use crate::orders::{self, Closing, Expire, OrderId, Status};
+
+/// Rows of one pass: so few that a gateway which answers nothing in time does not make the pass look stalled.
+const PAGE: u32 = 64;
+/// The pause after the first try of a refund in vain; it doubles.
+const REFUND_BASE: Duration = Duration::from_secs(5);
+/// Of an error, this much is kept, in characters.
+const ERROR_KEPT: usize = 300;
+
+/// Times out orders whose time to pay is over.
+pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
+    let ids: Vec<OrderId> = jobs.iter().map(|job| job.args.order_id).collect();
+    if let Err(error) = orders::time_out_unstarted(&app, &ids, app.clock.now()).await {
+        let why = error.to_string();
+        return ids.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{why}"))).collect();
+    }
+    // Those that are timed out by now say so at the first look; what is left has a started payment, or is not due.
+    stream::iter(ids).map(|id| expire_one(&app, id)).buffered(CONCURRENCY).collect().await
+}
+
+async fn expire_one(app: &App, id: OrderId) -> Outcome {
+    match close_order(app, id, Closing::TimedOut).await {
+        Ok(Closed::Now | Closed::Was(_)) => Outcome::done(),
+        Ok(Closed::NotDue(at)) => Outcome::Again(at.since(app.clock.now())),
+        // It stays unpaid and due. The sweep finds it, and knows better than this task how often to ask.
+        Err(error) if error.kind() == Kind::GatewayUnavailable => Outcome::Success(json!({ "left_to": "sweep" })),
+        Err(error) if error.kind() == Kind::NotFound => {
+            Outcome::Failure { result: json!({ "error": "there is no such order" }), effects: Vec::new() }
+        }
+        Err(error) => Outcome::Retry(error.into()),
+    }
+}
+
+/// Decides what becomes of late money.
+pub async fn resolve_late(app: App, jobs: Vec<Job<ResolveLate>>, retake: RetakePart) -> Vec<Outcome> {
+    let mut outcomes = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        outcomes.push(match late::resolve(&app, job.args.payment_id, retake).await {
+            Ok(resolved) => {
+                let name = match resolved {
+                    Resolved::Reopened => "reopened",
+                    Resolved::Refund => "refund",
+                    Resolved::Before => "before",
+                };
+                metrics::counter!("onrush_late_payments_total", "outcome" => name).increment(1);
+                Outcome::Success(json!({ "resolved": name }))
+            }
+            Err(error) => Outcome::Retry(error.into()),
+        });
+    }
+    outcomes
+}
+
+/// One bounded pass: has late money decided whose task was lost.
+pub async fn redrive_late(app: &App) -> anyhow::Result<()> {
+    let before = app.clock.now().minus(Duration::from_secs(app.config.orders.owed_grace_s));
+    let mut conn = app.db.acquire().await?;
+    let owed = store::owed(&mut conn, before, PAGE).await.context("looking for undecided money")?;
+    drop(conn);
+    if owed.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(payments = owed.len(), "driving again the decision about late money");
+    settle::enqueue_late(app, &owed).await
+}
+
+/// One bounded pass: asks about started payments of which nothing was heard, each at a growing interval until it is
+/// final. Returns how many were due.
+pub async fn query_started(app: &App) -> anyhow::Result<usize> {
+    let mut conn = app.db.acquire().await?;
+    let due = store::query_due(&mut conn, app.clock.now(), PAGE).await.context("looking for questions to ask")?;
+    drop(conn);
+    let count = due.len();
+    stream::iter(due).for_each_concurrent(CONCURRENCY, |payment| ask_in_turn(app, payment)).await;
+    Ok(count)
+}
+
+async fn ask_in_turn(app: &App, payment: Payment) {
+    if let Err(error) = try_ask(app, &payment).await {
+        tracing::warn!(payment.id = %payment.id, %error, "payment could not be asked about");
+    }
+}
+
+async fn try_ask(app: &App, payment: &Payment) -> Result<()> {
+    let base = Duration::from_secs(app.config.payments.query_after_s);
+    let next = app.clock.now().plus(growing(base, payment.query_count.saturating_add(1)));
+    let mut conn = app.db.acquire().await?;
+    if !store::claim_query(&mut conn, payment, next).await.context("taking a question")? {
+        return Ok(());
+    }
+    let order = orders::find(&mut conn, payment.order_id).await?.context("a payment without its order")?;
+    drop(conn);
+    if order.status == Status::Unpaid {
+        return settle::ask(app, payment).await;
+    }
+    // Another payment paid the order: nobody is to pay it once more.
+    close::end(app, payment).await
+}
+
+/// One bounded pass over the refunds that are due, each tried at a growing interval until the gateway confirms it.
+/// Returns how many were due.
+pub async fn drive_refunds(app: &App) -> anyhow::Result<usize> {
+    let mut conn = app.db.acquire().await?;
+    let due = store::due_refunds(&mut conn, app.clock.now(), PAGE).await.context("looking for refunds")?;
+    drop(conn);
+    let count = due.len();
+    stream::iter(due).for_each_concurrent(CONCURRENCY, |refund| drive_refund(app, refund)).await;
+    Ok(count)
+}
+
+async fn drive_refund(app: &App, refund: Refund) {
+    if let Err(error) = try_refund(app, &refund).await {
+        tracing::warn!(refund.id = %refund.id, %error, "refund could not be driven");
+    }
+}
+
+/// One try of one refund.
+async fn try_refund(app: &App, refund: &Refund) -> Result<()> {
+    let next = app.clock.now().plus(growing(REFUND_BASE, refund.attempts.saturating_add(1)));
+    let mut conn = app.db.acquire().await?;
+    let mine = store::claim_refund(&mut conn, refund, next).await.context("taking a refund")?;
+    drop(conn);
+    if !mine {
+        return Ok(());
+    }
+    let answer = gateway::refund(app, refund).await;
+    let mut conn = app.db.acquire().await?;
+    let Err(error) = answer else {
+        store::confirm_refund(&mut conn, refund.id, app.clock.now()).await.context("confirming a refund")?;
+        metrics::counter!("onrush_refunds_total", "outcome" => "confirmed").increment(1);
+        tracing::info!(refund.id = %refund.id, payment.id = %refund.payment_id, "refund confirmed");
+        return Ok(());
+    };
+    metrics::counter!("onrush_refunds_total", "outcome" => "failed").increment(1);
+    if error.kind() == Kind::GatewayUnavailable {
+        tracing::warn!(refund.id = %refund.id, %error, "refund could not be made yet");
+    } else {
+        tracing::error!(refund.id = %refund.id, %error, "refund was declined; it is tried again, a person should look");
+    }
+    let kept: String = error.to_string().chars().take(ERROR_KEPT).collect();
+    store::note_refund_error(&mut conn, refund.id, &kept).await.context("noting a refund's error")?;
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! Money: starting a payment, settling what a gateway says, giving money back, and the one way to close an order.
+//!
+//! * [`pay`]: an attempt to pay an order at one gateway. The attempt has a merchant number of its own; asking again for
+//!   the same order and gateway goes on with the same attempt.
+//! * [`notified`]: a gateway's callback. Verified over its raw bytes, then settled in one transaction, and only then
+//!   answered with yes. Whatever cannot be settled now is answered with no, so that it comes again.
+//! * [`settle`](settle::settle): the one place where money moves an order, for every gateway, and for what is found by
+//!   asking as for what is told.
+//! * [`close_order`]: an order whose payment was started is closed only after its gateway closed the trade; one that
+//!   turns out to be paid is settled instead.
+//! * **Money for an order that is dead or paid** is decided by [`resolve_late`]: the order is opened again when all it
+//!   held can be held again, else the money goes back ([`drive_refunds`]) until the gateway confirms it.
+//!
+//! Nobody calls a gateway inside a transaction. A lost callback is found by [`query_started`]; what Redis lost of the
+//! work to do, by [`sweep_due`] and [`redrive_late`].
+
+mod close;
+mod gateway;
+pub mod http;
+mod jobs;
+mod late;
+mod model;
+mod sandbox;
+mod settle;
+mod store;
+
+pub use close::{Closed, close_order, sweep, sweep_due};
+pub use jobs::{drive_refunds, expire, query_started, redrive_late, resolve_late};
+pub use late::{ResolveLate, RetakePart};
+pub use model::{BillLine, DayBill, Gateway, PaymentId, RefundId};
+pub use settle::{Settled, notified};
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::app::App;
+use crate::auth::UserId;
+use crate::catalogue::CourseId;
+use crate::error::{Kind, Result, refuse, retrying};
+use crate::orders::{self, OrderId, Status};
+use crate::platform::clock::At;
+use crate::platform::money::CURRENCY;
+use gateway::Asked;
+use model::{Payment, PaymentStatus};
+
+/// Attempts that one request makes when the gateway says that the one before is over.
+const PAY_ROUNDS: usize = 3;
+/// Longest subject of a trade, in characters.
+const SUBJECT_CHARS: usize = 60;
+
+/// A payment that the buyer can go on with.
+#[derive(Debug)]
+pub struct Started {
+    /// Our merchant number.
+    pub payment_no: PaymentId,
+    /// Where the buyer pays.
+    pub pay_url: String,
+    /// Until when.
+    pub expires_at: At,
+}
+
+/// Starts to pay an order of `user`, or goes on with the attempt that is under way there.
+pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, channel: &str) -> Result<Started> {
+    for _ in 0..PAY_ROUNDS {
+        let (payment, subject) = retrying(|| begin(app, user, order, gateway, channel)).await?;
+        // Outside the transaction. When we die here, the repeat creates the same trade.
+        let (pay_url, asked) = match gateway::create(app, &payment, &subject).await {
+            Ok(created) => created,
+            Err(error) => {
+                end_if_closed(app, &payment).await;
+                return Err(error);
+            }
+        };
+        match asked {
+            Asked::Waiting if is_started(app, payment.id).await? => {
+                return Ok(Started { payment_no: payment.id, pay_url, expires_at: payment.expires_at });
+            }
+            // The order was closed before its trade was opened: nobody is to pay for it (`close::end`).
+            Asked::Waiting => close::end_at_gateway(app, &payment).await.map(|_| ())?,
+            Asked::Paid(message, body) => {
+                settle::settle(app, gateway, &message, &body).await?;
+                return Err(refuse(Kind::OrderState, "the order has been paid").into());
+            }
+            Asked::Over => {
+                let mut conn = app.db.acquire().await?;
+                store::close_payment(&mut conn, payment.id, app.clock.now()).await.context("closing a payment")?;
+            }
+        }
+    }
+    Err(gateway::unavailable(gateway, "it opens no new trade"))
+}
+
+/// Opening the trade failed, and it may be open all the same. When its order was closed meanwhile, nobody else asks
+/// about it any more: it is ended here, as well as that can be done with a gateway that has just failed.
+async fn end_if_closed(app: &App, payment: &Payment) {
+    let ended =
+        async { if is_started(app, payment.id).await? { Ok(true) } else { close::end_at_gateway(app, payment).await } };
+    if let Err(error) = ended.await {
+        tracing::warn!(payment.id = %payment.id, %error, "trade of a closed payment may be open at its gateway until it expires");
+    }
+}
+
+async fn is_started(app: &App, id: PaymentId) -> Result<bool> {
+    let mut conn = app.db.acquire().await?;
+    let payment = store::payment(&mut conn, id).await.context("reading a payment")?;
+    Ok(payment.is_some_and(|payment| payment.status == PaymentStatus::Started))
+}
+
+/// The attempt to go on with, new or as it was, and its subject.
+async fn begin(app: &App, user: UserId, order: OrderId, gateway: Gateway, channel: &str) -> Result<(Payment, String)> {
+    let now = app.clock.now();
+    let mut tx = app.db.begin().await?;
+    let order = orders::lock(&mut tx, order).await?.filter(|order| order.user_id == user).ok_or(Kind::NotFound)?;
+    if order.status != Status::Unpaid {
+        return Err(refuse(Kind::OrderState, "only an unpaid order can be paid").into());
+    }
+    if order.expires_at <= now {
+        return Err(Kind::OrderExpired.into());
+    }
+    let items = orders::items(&mut tx, order.id).await?;
+    let courses: Vec<CourseId> = items.iter().map(|item| item.course_id).collect();
+    orders::refuse_owned(&mut tx, user, &courses).await?;
+    let title = items.first().map_or("", |item| item.title.as_str());
+    let more = if items.len() > 1 { format!(" (+{})", items.len() - 1) } else { String::new() };
+    let subject = title.chars().take(SUBJECT_CHARS).collect::<String>() + &more;
+    let started = store::started_payments(&mut tx, order.id).await.context("reading an order's payments")?;
+    if let Some(payment) = started.into_iter().find(|payment| payment.gateway == gateway) {
+        return Ok((payment, subject));
+    }
+    if !orders::mark_pay_started(&mut tx, order.id, now).await? {
+        return Err(Kind::OrderExpired.into());
+    }
+    let payment = Payment {
+        id: PaymentId::new(),
+        order_id: order.id,
+        gateway,
+        amount: order.payable,
+        currency: CURRENCY.to_owned(),
+        status: PaymentStatus::Started,
+        gateway_trade_no: None,
+        expires_at: order.expires_at,
+        query_count: 0,
+    };
+    let ask_at = now.plus(Duration::from_secs(app.config.payments.query_after_s));
+    store::insert_payment(&mut tx, &payment, channel, now, ask_at).await.context("inserting a payment")?;
+    tx.commit().await?;
+    Ok((payment, subject))
+}
+
+/// The order that a payment is for, as it is now; asks the gateway first when nothing has been heard. Nothing that a
+/// browser brings along is believed: it only names the payment.
+pub async fn returned(app: &App, gateway: Gateway, payment: PaymentId) -> Result<orders::Order> {
+    let mut conn = app.db.acquire().await?;
+    let payment = store::payment(&mut conn, payment).await.context("reading a payment")?;
+    let payment = payment.filter(|payment| payment.gateway == gateway).ok_or(Kind::NotFound)?;
+    drop(conn);
+    if payment.status == PaymentStatus::Started
+        && let Err(error) = settle::ask(app, &payment).await
+    {
+        // The notify or a later question will tell.
+        tracing::warn!(payment.id = %payment.id, %error, "payment could not be asked about");
+    }
+    let mut conn = app.db.acquire().await?;
+    let order = orders::find(&mut conn, payment.order_id).await?;
+    Ok(order.context("a payment without its order")?)
+}
+
+/// The gateway's own list of what moved on a day (`2026-11-20`, in its time zone).
+pub async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayBill> {
+    gateway::bill(app, gateway, date).await
+}

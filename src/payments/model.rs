@@ -1,0 +1,302 @@
+//! Types and pure rules of payments.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::orders::OrderId;
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+use crate::platform::money::Money;
+
+/// The id of a [`Payment`]: our merchant number at the gateway.
+pub type PaymentId = Id<Payment>;
+/// The id of a [`Refund`]: our refund number at the gateway.
+pub type RefundId = Id<Refund>;
+
+/// A company that takes money for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Gateway {
+    /// The sandbox of this very service (`dev::sandbox`).
+    Sandbox,
+}
+
+/// The text names no gateway.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("is not a payment gateway")]
+pub struct NotAGateway;
+
+impl Gateway {
+    /// As paths, requests and the database have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox",
+        }
+    }
+
+    /// The ways to pay there; the first one is taken when a request names none.
+    pub const fn channels(self) -> &'static [&'static str] {
+        match self {
+            Self::Sandbox => &["page"],
+        }
+    }
+}
+
+impl FromStr for Gateway {
+    type Err = NotAGateway;
+    fn from_str(text: &str) -> Result<Self, NotAGateway> {
+        match text {
+            "sandbox" => Ok(Self::Sandbox),
+            _ => Err(NotAGateway),
+        }
+    }
+}
+
+impl TryFrom<String> for Gateway {
+    type Error = NotAGateway;
+    fn try_from(text: String) -> Result<Self, NotAGateway> {
+        text.parse()
+    }
+}
+
+/// One attempt to pay one order at one gateway. It has its own number there, not the order's: gateways never take a
+/// closed number again.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Payment {
+    /// Its id: our merchant number.
+    pub id: PaymentId,
+    /// What it pays.
+    pub order_id: OrderId,
+    /// Where.
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    /// How much.
+    #[sqlx(rename = "amount_fen")]
+    pub amount: Money,
+    /// Of what (ISO 4217).
+    pub currency: String,
+    /// How far it is.
+    #[sqlx(try_from = "String")]
+    pub status: PaymentStatus,
+    /// The gateway's number, once there was money.
+    pub gateway_trade_no: Option<String>,
+    /// Nobody can pay after this; the order's own deadline.
+    pub expires_at: At,
+    /// How often the gateway was asked about it on our own account.
+    pub query_count: i32,
+}
+
+/// How far a payment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PaymentStatus {
+    /// The buyer may pay.
+    Started,
+    /// Money came in: final.
+    Paid,
+    /// The gateway takes no more money for it; money that was on its way may still arrive.
+    Closed,
+}
+
+impl TryFrom<String> for PaymentStatus {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "started" => Ok(Self::Started),
+            "paid" => Ok(Self::Paid),
+            "closed" => Ok(Self::Closed),
+            _ => Err(format!("unknown payment status {text:?}")),
+        }
+    }
+}
+
+/// What a gateway told us about one payment, its origin verified: by a notify, or as an answer to our question.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The gateway's id of the message, the same in every repetition.
+    pub notify_id: String,
+    /// Whose money, by the gateway's name for us.
+    pub merchant: String,
+    /// Our merchant number; `None` when it is none of ours.
+    pub payment: Option<PaymentId>,
+    /// What happened.
+    pub said: Said,
+}
+
+/// What happened to a payment, in a gateway's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Money came in.
+    Paid {
+        /// How much.
+        amount: Money,
+        /// Of what.
+        currency: String,
+        /// The gateway's number.
+        trade_no: String,
+    },
+    /// It failed, or was closed.
+    NotPaid,
+}
+
+/// What to do with a [`Message`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The money is for this payment.
+    Settle,
+    /// The payment has been settled before: nothing changes.
+    Repeat,
+    /// Nothing to settle. It never overwrites a payment.
+    Ignore,
+    /// It does not fit our books, and why: nothing changes, a person looks at it.
+    Flag(String),
+}
+
+/// Compares a message with our own record; `merchant` is the gateway's name for us. Everything must be exact.
+pub fn judge(message: &Message, payment: &Payment, merchant: &str) -> Verdict {
+    if message.merchant != merchant {
+        return Verdict::Flag("for another merchant".to_owned());
+    }
+    let Said::Paid { amount, currency, trade_no } = &message.said else { return Verdict::Ignore };
+    if *currency != payment.currency {
+        return Verdict::Flag(format!("currency {currency:.8} instead of {}", payment.currency));
+    }
+    if *amount != payment.amount {
+        return Verdict::Flag(format!("{} fen instead of {}", amount.as_fen(), payment.amount.as_fen()));
+    }
+    match (payment.status, &payment.gateway_trade_no) {
+        (PaymentStatus::Paid, Some(known)) if known != trade_no => {
+            Verdict::Flag(format!("paid again under another trade number, {trade_no:.64}"))
+        }
+        (PaymentStatus::Paid, _) => Verdict::Repeat,
+        // A closed payment too: the money was on its way when it was closed.
+        (PaymentStatus::Started | PaymentStatus::Closed, _) => Verdict::Settle,
+    }
+}
+
+/// Money that we owe back.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Refund {
+    /// Its id: our refund number.
+    pub id: RefundId,
+    /// The payment it gives back.
+    pub payment_id: PaymentId,
+    /// Where that was paid.
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    /// How much.
+    #[sqlx(rename = "amount_fen")]
+    pub amount: Money,
+    /// How often it was tried.
+    pub attempts: i32,
+}
+
+/// Why money goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefundReason {
+    /// It came for an order that was dead and could not be opened again.
+    Late,
+    /// It came for an order that another payment had paid.
+    PaidTwice,
+}
+
+impl RefundReason {
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::PaidTwice => "paid_twice",
+        }
+    }
+}
+
+/// One line of a gateway's bill of a day.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct BillLine {
+    /// Our number: of the payment, or of the refund.
+    pub number: String,
+    /// Our number of the payment.
+    pub merchant_no: String,
+    /// How much moved.
+    #[serde(rename = "amount_fen")]
+    pub amount: Money,
+    /// When.
+    pub at: At,
+}
+
+/// A gateway's bill of a day.
+#[derive(Debug, Clone, Default)]
+pub struct DayBill {
+    /// Money that came in.
+    pub payments: Vec<BillLine>,
+    /// Money that went back.
+    pub refunds: Vec<BillLine>,
+}
+
+/// The pause before the next try after `tries`: `base × 2^(tries-1)`, at most an hour.
+pub fn growing(base: Duration, tries: i32) -> Duration {
+    const CAP: Duration = Duration::from_secs(3600);
+    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(0);
+    base.saturating_mul(2u32.saturating_pow(doublings)).min(CAP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payment(status: PaymentStatus) -> Payment {
+        Payment {
+            id: PaymentId::new(),
+            order_id: OrderId::new(),
+            gateway: Gateway::Sandbox,
+            amount: Money::fen(1000),
+            currency: "CNY".to_owned(),
+            status,
+            gateway_trade_no: (status == PaymentStatus::Paid).then(|| "t1".to_owned()),
+            expires_at: At::from_ms(0),
+            query_count: 0,
+        }
+    }
+
+    fn paid(fen: i64, currency: &str, trade_no: &str) -> Message {
+        let said = Said::Paid { amount: Money::fen(fen), currency: currency.to_owned(), trade_no: trade_no.to_owned() };
+        Message { notify_id: "n".to_owned(), merchant: "us".to_owned(), payment: None, said }
+    }
+
+    #[test]
+    fn only_the_exact_amount_for_us_settles() {
+        let started = payment(PaymentStatus::Started);
+        assert_eq!(judge(&paid(1000, "CNY", "t1"), &started, "us"), Verdict::Settle);
+        for bad in [paid(999, "CNY", "t1"), paid(1001, "CNY", "t1"), paid(1000, "USD", "t1")] {
+            assert!(matches!(judge(&bad, &started, "us"), Verdict::Flag(_)), "{bad:?}");
+        }
+        assert!(matches!(judge(&paid(1000, "CNY", "t1"), &started, "them"), Verdict::Flag(_)));
+    }
+
+    #[test]
+    fn paid_is_final_and_money_for_a_closed_payment_still_counts() {
+        let not_paid = Message { said: Said::NotPaid, ..paid(1000, "CNY", "t1") };
+        for status in [PaymentStatus::Started, PaymentStatus::Paid, PaymentStatus::Closed] {
+            assert_eq!(judge(&not_paid, &payment(status), "us"), Verdict::Ignore);
+        }
+        assert_eq!(judge(&paid(1000, "CNY", "t1"), &payment(PaymentStatus::Closed), "us"), Verdict::Settle);
+        assert_eq!(judge(&paid(1000, "CNY", "t1"), &payment(PaymentStatus::Paid), "us"), Verdict::Repeat);
+        assert!(matches!(judge(&paid(1000, "CNY", "t2"), &payment(PaymentStatus::Paid), "us"), Verdict::Flag(_)));
+    }
+
+    #[test]
+    fn pauses_grow_to_an_hour() {
+        let base = Duration::from_secs(20);
+        assert_eq!(growing(base, 0), base);
+        assert_eq!(growing(base, 1), base);
+        assert_eq!(growing(base, 3), base * 4);
+        assert_eq!(growing(base, i32::MAX), Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn a_gateway_has_one_name_everywhere() {
+        let name = Gateway::Sandbox.as_str();
+        assert_eq!(name.parse::<Gateway>().unwrap(), Gateway::Sandbox);
+        assert_eq!(serde_json::to_value(Gateway::Sandbox).unwrap(), name);
+        assert!("Sandbox".parse::<Gateway>().is_err());
+    }
+}

@@ -1,0 +1,255 @@
+//! The sandbox gateway's protocol, from the merchant's side. The gateway itself is `dev::sandbox`.
+//!
+//! Requests, answers and notifies are JSON, signed with HMAC-SHA256 over `timestamp.rawbody` ([`SharedSecret`]). What is
+//! asked is inside the body, so the signature covers it; an answer names the trade it is about, so an answer to another
+//! question is not taken for ours.
+
+use anyhow::{Context, anyhow};
+use axum::http::HeaderMap;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::gateway::{Asked, CloseAnswer, unavailable};
+use super::model::{BillLine, DayBill, Gateway, Message, Payment, PaymentId, Refund, Said};
+use crate::app::App;
+use crate::error::{Error, Kind, Result};
+use crate::platform::money::Money;
+use crate::platform::signed::SharedSecret;
+
+/// The sandbox's name for us.
+pub(super) const MERCHANT_ID: &str = "onrush-sandbox";
+/// Our yes to a notify.
+pub(super) const YES: &str = "success";
+/// Our no: anything but [`YES`] is.
+pub(super) const NO: &str = "failure";
+/// In an answer: carried out. In a notify: paid.
+const SUCCESS: &str = "100000";
+/// The codes of answers that we act on.
+const TRADE_NOT_FOUND: &str = "200003";
+const ALREADY_PAID: &str = "200004";
+/// Where our handlers are (`routes.rs`), below `http.public_url`.
+const CALLBACKS: &str = "/api/v1/payments/sandbox";
+/// Longest answer that we read, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
+/// Pages of a bill that we read, at most.
+const BILL_PAGES: usize = 1000;
+
+fn secret(app: &App) -> SharedSecret {
+    SharedSecret::new(app.config.payments.sandbox_secret.expose_secret().as_bytes())
+}
+
+/// What a notify says.
+#[derive(Deserialize)]
+struct Notify {
+    notify_id: String,
+    code: String,
+    merchant_id: String,
+    merchant_no: String,
+    trade_no: String,
+    amount_fen: Money,
+    currency: String,
+}
+
+/// Longest id of a notify that we keep.
+const NOTIFY_ID_LENGTH: usize = 64;
+
+/// Checks a notify over its raw bytes, and only then reads it.
+pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Message> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let (timestamp, signature) = (header("x-sandbox-timestamp"), header("x-sandbox-signature"));
+    if let Err(error) = secret(app).verify(timestamp, signature, body, app.clock.now()) {
+        tracing::warn!(gateway = "sandbox", %error, "callback could not be verified");
+        return Err(Kind::CallbackInvalid.into());
+    }
+    let notify: Notify = serde_json::from_slice(body).map_err(|error| {
+        tracing::error!(gateway = "sandbox", %error, "callback verified and cannot be read");
+        Error::from(Kind::CallbackInvalid)
+    })?;
+    let good = |text: &str| (1..=NOTIFY_ID_LENGTH).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if !good(&notify.notify_id) || !good(&notify.trade_no) {
+        return Err(Kind::CallbackInvalid.into());
+    }
+    let said = match notify.code.as_str() {
+        SUCCESS => Said::Paid { amount: notify.amount_fen, currency: notify.currency, trade_no: notify.trade_no },
+        _ => Said::NotPaid,
+    };
+    let payment = notify.merchant_no.parse().ok();
+    Ok(Message { notify_id: notify.notify_id, merchant: notify.merchant_id, payment, said })
+}
+
+/// A trade as the gateway sees it.
+#[derive(Deserialize)]
+struct Trade {
+    merchant_id: String,
+    merchant_no: String,
+    trade_no: String,
+    status: String,
+    paid_fen: Money,
+    currency: String,
+    pay_url: String,
+}
+
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(String, Asked)> {
+    let base = format!("{}{CALLBACKS}", app.config.http.public_url);
+    let answer = call(
+        app,
+        &json!({
+            "action": "create",
+            "merchant_no": payment.id,
+            "amount_fen": payment.amount,
+            "subject": subject,
+            "notify_url": format!("{base}/notify"),
+            "return_url": format!("{base}/return?payment_no={}", payment.id),
+            "expires_at": payment.expires_at,
+        }),
+    )
+    .await?;
+    let trade = answer.trade_of(payment.id)?;
+    Ok((trade.pay_url.clone(), answer.asked(trade)?))
+}
+
+pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
+    let answer = call(app, &json!({ "action": "query", "merchant_no": payment.id })).await?;
+    // A trade that was never opened is unpaid, not an error.
+    if answer.code == TRADE_NOT_FOUND {
+        return Ok(Asked::Waiting);
+    }
+    let trade = answer.trade_of(payment.id)?;
+    answer.asked(trade)
+}
+
+pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
+    let answer = call(app, &json!({ "action": "close", "merchant_no": payment.id })).await?;
+    match answer.code.as_str() {
+        TRADE_NOT_FOUND => Ok(CloseAnswer::Unknown),
+        ALREADY_PAID => Ok(CloseAnswer::AlreadyPaid),
+        _ => answer.trade_of(payment.id).map(|_| CloseAnswer::Closed),
+    }
+}
+
+pub(super) async fn refund(app: &App, refund: &Refund) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Refunded {
+        refund_no: String,
+        amount_fen: Money,
+    }
+    let answer = call(
+        app,
+        &json!({
+            "action": "refund",
+            "merchant_no": refund.payment_id,
+            "refund_no": refund.id,
+            "amount_fen": refund.amount,
+        }),
+    )
+    .await?;
+    let done: Refunded = answer.data()?;
+    if done.refund_no != refund.id.to_string() || done.amount_fen != refund.amount {
+        return Err(anyhow!("the sandbox answered for another refund").into());
+    }
+    Ok(())
+}
+
+pub(super) async fn bill(app: &App, date: &str) -> Result<DayBill> {
+    Ok(DayBill { payments: bill_of(app, date, "payments").await?, refunds: bill_of(app, date, "refunds").await? })
+}
+
+async fn bill_of(app: &App, date: &str, kind: &str) -> Result<Vec<BillLine>> {
+    #[derive(Deserialize)]
+    struct Page {
+        lines: Vec<BillLine>,
+        next: Option<String>,
+    }
+    let (mut all, mut after) = (Vec::new(), String::new());
+    for _ in 0..BILL_PAGES {
+        let answer = call(app, &json!({ "action": "bill", "date": date, "kind": kind, "after": after })).await?;
+        let page: Page = answer.data()?;
+        all.extend(page.lines);
+        match page.next {
+            Some(next) => after = next,
+            None => return Ok(all),
+        }
+    }
+    Err(anyhow!("the sandbox's bill of {date} has more than {BILL_PAGES} pages").into())
+}
+
+/// An answer whose signature held.
+#[derive(Deserialize)]
+struct Answer {
+    code: String,
+    message: String,
+    #[serde(default)]
+    data: Value,
+}
+
+impl Answer {
+    fn data<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        if self.code != SUCCESS {
+            return Err(anyhow!("the sandbox declined: {} {}", self.code, self.message).into());
+        }
+        Ok(serde_json::from_value(self.data.clone()).context("reading the sandbox's answer")?)
+    }
+
+    fn trade_of(&self, payment: PaymentId) -> Result<Trade> {
+        let trade: Trade = self.data()?;
+        if trade.merchant_no != payment.to_string() {
+            return Err(anyhow!("the sandbox answered for another trade").into());
+        }
+        Ok(trade)
+    }
+
+    /// A trade's state in our words.
+    fn asked(&self, trade: Trade) -> Result<Asked> {
+        match trade.status.as_str() {
+            "waiting" => Ok(Asked::Waiting),
+            "failed" | "closed" => Ok(Asked::Over),
+            // Refunded money was paid before.
+            "paid" | "refunded" => {
+                let kept = serde_json::to_vec(&self.data).context("writing down the sandbox's answer")?;
+                // The amount is part of the id: should the gateway come to correct it, that is another message.
+                let notify_id = format!("query:{}:{}", trade.merchant_no, trade.paid_fen.as_fen());
+                let payment = trade.merchant_no.parse().ok();
+                let said = Said::Paid { amount: trade.paid_fen, currency: trade.currency, trade_no: trade.trade_no };
+                Ok(Asked::Paid(Message { notify_id, merchant: trade.merchant_id, payment, said }, kept))
+            }
+            other => Err(anyhow!("the sandbox has a trade in state {other:?}").into()),
+        }
+    }
+}
+
+/// One signed request and its verified answer.
+async fn call(app: &App, request: &Value) -> Result<Answer> {
+    let settings = &app.config.payments;
+    let base = if settings.sandbox_url.is_empty() { &app.config.http.public_url } else { &settings.sandbox_url };
+    let down = |why: String| unavailable(Gateway::Sandbox, why);
+    let body = serde_json::to_vec(request).context("writing a request to the sandbox")?;
+    let (timestamp, signature) = secret(app).sign(&body, app.clock.now());
+    let mut response = app
+        .http
+        .post(format!("{base}/sandbox/api"))
+        .header("content-type", "application/json")
+        .header("x-sandbox-timestamp", timestamp)
+        .header("x-sandbox-signature", signature)
+        .body(body)
+        .send()
+        .await
+        .map_err(|error| down(format!("{:#}", anyhow::Error::from(error.without_url()))))?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    if !status.is_success() {
+        return Err(down(format!("HTTP {}", status.as_u16())));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| down(error.without_url().to_string()))? {
+        body.extend_from_slice(&chunk);
+        if body.len() > ANSWER_LIMIT {
+            return Err(down("its answer is too long".to_owned()));
+        }
+    }
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let (timestamp, signature) = (header("x-sandbox-timestamp"), header("x-sandbox-signature"));
+    secret(app)
+        .verify(timestamp, signature, &body, app.clock.now())
+        .map_err(|error| down(format!("its answer is not signed: {error}")))?;
+    Ok(serde_json::from_slice(&body).context("reading the sandbox's answer")?)
+}

@@ -1,0 +1,197 @@
+//! What a gateway says becomes the state of a payment and its order: one function for every gateway and every way to
+//! hear of money.
+//!
+//! Everything happens in one transaction under the lock of the order's row. The message is kept in the same
+//! transaction, unique by the gateway's id of it: so "seen" is "handled", and a copy changes nothing.
+
+use anyhow::Context;
+use axum::http::HeaderMap;
+
+use super::gateway::{self, Asked};
+use super::late::ResolveLate;
+use super::model::{Gateway, Message, Payment, PaymentId, PaymentStatus, Said, Verdict, judge};
+use super::store::{self, NewNotification};
+use crate::app::App;
+use crate::engine::Item;
+use crate::error::{Error, Result, retrying};
+use crate::orders::{self, OrderId, Status};
+use crate::platform::db::{self, Conn};
+
+/// What a message did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It paid the order.
+    Paid(OrderId),
+    /// Its money came for an order that was dead or paid already: that is being decided.
+    Late(PaymentId),
+    /// Nothing: it was handled before, or its payment was.
+    Repeated,
+    /// Nothing: it brought no money.
+    Ignored,
+    /// Nothing: it does not fit our books and is kept for a person.
+    Flagged,
+    /// Nothing, and it was not kept: there is no such payment (yet).
+    Unknown,
+}
+
+impl Settled {
+    /// Whether the gateway may take it as handled; else it is to send it again.
+    pub fn is_handled(self) -> bool {
+        !matches!(self, Self::Flagged | Self::Unknown)
+    }
+
+    /// As the database and the metrics have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Paid(_) => "settled",
+            Self::Late(_) => "late",
+            Self::Repeated => "repeated",
+            Self::Ignored => "ignored",
+            Self::Flagged => "flagged",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A callback as it came over HTTP.
+pub async fn notified(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u8]) -> Result<Settled> {
+    let message = gateway::verify(app, gateway, headers, body).inspect_err(|_| count(gateway, "invalid"))?;
+    settle(app, gateway, &message, body).await
+}
+
+/// Settles a verified message. `body` is what is kept of it.
+pub(super) async fn settle(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
+    let settled = retrying(|| settle_once(app, gateway, message, body)).await?;
+    count(gateway, settled.name());
+    // After the commit. What fails here is owed by the rows: the sweeps drive it again.
+    let told = match settled {
+        Settled::Paid(order) => orders::announce_paid(app, &[order]).await,
+        Settled::Late(payment_id) => enqueue_late(app, &[payment_id]).await,
+        _ => Ok(()),
+    };
+    if let Err(error) = told {
+        tracing::warn!(error = format!("{error:#}"), "settled payment could not be announced; a sweep will");
+    }
+    Ok(settled)
+}
+
+/// Asks the gateway about a started payment and acts on the answer.
+pub(super) async fn ask(app: &App, payment: &Payment) -> Result<()> {
+    match gateway::query(app, payment).await? {
+        Asked::Paid(message, body) => settle(app, payment.gateway, &message, &body).await.map(|_| ()),
+        Asked::Waiting => Ok(()),
+        Asked::Over => {
+            let mut conn = app.db.acquire().await?;
+            store::close_payment(&mut conn, payment.id, app.clock.now()).await.context("closing a payment")?;
+            Ok(())
+        }
+    }
+}
+
+fn count(gateway: Gateway, outcome: &'static str) {
+    metrics::counter!("onrush_payment_notifications_total", "gateway" => gateway.as_str(), "outcome" => outcome)
+        .increment(1);
+}
+
+/// Has late money decided.
+pub(super) async fn enqueue_late(app: &App, payments: &[PaymentId]) -> anyhow::Result<()> {
+    let items: Vec<Item<ResolveLate>> =
+        payments.iter().map(|&payment_id| Item::now(payment_id.uuid(), ResolveLate { payment_id })).collect();
+    app.engine.enqueue(&items).await.map(|_| ())
+}
+
+async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
+    let Some(id) = message.payment else { return Ok(unknown(gateway, message)) };
+    let mut tx = app.db.begin().await?;
+    let found = store::payment(&mut tx, id).await.context("reading a payment")?;
+    let Some(found) = found.filter(|payment| payment.gateway == gateway) else {
+        return Ok(unknown(gateway, message));
+    };
+    let order = orders::lock(&mut tx, found.order_id).await?.context("a payment without its order")?;
+    let payment = store::lock_payment(&mut tx, id).await.context("locking a payment")?.context("a payment vanished")?;
+    let verdict = judge(message, &payment, gateway::merchant(gateway));
+    let (settled, detail) = match verdict {
+        Verdict::Settle if order.status == Status::Unpaid => (Settled::Paid(order.id), String::new()),
+        Verdict::Settle => (Settled::Late(payment.id), format!("the order is {}", order.status.name())),
+        Verdict::Repeat => (Settled::Repeated, String::new()),
+        Verdict::Ignore => (Settled::Ignored, String::new()),
+        Verdict::Flag(why) => (Settled::Flagged, why),
+    };
+    let new = NewNotification {
+        gateway,
+        notify_id: &message.notify_id,
+        payment: payment.id,
+        outcome: settled.name(),
+        detail: &detail,
+        body,
+    };
+    match store::insert_notification(&mut tx, &new, app.clock.now()).await {
+        Ok(()) => {}
+        Err(error) if db::violated(&error).as_deref() == Some("uq_payment_notifications_id") => {
+            return copy(&mut tx, gateway, message).await;
+        }
+        Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("keeping a notification"))),
+    }
+    move_on(app, &mut tx, &order, &payment, message, settled).await?;
+    tx.commit().await?;
+    if settled == Settled::Flagged {
+        tracing::error!(
+            gateway = gateway.as_str(),
+            payment.id = %payment.id,
+            order.no = %order.id,
+            notify.id = message.notify_id,
+            reason = detail,
+            "payment message does not fit our books; nothing was changed, a person must look"
+        );
+    }
+    Ok(settled)
+}
+
+/// Moves the payment and its order, both locked, as the verdict says.
+async fn move_on(
+    app: &App,
+    conn: &mut Conn,
+    order: &orders::Order,
+    payment: &Payment,
+    message: &Message,
+    settled: Settled,
+) -> Result<()> {
+    let now = app.clock.now();
+    let (Said::Paid { trade_no, .. }, Settled::Paid(_) | Settled::Late(_)) = (&message.said, settled) else {
+        if settled == Settled::Ignored && payment.status == PaymentStatus::Started {
+            // A message can be overtaken by another: what really became of the payment is asked, not believed.
+            store::ask_now(conn, payment.id, now).await.context("planning a question")?;
+        }
+        return Ok(());
+    };
+    let resolution = if matches!(settled, Settled::Paid(_)) { "order" } else { "owed" };
+    let moved =
+        store::mark_paid(conn, payment.id, trade_no, resolution, now).await.context("marking a payment paid")?;
+    if !moved {
+        return Err(anyhow::anyhow!("payment {} changed under its lock", payment.id).into());
+    }
+    if matches!(settled, Settled::Paid(_)) && !orders::mark_paid(conn, order, now).await? {
+        return Err(anyhow::anyhow!("order {} changed under its lock", order.id).into());
+    }
+    Ok(())
+}
+
+/// A message that was kept before: it did what it did.
+async fn copy(conn: &mut Conn, gateway: Gateway, message: &Message) -> Result<Settled> {
+    let outcome = store::notification_outcome(conn, gateway, &message.notify_id).await.context("reading a copy")?;
+    match outcome.as_deref() {
+        None => Err(anyhow::anyhow!("a kept notification vanished").into()),
+        Some("flagged") => Ok(Settled::Flagged),
+        Some(_) => Ok(Settled::Repeated),
+    }
+}
+
+/// It may be early: nothing is kept that would make the repetition look handled.
+fn unknown(gateway: Gateway, message: &Message) -> Settled {
+    tracing::warn!(
+        gateway = gateway.as_str(),
+        notify.id = message.notify_id,
+        "payment message for a payment that is not here"
+    );
+    Settled::Unknown
+}
