@@ -1,0 +1,273 @@
+//! Seckill: a flash sale of one course at its own price.
+//!
+//! MySQL holds the stock (`stock_left`) and the entries; Redis holds the gate, which says yes or no to a submission
+//! without MySQL: one script reserves a unit and enqueues the task that will place it. A worker places a few hundred
+//! submissions in one transaction with one guarded decrement, so MySQL never sells a unit twice, whatever Redis
+//! believed. The ways the two can differ, and what mends each:
+//!
+//! * Redis lost the gate: it is built again from MySQL, by one builder at a time, before anybody is admitted.
+//! * Redis sold more than there was: the placement says sold out to the surplus.
+//! * A unit came back in MySQL (unpaid, cancelled): `gate_returned_at` is NULL until it is on sale in Redis too.
+//! * Anything else: [`reconcile()`] compares and corrects, the safe direction (fewer) first.
+
+pub mod http;
+pub mod jobs;
+mod model;
+mod placing;
+mod reconcile;
+mod redis;
+mod store;
+pub mod tasks;
+
+pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place};
+pub use placing::{give_back, place, retake};
+pub use reconcile::{Correction, confirmed_difference, look_after_gates, reconcile, return_units};
+pub use redis::{KEEP_AFTER_END, queue};
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use self::model::Admission;
+use self::redis::Gate;
+use crate::app::App;
+use crate::auth::UserId;
+use crate::engine::TaskId;
+use crate::error::{Kind, Result, invalid, refuse};
+use crate::platform::db;
+use crate::platform::money::Money;
+
+/// What this process remembers of activities: never the truth, and never for long.
+#[derive(Default)]
+struct Memory {
+    /// Seen sold out at.
+    sold_out: RwLock<HashMap<ActivityId, Instant>>,
+    /// Asked for and not found at: keeps made-up ids from reaching MySQL each time.
+    unknown: RwLock<HashMap<ActivityId, Instant>>,
+    /// One build of a gate at a time in this process.
+    building: tokio::sync::Mutex<()>,
+}
+
+/// Ids a memory holds; past it everything older than its time is dropped, or all of it.
+const MEMORY_SIZE: usize = 4096;
+/// An unknown activity is not asked for again for this long.
+const UNKNOWN_FOR: Duration = Duration::from_secs(1);
+
+fn remembers(memory: &RwLock<HashMap<ActivityId, Instant>>, id: ActivityId, length: Duration) -> bool {
+    let memory = memory.read().unwrap_or_else(PoisonError::into_inner);
+    memory.get(&id).is_some_and(|seen| seen.elapsed() < length)
+}
+
+fn remember(memory: &RwLock<HashMap<ActivityId, Instant>>, id: ActivityId, length: Duration) {
+    let mut memory = memory.write().unwrap_or_else(PoisonError::into_inner);
+    if memory.len() >= MEMORY_SIZE {
+        memory.retain(|_, seen| seen.elapsed() < length);
+        if memory.len() >= MEMORY_SIZE {
+            memory.clear();
+        }
+    }
+    memory.insert(id, Instant::now());
+}
+
+/// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered.
+pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<TaskId> {
+    let memory = app.local::<Memory>();
+    let sold_out_for = Duration::from_millis(app.config.seckill.sold_out_memory_ms);
+    let now = app.clock.now();
+    if remembers(&memory.sold_out, activity, sold_out_for) {
+        return Err(outcome_label(Admission::SoldOut.into_entry(now).err()));
+    }
+    let gate = Gate::of(&app.engine, activity)?;
+    let mut admission = gate.admit(app, user).await?;
+    if admission == Admission::NoGate {
+        open_gate_detached(app, activity).await?;
+        admission = gate.admit(app, user).await?;
+    }
+    if admission == Admission::SoldOut {
+        remember(&memory.sold_out, activity, sold_out_for);
+    }
+    match admission.into_entry(now) {
+        Ok(entry) => {
+            metrics::counter!("onrush_seckill_submissions_total", "outcome" => "admitted").increment(1);
+            Ok(TaskId { key: entry.uuid(), queue: redis::queue(activity)? })
+        }
+        Err(error) => Err(outcome_label(Some(error))),
+    }
+}
+
+/// Counts a refusal by its name.
+fn outcome_label(error: Option<crate::error::Error>) -> crate::error::Error {
+    let error = error.unwrap_or_else(|| Kind::SoldOut.into());
+    metrics::counter!("onrush_seckill_submissions_total", "outcome" => error.kind().name()).increment(1);
+    error
+}
+
+/// Builds a missing gate in a task of its own: the submission's client may leave, a sqlx future may not be dropped.
+async fn open_gate_detached(app: &App, activity: ActivityId) -> Result<()> {
+    let app = app.clone();
+    let built = tokio::spawn(async move {
+        let memory = app.local::<Memory>();
+        // Thousands may miss the gate at once: one of them builds, the others find it built.
+        let _one = memory.building.lock().await;
+        if remembers(&memory.unknown, activity, UNKNOWN_FOR) {
+            return Err(Kind::NotFound.into());
+        }
+        let mut conn = app.db.acquire().await?;
+        let Some(found) = store::find_activity(&mut conn, activity).await? else {
+            remember(&memory.unknown, activity, UNKNOWN_FOR);
+            return Err(Kind::NotFound.into());
+        };
+        drop(conn);
+        if app.clock.now() > found.ends_at.plus(redis::KEEP_AFTER_END) {
+            return Err(Kind::Ended.into());
+        }
+        open_gate(&app, activity).await
+    });
+    built.await.context("building a gate")?
+}
+
+/// Users written to a gate in one call.
+const WARM_CHUNK: u32 = 500;
+
+/// Builds the gate of an activity from MySQL if it is missing. The stock is read before the users: a unit released in
+/// between is then missing from both and comes back by reconciliation, where the other order would sell it twice.
+pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
+    let gate = Gate::of(&app.engine, activity)?;
+    if gate.exists(app).await? {
+        return Ok(());
+    }
+    let Some(token) = gate.begin_building(app).await? else { return Ok(()) };
+    let mut conn = app.db.acquire().await?;
+    let Some(found) = store::find_activity(&mut conn, activity).await? else { return Err(Kind::NotFound.into()) };
+    let mut after = UserId::min();
+    loop {
+        let users = store::users_of(&mut conn, activity, after, WARM_CHUNK).await?;
+        let Some((last, ..)) = users.last() else { break };
+        after = *last;
+        if !gate.write_users(app, &token, &users).await? {
+            return Ok(());
+        }
+    }
+    if gate.open(app, &token, &found).await? {
+        tracing::info!(activity.id = %activity, stock = found.stock_left, "opened the gate of an activity");
+    }
+    Ok(())
+}
+
+/// A new activity.
+#[derive(Debug, Clone)]
+pub struct NewActivity {
+    /// Its id: the same id again is the same activity.
+    pub id: ActivityId,
+    /// What is sold.
+    pub course: crate::catalogue::CourseId,
+    /// Its title.
+    pub title: String,
+    /// The price of one unit.
+    pub price: Money,
+    /// Units.
+    pub stock: i64,
+    /// How often one user may be given a unit.
+    pub per_user_limit: i32,
+    /// Seconds to pay.
+    pub pay_deadline_s: i32,
+    /// When it begins.
+    pub starts_at: crate::platform::clock::At,
+    /// When it ends.
+    pub ends_at: crate::platform::clock::At,
+}
+
+/// Creates an activity and opens its gate. The same id again answers the activity as it is.
+pub async fn create_activity(app: &App, new: NewActivity) -> Result<Activity> {
+    let now = app.clock.now();
+    if new.ends_at <= now {
+        return Err(invalid("ends_at", "must be in the future"));
+    }
+    if new.starts_at >= new.ends_at {
+        return Err(invalid("starts_at", "must be before ends_at"));
+    }
+    let mut conn = app.db.acquire().await?;
+    if crate::catalogue::courses_for_sale(&mut conn, &[new.course]).await?.is_empty() {
+        return Err(invalid("course_id", "is not a course on sale"));
+    }
+    let activity = Activity {
+        id: new.id,
+        course_id: new.course,
+        title: new.title,
+        price_fen: new.price,
+        stock: new.stock,
+        stock_left: new.stock,
+        per_user_limit: new.per_user_limit,
+        pay_deadline_s: new.pay_deadline_s,
+        starts_at: new.starts_at,
+        ends_at: new.ends_at,
+        closed_at: None,
+        created_at: now,
+    };
+    let activity = match store::insert_activity(&mut conn, &activity).await {
+        Ok(()) => activity,
+        Err(error) if is_taken(&error) => find_activity_in(&mut conn, new.id).await?,
+        Err(error) => return Err(error.into()),
+    };
+    drop(conn);
+    open_gate(app, activity.id).await?;
+    Ok(activity)
+}
+
+/// Both servers call the primary key `PRIMARY`, whatever its declared name.
+fn is_taken(error: &sqlx::Error) -> bool {
+    db::violated(error).is_some_and(|name| name == "PRIMARY" || name == "pk_seckill_activities")
+}
+
+/// An activity, or 404.
+pub async fn find_activity(app: &App, id: ActivityId) -> Result<Activity> {
+    let mut conn = app.db.acquire().await?;
+    find_activity_in(&mut conn, id).await
+}
+
+async fn find_activity_in(conn: &mut db::Conn, id: ActivityId) -> Result<Activity> {
+    store::find_activity(conn, id).await?.ok_or_else(|| Kind::NotFound.into())
+}
+
+/// Changes the stock in all. Fewer units are taken off sale in Redis first, more are put on sale in MySQL first: a
+/// crash in between leaves fewer on sale than there are, which reconciliation mends.
+pub async fn change_stock(app: &App, id: ActivityId, to: i64) -> Result<Activity> {
+    let before = find_activity(app, id).await?;
+    if before.phase(app.clock.now()) == Phase::Ended {
+        return Err(Kind::Ended.into());
+    }
+    open_gate(app, id).await?;
+    let gate = Gate::of(&app.engine, id)?;
+    let change = to - before.stock;
+    if change < 0 && gate.take(app, -change).await? != Some(true) {
+        return Err(refuse(Kind::ActivityState, "so many units are already taken").into());
+    }
+    let mut conn = app.db.acquire().await?;
+    if !store::change_stock(&mut conn, id, before.stock, to).await? {
+        drop(conn);
+        if change < 0 {
+            gate.add(app, -change).await?;
+        }
+        return Err(
+            refuse(Kind::ActivityState, "the stock changed meanwhile, or so many units are already taken").into()
+        );
+    }
+    if change > 0 {
+        gate.add(app, change).await?;
+    }
+    find_activity_in(&mut conn, id).await
+}
+
+/// Ends a sale early: the gate is shut first, then MySQL says so; a repeat changes nothing. Who was admitted before
+/// keeps his place.
+pub async fn close_activity(app: &App, id: ActivityId) -> Result<Activity> {
+    find_activity(app, id).await?;
+    Gate::of(&app.engine, id)?.close(app).await?;
+    let mut conn = app.db.acquire().await?;
+    store::close_activity(&mut conn, id, app.clock.now()).await?;
+    // A gate built between the two statements was built open: shut it again, now that MySQL says closed.
+    Gate::of(&app.engine, id)?.close(app).await?;
+    find_activity_in(&mut conn, id).await
+}

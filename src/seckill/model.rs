@@ -1,0 +1,219 @@
+//! Activities, submissions and what can become of them. Pure.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::auth::UserId;
+use crate::engine::Task;
+use crate::error::{Error, Kind, refuse};
+use crate::orders::OrderId;
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+use crate::platform::money::Money;
+
+/// Marks the ids of activities.
+pub struct ActivityMark;
+/// An activity's id.
+pub type ActivityId = Id<ActivityMark>;
+/// Marks the ids of entries.
+pub struct EntryMark;
+/// An entry's id: the key of the submission's task.
+pub type EntryId = Id<EntryMark>;
+
+/// The queue of submissions; each activity is a partition of it.
+pub const QUEUE: &str = "seckill";
+
+/// A seckill as MySQL has it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Activity {
+    /// Its id.
+    pub id: ActivityId,
+    /// What is sold.
+    pub course_id: crate::catalogue::CourseId,
+    /// Its title.
+    pub title: String,
+    /// The price of one unit.
+    pub price_fen: Money,
+    /// Units in all.
+    pub stock: i64,
+    /// Units not held by a live entry.
+    pub stock_left: i64,
+    /// How often one user may be given a unit, those given back included.
+    pub per_user_limit: i32,
+    /// Seconds to pay an order of it.
+    pub pay_deadline_s: i32,
+    /// When the sale begins.
+    pub starts_at: At,
+    /// When it ends.
+    pub ends_at: At,
+    /// When it was closed early.
+    pub closed_at: Option<At>,
+    /// When it was made.
+    pub created_at: At,
+}
+
+/// Where an activity is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Before its start.
+    Upcoming,
+    /// On sale.
+    Open,
+    /// Past its end, or closed early.
+    Ended,
+}
+
+impl Activity {
+    /// Where it is in its life at `now`.
+    pub fn phase(&self, now: At) -> Phase {
+        if self.closed_at.is_some() || now >= self.ends_at {
+            Phase::Ended
+        } else if now < self.starts_at {
+            Phase::Upcoming
+        } else {
+            Phase::Open
+        }
+    }
+
+    /// The time by which an order made at `now` must be paid.
+    pub fn pay_by(&self, now: At) -> At {
+        now.plus(Duration::from_secs(u64::try_from(self.pay_deadline_s).unwrap_or(0)))
+    }
+}
+
+/// The task that places an admitted submission. Its queue's partition names the activity, its key the entry.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    /// Whose submission.
+    pub user: UserId,
+}
+
+impl Task for Place {
+    const NAME: &'static str = "seckill.place";
+    const QUEUE: &'static str = QUEUE;
+}
+
+/// What the gate says to a submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// A unit is reserved; the task's key.
+    Admitted(EntryId),
+    /// The user is in already; the key of that task.
+    InAlready(EntryId),
+    /// Too early.
+    NotStarted(At),
+    /// Too late.
+    Ended,
+    /// Nothing left.
+    SoldOut,
+    /// The user has had as many tries as the activity allows.
+    LimitReached(i64),
+    /// Redis knows no such gate.
+    NoGate,
+}
+
+impl Admission {
+    /// The task's key, or the refusal.
+    pub fn into_entry(self, now: At) -> Result<EntryId, Error> {
+        Err(match self {
+            Self::Admitted(id) | Self::InAlready(id) => return Ok(id),
+            Self::NotStarted(starts) => {
+                let refusal = refuse(Kind::NotStarted, format!("the sale starts at {starts}"));
+                refusal.retry_after(starts.retry_after_s(now)).with("starts_at", starts).into()
+            }
+            Self::Ended => Kind::Ended.into(),
+            Self::SoldOut => refuse(Kind::SoldOut, "no unit is left; one may come back").into(),
+            Self::LimitReached(limit) => refuse(Kind::LimitReached, format!("this sale allows {limit} tries")).into(),
+            Self::NoGate => refuse(Kind::Unavailable, "the sale is being prepared").retry_after(1).into(),
+        })
+    }
+}
+
+/// What became of an admitted submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// It has an order.
+    Won {
+        /// The order.
+        order: OrderId,
+        /// Another submission of the user holds the order: the unit reserved now goes back, and the user's place in
+        /// the gate is that one's.
+        surplus: Option<EntryId>,
+    },
+    /// MySQL has no unit left: Redis had sold more than there was.
+    SoldOut,
+    /// The user has the course.
+    AlreadyOwned,
+    /// The user's tries are used up.
+    LimitReached,
+    /// The activity is gone.
+    NoActivity,
+}
+
+impl Placement {
+    /// As the poller sees it.
+    pub fn result(&self) -> Value {
+        let lost = |kind: Kind, message: &str| json!({ "error": kind.name(), "message": message });
+        match self {
+            Self::Won { order, .. } => json!({ "order_no": order }),
+            Self::SoldOut => lost(Kind::SoldOut, "已售罄"),
+            Self::AlreadyOwned => lost(Kind::AlreadyOwned, "已拥有该课程"),
+            Self::LimitReached => lost(Kind::LimitReached, "已达到限购次数"),
+            Self::NoActivity => lost(Kind::NotFound, "活动不存在"),
+        }
+    }
+}
+
+/// How the gate's stock differs from what it must be.
+///
+/// With L units left in MySQL, P released there and not yet returned to the gate, and F admitted and not yet
+/// acknowledged (of which some may be placed already), the gate must hold between L − P − F and L − P.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// The gate's stock.
+    pub gate: i64,
+    /// Tasks admitted so far: tells whether two looks saw the same.
+    pub admitted: i64,
+    /// F.
+    pub in_flight: i64,
+    /// L.
+    pub left: i64,
+    /// P.
+    pub returning: i64,
+}
+
+impl Look {
+    /// The change that mends it: negative when the gate would sell too many, positive when too few, 0 when right.
+    pub fn correction(&self) -> i64 {
+        let most = (self.left - self.returning).max(0);
+        let least = (most - self.in_flight).max(0);
+        most.min(self.gate) - self.gate + (least - self.gate).max(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_correction_brings_the_gate_into_its_bounds(gate in 0i64..100, in_flight in 0i64..50, left in 0i64..100, returning in 0i64..20) {
+            let look = Look { gate, admitted: 0, in_flight, left, returning };
+            let mended = Look { gate: gate + look.correction(), ..look };
+            prop_assert_eq!(mended.correction(), 0);
+            prop_assert!(mended.gate <= (left - returning).max(0));
+            prop_assert!(mended.gate >= (left - returning - in_flight).max(0).min(mended.gate));
+        }
+    }
+
+    #[test]
+    fn what_is_in_flight_may_or_may_not_be_placed() {
+        let look = |gate| Look { gate, admitted: 0, in_flight: 3, left: 10, returning: 1 };
+        assert_eq!(look(10).correction(), -1);
+        assert_eq!([9, 8, 7, 6].map(|gate| look(gate).correction()), [0, 0, 0, 0]);
+        assert_eq!(look(4).correction(), 2);
+    }
+}

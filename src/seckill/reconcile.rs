@@ -1,0 +1,155 @@
+//! Keeping the gates true: built where missing, units put back on sale, differences corrected.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::model::{ActivityId, EntryId, Look};
+use super::redis::Gate;
+use super::store;
+use crate::app::App;
+use crate::auth::UserId;
+use crate::error::Result;
+
+/// Activities looked after at once; more are logged and wait until others end.
+pub const MAX_ACTIVITIES: u32 = 200;
+/// An activity is looked after for this long past its end: orders of it may still come back.
+pub const LOOK_AFTER_END: Duration = Duration::from_secs(24 * 3600);
+/// And from this long before its start; the gate of a later one is built when it is created, or asked for.
+pub const BEFORE_START: Duration = Duration::from_secs(3600);
+/// Units put back on sale in one pass.
+const RETURN_CHUNK: u32 = 500;
+/// A gate that would sell too many is corrected when a second look this much later sees the same.
+const CONFIRM_FEWER: Duration = Duration::from_millis(1000);
+/// A gate that would sell too few is corrected when it still does after this long.
+const CONFIRM_MORE: Duration = Duration::from_secs(5);
+
+/// A difference seen, waiting to be confirmed.
+#[derive(Default)]
+struct Doubts(Mutex<HashMap<ActivityId, (Look, Instant)>>);
+
+/// A correction made, or due.
+#[derive(Debug, Clone, Copy)]
+pub struct Correction {
+    /// Whose gate.
+    pub activity: ActivityId,
+    /// What was seen.
+    pub look: Look,
+    /// Whether it was made (or only found).
+    pub made: bool,
+}
+
+/// One pass over the gates: built where missing, compared and corrected.
+pub async fn look_after_gates(app: &App) -> Result<()> {
+    let now = app.clock.now();
+    let mut conn = app.db.acquire().await?;
+    let activities =
+        store::activities_between(&mut conn, now.minus(LOOK_AFTER_END), now.plus(BEFORE_START), MAX_ACTIVITIES + 1)
+            .await?;
+    drop(conn);
+    if activities.len() > MAX_ACTIVITIES as usize {
+        tracing::warn!(limit = MAX_ACTIVITIES, "more activities than are looked after at once; the first to end wait");
+    }
+    for activity in activities.iter().take(MAX_ACTIVITIES as usize) {
+        super::open_gate(app, activity.id).await?;
+        reconcile(app, activity.id, true).await?;
+    }
+    Ok(())
+}
+
+/// Puts units back on sale that MySQL has released, until none is owed; bounded per page.
+pub async fn return_units(app: &App) -> Result<usize> {
+    let mut total = 0;
+    loop {
+        let mut conn = app.db.acquire().await?;
+        let owed = store::owed_returns(&mut conn, RETURN_CHUNK).await?;
+        drop(conn);
+        if owed.is_empty() {
+            return Ok(total);
+        }
+        let mut by_activity: BTreeMap<ActivityId, Vec<(UserId, EntryId)>> = BTreeMap::new();
+        for entry in &owed {
+            by_activity.entry(entry.activity_id).or_default().push((entry.user_id, entry.id));
+        }
+        for (activity, entries) in by_activity {
+            // A unit whose gate is gone or was built since needs no return: MySQL's number was taken then.
+            Gate::of(&app.engine, activity)?.return_units(app, &entries).await?;
+        }
+        let ids: Vec<EntryId> = owed.iter().map(|entry| entry.id).collect();
+        let mut conn = app.db.acquire().await?;
+        store::mark_returned(&mut conn, &ids, app.clock.now()).await?;
+        total += ids.len();
+        if owed.len() < RETURN_CHUNK as usize {
+            return Ok(total);
+        }
+    }
+}
+
+/// Compares the gate with MySQL. A difference that two looks confirm is corrected when `repair`, and reported.
+pub async fn reconcile(app: &App, activity: ActivityId, repair: bool) -> Result<Option<Correction>> {
+    let doubts = app.local::<Doubts>();
+    let gate = Gate::of(&app.engine, activity)?;
+    let Some(look) = look(app, &gate, activity).await? else { return Ok(None) };
+    let change = look.correction();
+    let confirmed = {
+        let mut doubts = doubts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if change == 0 {
+            doubts.remove(&activity);
+            return Ok(None);
+        }
+        let (seen, since) = *doubts.entry(activity).or_insert((look, Instant::now()));
+        if seen != look {
+            doubts.insert(activity, (look, Instant::now()));
+        }
+        seen == look && since.elapsed() >= if change < 0 { CONFIRM_FEWER } else { CONFIRM_MORE }
+    };
+    if !confirmed {
+        return Ok(None);
+    }
+    let made = repair && gate.adjust(app, look.gate, look.admitted, change).await?;
+    if made {
+        tracing::warn!(activity.id = %activity, change, gate = look.gate, left = look.left, in_flight = look.in_flight,
+            returning = look.returning, "corrected the stock of a gate");
+        metrics::counter!("onrush_seckill_corrections_total", "direction" => if change < 0 { "fewer" } else { "more" })
+            .increment(1);
+    }
+    Ok(Some(Correction { activity, look, made }))
+}
+
+/// Both sides at one instant: `None` without a gate, or when Redis moved while MySQL was read.
+async fn look(app: &App, gate: &Gate, activity: ActivityId) -> Result<Option<Look>> {
+    let Some(before) = gate.look(app).await? else { return Ok(None) };
+    let mut conn = app.db.acquire().await?;
+    let Some((left, returning)) = store::left_and_returning(&mut conn, activity).await? else { return Ok(None) };
+    drop(conn);
+    let after = gate.look(app).await?;
+    if after != Some(before) {
+        return Ok(None);
+    }
+    let (stock, admitted, in_flight) = before;
+    Ok(Some(Look { gate: stock, admitted, in_flight, left, returning }))
+}
+
+/// A confirmed difference, for `onrush check`: looks until it is gone or confirmed, at most `patience`.
+pub async fn confirmed_difference(
+    app: &App,
+    activity: ActivityId,
+    repair: bool,
+    patience: Duration,
+) -> Result<Option<Correction>> {
+    let began = Instant::now();
+    let gate = Gate::of(&app.engine, activity)?;
+    loop {
+        let settled = look(app, &gate, activity).await?.is_some_and(|look| look.correction() == 0);
+        if settled || !gate.exists(app).await? {
+            return Ok(None);
+        }
+        if let Some(found) = reconcile(app, activity, repair).await? {
+            return Ok(Some(found));
+        }
+        if began.elapsed() > patience {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

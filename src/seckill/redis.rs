@@ -1,0 +1,233 @@
+//! The gate: what Redis holds of an activity, and the scripts on it. All keys of an activity carry the hash tag of its
+//! queue partition `{seckill/<activity>}`, so the admission reserves and enqueues in one call.
+
+use std::sync::LazyLock;
+
+use anyhow::Context;
+use redis::Script;
+
+use super::model::{Activity, ActivityId, Admission, EntryId, Place, QUEUE};
+use crate::app::App;
+use crate::auth::UserId;
+use crate::engine::{Effect, Engine, Keys, QueueName, Task};
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+
+/// An activity's keys go this long after its end.
+pub const KEEP_AFTER_END: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+/// Who builds a gate has this long for each step before somebody else may: a builder that died (or a lock that came
+/// back with an older state of Redis) holds up a sale no longer.
+const LOCK_MS: u64 = 3_000;
+
+static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit.lua")));
+static WARM_USERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/warm_users.lua")));
+static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/open.lua")));
+static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/return.lua")));
+static LOOK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/look.lua")));
+static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/adjust.lua")));
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take.lua")));
+static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
+
+/// The partition of an activity.
+pub fn queue(activity: ActivityId) -> anyhow::Result<QueueName> {
+    QueueName::partition(QUEUE, activity).context("naming an activity's queue")
+}
+
+/// The keys of one activity.
+pub struct Gate {
+    keys: Keys,
+}
+
+impl Gate {
+    /// Of `activity`.
+    pub fn of(engine: &Engine, activity: ActivityId) -> anyhow::Result<Self> {
+        Ok(Self { keys: engine.keys(&queue(activity)?) })
+    }
+    fn gate(&self) -> String {
+        self.keys.own("gate")
+    }
+    fn users(&self) -> String {
+        self.keys.own("users")
+    }
+    fn lock(&self) -> String {
+        self.keys.own("building")
+    }
+
+    /// One submission: reserve a unit and enqueue the task, or nothing. One round trip.
+    pub async fn admit(&self, app: &App, user: UserId) -> anyhow::Result<Admission> {
+        let entry = EntryId::new();
+        let (key, user_text) = (entry.to_string(), user.to_string());
+        let args = serde_json::to_string(&Place { user }).context("writing task arguments")?;
+        let (what, value): (i64, String) = ADMIT
+            .key(self.gate())
+            .key(self.users())
+            .key(self.keys.meta())
+            .key(self.keys.stream())
+            .key(self.keys.task(&key))
+            .arg(app.clock.now().ms())
+            .arg(user_text)
+            .arg(&key)
+            .arg(u64::try_from(app.engine.settings().result_ttl.as_millis()).unwrap_or(u64::MAX))
+            .arg(Place::NAME)
+            .arg(args)
+            .arg(self.keys.task_prefix())
+            .invoke_async(&mut app.redis.commands())
+            .await
+            .context("asking the gate")?;
+        Ok(match what {
+            0 => Admission::NoGate,
+            1 => Admission::Admitted(entry),
+            2 => Admission::InAlready(value.parse().context("reading a task key from the gate")?),
+            3 => Admission::NotStarted(At::from_ms(value.parse().context("reading the start from the gate")?)),
+            4 => Admission::Ended,
+            5 => Admission::SoldOut,
+            6 => Admission::LimitReached(value.parse().context("reading the limit from the gate")?),
+            other => anyhow::bail!("the gate answered {other}"),
+        })
+    }
+
+    /// Whether the gate is there.
+    pub async fn exists(&self, app: &App) -> anyhow::Result<bool> {
+        redis::cmd("HEXISTS")
+            .arg(self.gate())
+            .arg("starts")
+            .query_async(&mut app.redis.commands())
+            .await
+            .context("looking for a gate")
+    }
+
+    /// Takes the right to build the gate; `None` when somebody else has it.
+    pub async fn begin_building(&self, app: &App) -> anyhow::Result<Option<String>> {
+        let token = Id::<()>::new().to_string();
+        let taken: Option<String> = redis::cmd("SET")
+            .arg(self.lock())
+            .arg(&token)
+            .arg("NX")
+            .arg("PX")
+            .arg(LOCK_MS)
+            .query_async(&mut app.redis.commands())
+            .await
+            .context("taking the right to build a gate")?;
+        Ok(taken.map(|_| token))
+    }
+
+    /// Writes who holds a unit: (user, tries, live entry). False when the right to build is lost.
+    pub async fn write_users(
+        &self,
+        app: &App,
+        token: &str,
+        users: &[(UserId, i64, Option<EntryId>)],
+    ) -> anyhow::Result<bool> {
+        let mut call = WARM_USERS.prepare_invoke();
+        call.key(self.lock()).key(self.gate()).key(self.users()).arg(token).arg(LOCK_MS);
+        for (user, tries, entry) in users {
+            let held = entry.map(|entry| entry.to_string()).unwrap_or_default();
+            call.arg(user.to_string()).arg(format!("{tries}:{held}"));
+        }
+        call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
+    }
+
+    /// Opens the gate. False when the right to build is lost.
+    pub async fn open(&self, app: &App, token: &str, activity: &Activity) -> anyhow::Result<bool> {
+        OPEN.key(self.lock())
+            .key(self.gate())
+            .key(self.users())
+            .key(self.keys.meta())
+            .key(self.keys.stream())
+            .key(self.keys.delayed())
+            .arg(token)
+            .arg(activity.stock_left)
+            .arg(activity.starts_at.ms())
+            .arg(activity.ends_at.ms())
+            .arg(i32::from(activity.closed_at.is_some()))
+            .arg(activity.per_user_limit)
+            .arg(activity.ends_at.plus(KEEP_AFTER_END).ms())
+            .invoke_async(&mut app.redis.commands())
+            .await
+            .context("opening a gate")
+    }
+
+    /// Puts units back on sale, each once. Returns how many came back.
+    pub async fn return_units(&self, app: &App, entries: &[(UserId, EntryId)]) -> anyhow::Result<i64> {
+        let mut call = RETURN.prepare_invoke();
+        call.key(self.gate()).key(self.users());
+        for (user, entry) in entries {
+            call.arg(user.to_string()).arg(entry.to_string());
+        }
+        call.invoke_async(&mut app.redis.commands()).await.context("returning units")
+    }
+
+    /// (gate's stock, admitted so far, admitted and not acknowledged); `None` without a gate.
+    pub async fn look(&self, app: &App) -> anyhow::Result<Option<(i64, i64, i64)>> {
+        let (stock, admitted, in_flight): (i64, i64, i64) = LOOK
+            .key(self.gate())
+            .key(self.keys.meta())
+            .key(self.keys.stream())
+            .key(self.keys.delayed())
+            .invoke_async(&mut app.redis.commands())
+            .await
+            .context("looking at a gate")?;
+        Ok((stock >= 0).then_some((stock, admitted, in_flight)))
+    }
+
+    /// Changes the stock if nothing moved since the look; whether it did.
+    pub async fn adjust(&self, app: &App, seen_stock: i64, seen_admitted: i64, change: i64) -> anyhow::Result<bool> {
+        ADJUST
+            .key(self.gate())
+            .key(self.keys.meta())
+            .arg(seen_stock)
+            .arg(seen_admitted)
+            .arg(change)
+            .invoke_async(&mut app.redis.commands())
+            .await
+            .context("adjusting a gate")
+    }
+
+    /// Takes units off sale: `Some(false)` when not so many are left, `None` without a gate.
+    pub async fn take(&self, app: &App, units: i64) -> anyhow::Result<Option<bool>> {
+        let taken: i64 = TAKE
+            .key(self.gate())
+            .arg(units)
+            .invoke_async(&mut app.redis.commands())
+            .await
+            .context("taking units off sale")?;
+        Ok((taken >= 0).then_some(taken == 1))
+    }
+
+    /// Puts more units on sale.
+    pub async fn add(&self, app: &App, units: i64) -> anyhow::Result<()> {
+        self.set(app, "HINCRBY", "stock", units).await
+    }
+
+    /// Shuts the gate for good.
+    pub async fn close(&self, app: &App) -> anyhow::Result<()> {
+        self.set(app, "HSET", "closed", 1).await
+    }
+
+    async fn set(&self, app: &App, command: &str, field: &str, value: i64) -> anyhow::Result<()> {
+        let call = SET
+            .key(self.gate())
+            .arg(command)
+            .arg(field)
+            .arg(value)
+            .invoke_async::<i64>(&mut app.redis.commands())
+            .await;
+        call.map(|_| ()).context("changing a gate")
+    }
+
+    /// Inside the acknowledgement: the user's place is free again.
+    pub fn forget_user(&self, user: UserId) -> Effect {
+        Effect { key: self.users(), command: "HDEL", args: vec![user.to_string()] }
+    }
+
+    /// Inside the acknowledgement: the user's place names `entry`.
+    pub fn remember_user(&self, user: UserId, tries: i64, entry: Option<EntryId>) -> Effect {
+        let held = entry.map(|entry| entry.to_string()).unwrap_or_default();
+        Effect { key: self.users(), command: "HSET", args: vec![user.to_string(), format!("{tries}:{held}")] }
+    }
+
+    /// Inside the acknowledgement: the reserved unit is on sale again.
+    pub fn return_unit(&self) -> Effect {
+        Effect { key: self.gate(), command: "HINCRBY", args: vec!["stock".to_owned(), "1".to_owned()] }
+    }
+}

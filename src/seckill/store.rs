@@ -1,0 +1,254 @@
+//! The SQL of seckill, one statement a function.
+
+use sqlx::{MySql, QueryBuilder};
+
+use super::model::{Activity, ActivityId, EntryId};
+use crate::auth::UserId;
+use crate::error::Result;
+use crate::orders::OrderId;
+use crate::platform::clock::At;
+use crate::platform::db::{Conn, push_in, recurs};
+
+const COLUMNS: &str = "SELECT id, course_id, title, price_fen, stock, stock_left, per_user_limit, pay_deadline_s, \
+     starts_at, ends_at, closed_at, created_at FROM seckill_activities ";
+
+/// A unit taken by a submission.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Entry {
+    /// The submission's task key.
+    pub id: EntryId,
+    /// Of which activity.
+    pub activity_id: ActivityId,
+    /// Whose.
+    pub user_id: UserId,
+    /// Its order.
+    pub order_id: OrderId,
+    /// 1 while the unit is held or bought.
+    pub live: Option<i8>,
+}
+
+pub async fn insert_activity(conn: &mut Conn, a: &Activity) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO seckill_activities (id, course_id, title, price_fen, stock, stock_left, per_user_limit, pay_deadline_s, \
+         starts_at, ends_at, closed_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(a.id)
+    .bind(a.course_id)
+    .bind(&a.title)
+    .bind(a.price_fen)
+    .bind(a.stock)
+    .bind(a.stock_left)
+    .bind(a.per_user_limit)
+    .bind(a.pay_deadline_s)
+    .bind(a.starts_at)
+    .bind(a.ends_at)
+    .bind(a.closed_at)
+    .bind(a.created_at)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+pub async fn find_activity(conn: &mut Conn, id: ActivityId) -> Result<Option<Activity>> {
+    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+    query.push("WHERE id = ").push_bind(id);
+    Ok(query.build_query_as().fetch_optional(conn).await?)
+}
+
+pub async fn lock_activity(conn: &mut Conn, id: ActivityId) -> Result<Option<Activity>> {
+    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+    query.push("WHERE id = ").push_bind(id).push(" FOR UPDATE");
+    Ok(query.build_query_as().fetch_optional(conn).await?)
+}
+
+/// Activities that have not ended by `now`, newest first, below `before`.
+pub async fn list_activities(conn: &mut Conn, now: At, before: ActivityId, limit: u32) -> Result<Vec<Activity>> {
+    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+    query.push("WHERE id < ").push_bind(before);
+    query
+        .push(" AND ends_at > ")
+        .push_bind(now)
+        .push(" AND closed_at IS NULL ORDER BY id DESC LIMIT ")
+        .push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await?)
+}
+
+/// Activities that end after `since` and have started by `started`, the last to end first: those on sale come before
+/// those that are over.
+pub async fn activities_between(conn: &mut Conn, since: At, started: At, limit: u32) -> Result<Vec<Activity>> {
+    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+    query.push("WHERE ends_at > ").push_bind(since).push(" AND starts_at <= ").push_bind(started);
+    query.push(" ORDER BY ends_at DESC LIMIT ").push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await?)
+}
+
+/// Takes `units` from what is left; false when not so many are.
+pub async fn take_stock(conn: &mut Conn, id: ActivityId, units: i64) -> Result<bool> {
+    let done =
+        sqlx::query("UPDATE seckill_activities SET stock_left = stock_left - ? WHERE id = ? AND stock_left >= ?")
+            .bind(units)
+            .bind(id)
+            .bind(units)
+            .execute(conn)
+            .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Gives `units` back to what is left.
+pub async fn give_stock(conn: &mut Conn, id: ActivityId, units: i64) -> Result<bool> {
+    let done = sqlx::query("UPDATE seckill_activities SET stock_left = stock_left + ? WHERE id = ?")
+        .bind(units)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Changes the stock in all, and what is left with it, if it still is `from`; false when it is not or too few are left.
+pub async fn change_stock(conn: &mut Conn, id: ActivityId, from: i64, to: i64) -> Result<bool> {
+    // stock_left first: MySQL evaluates the assignments from left to right.
+    let done = sqlx::query(
+        "UPDATE seckill_activities SET stock_left = stock_left + (? - stock), stock = ? \
+         WHERE id = ? AND stock = ? AND stock_left + (? - stock) >= 0",
+    )
+    .bind(to)
+    .bind(to)
+    .bind(id)
+    .bind(from)
+    .bind(to)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+pub async fn close_activity(conn: &mut Conn, id: ActivityId, now: At) -> Result<bool> {
+    let done = sqlx::query("UPDATE seckill_activities SET closed_at = ? WHERE id = ? AND closed_at IS NULL")
+        .bind(now)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// All entries of `users` in an activity, live or not.
+pub async fn entries_of(conn: &mut Conn, activity: ActivityId, users: &[UserId]) -> Result<Vec<Entry>> {
+    if users.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE activity_id = ",
+    );
+    query.push_bind(activity).push(" AND user_id IN ");
+    push_in(&mut query, users.iter().copied());
+    Ok(query.build_query_as().persistent(recurs(users.len())).fetch_all(conn).await?)
+}
+
+pub async fn find_entry(conn: &mut Conn, id: EntryId) -> Result<Option<Entry>> {
+    Ok(sqlx::query_as("SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE id = ?")
+        .bind(id)
+        .fetch_optional(conn)
+        .await?)
+}
+
+pub async fn find_entry_by_order(conn: &mut Conn, order: OrderId) -> Result<Option<Entry>> {
+    Ok(sqlx::query_as("SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE order_id = ?")
+        .bind(order)
+        .fetch_optional(conn)
+        .await?)
+}
+
+/// New live entries.
+pub async fn insert_entries(
+    conn: &mut Conn,
+    activity: ActivityId,
+    entries: &[(EntryId, UserId, OrderId)],
+    now: At,
+) -> Result<()> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "INSERT INTO seckill_entries (id, activity_id, user_id, order_id, live, created_at) ",
+    );
+    query.push_values(entries, |mut row, (id, user, order)| {
+        row.push_bind(*id).push_bind(activity).push_bind(*user).push_bind(*order).push_bind(1i8).push_bind(now);
+    });
+    query.build().persistent(recurs(entries.len())).execute(conn).await?;
+    Ok(())
+}
+
+/// The live entries of orders.
+pub async fn live_entries_of_orders(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Entry>> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE live = 1 AND order_id IN ",
+    );
+    push_in(&mut query, orders.iter().copied());
+    Ok(query.build_query_as().persistent(false).fetch_all(conn).await?)
+}
+
+/// Makes a live entry one that was given back; false when it was before.
+pub async fn release_entry(conn: &mut Conn, id: EntryId, now: At) -> Result<bool> {
+    let done = sqlx::query("UPDATE seckill_entries SET live = NULL, released_at = ? WHERE id = ? AND live = 1")
+        .bind(now)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Makes an entry that was given back live again; false when it is live.
+pub async fn revive_entry(conn: &mut Conn, id: EntryId) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "UPDATE seckill_entries SET live = 1, released_at = NULL, gate_returned_at = NULL WHERE id = ? AND live IS NULL",
+    )
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Entries given back in MySQL and not yet in Redis, the oldest first.
+pub async fn owed_returns(conn: &mut Conn, limit: u32) -> Result<Vec<Entry>> {
+    Ok(sqlx::query_as(
+        "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries \
+         WHERE gate_returned_at IS NULL AND released_at IS NOT NULL ORDER BY released_at LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// Notes that entries are back in Redis.
+pub async fn mark_returned(conn: &mut Conn, ids: &[EntryId], now: At) -> Result<()> {
+    let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_entries SET gate_returned_at = ");
+    query.push_bind(now).push(" WHERE released_at IS NOT NULL AND gate_returned_at IS NULL AND id IN ");
+    push_in(&mut query, ids.iter().copied());
+    query.build().persistent(false).execute(conn).await?;
+    Ok(())
+}
+
+/// (user, tries, live entry) of the users of an activity above `after`, by user.
+pub async fn users_of(
+    conn: &mut Conn,
+    activity: ActivityId,
+    after: UserId,
+    limit: u32,
+) -> Result<Vec<(UserId, i64, Option<EntryId>)>> {
+    Ok(sqlx::query_as(
+        "SELECT user_id, COUNT(*), MAX(CASE WHEN live = 1 THEN id END) FROM seckill_entries \
+         WHERE activity_id = ? AND user_id > ? GROUP BY user_id ORDER BY user_id LIMIT ?",
+    )
+    .bind(activity)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// (left, released and not yet returned to Redis) of an activity, at one instant.
+pub async fn left_and_returning(conn: &mut Conn, activity: ActivityId) -> Result<Option<(i64, i64)>> {
+    Ok(sqlx::query_as(
+        "SELECT a.stock_left, (SELECT COUNT(*) FROM seckill_entries e WHERE e.activity_id = a.id \
+         AND e.gate_returned_at IS NULL AND e.released_at IS NOT NULL) FROM seckill_activities a WHERE a.id = ?",
+    )
+    .bind(activity)
+    .fetch_optional(conn)
+    .await?)
+}
