@@ -1,0 +1,30 @@
+# First, once in each terminal.
+api=http://127.0.0.1:8080/api/v1
+post() { to=$1; shift; curl -sS "$api$to" -H "authorization: Bearer $token" -H 'content-type: application/json' -X POST "$@"; }
+get() { curl -sS "$api$1" -H "authorization: Bearer $token"; }
+of() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+log_in() { token=; token=$(post /auth/login -d "{\"phone\":\"$1\",\"password\":\"$2\"}" | of access_token); }
+wait_for() { tries=0; until case $(get "$1") in *"$2"*) ;; *) false ;; esac; do tries=$((tries + 1)); [ $tries -lt 180 ] || break; sleep 1; done; get "$1"; echo; }
+
+# A seckill: log in, submit, poll until it is won: code 100, with the number of the order.
+log_in 13800000001 onrush-demo
+task=$(post /seckill/activities/00000000000000000000000000000001/submissions | of id)
+get "/tasks/$task?wait=20"; echo
+
+# An order: a new person buys a course, pays in the sandbox, and has it.
+phone=139$(date +%s | sed 's/^..//')
+token=; token=$(post /auth/register -d "{\"phone\":\"$phone\",\"password\":\"a long password\"}" | of access_token)
+order=$(post /orders -H "idempotency-key: $phone" -d '{"course_ids":["00000000000000000000000000000002"]}' | of order_no)
+page=$(post "/orders/$order/pay" -d '{"gateway":"sandbox"}' | of pay_url)
+echo "the page to pay on: $page"
+curl -sS -o /dev/null -d action=pay "$page"
+wait_for /me/courses 00000000000000000000000000000002
+
+# A time-out: an order with a coupon and points that nobody pays; both come back.
+log_in 13800000001 onrush-demo
+coupon=$(get /me/coupons | of id)
+order=$(post /orders -H "idempotency-key: $(date +%s)" -d "{\"course_ids\":[\"00000000000000000000000000000003\"],\"user_coupon_id\":\"$coupon\",\"points\":1000}" | of order_no)
+get /me/coupons; echo; get '/me/points?limit=1'; echo
+wait_for "/orders/$order" '"timed_out"'
+wait_for /me/coupons '"free"'
+get '/me/points?limit=2'; echo

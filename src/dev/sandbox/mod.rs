@@ -1,0 +1,197 @@
+//! The sandbox payment gateway: a company outside, for development and tests, that happens to run in this process.
+//!
+//! It has its own HTTP surface (`/sandbox`, mounted only when `payments.sandbox` is on) and its own books (the
+//! `sandbox_*` tables, which nobody else reads). Merchants speak to it as to a real gateway: signed requests, signed
+//! answers, notifies that come over HTTP and come again until the merchant says yes.
+//!
+//! * `POST /sandbox/api`: for the merchant. One JSON request with its `action` inside, so that the signature covers
+//!   what is asked: create, query, close, refund, bill. See [`model::Request`].
+//! * `GET /sandbox/pay/{trade_no}`: the cashier's page, for the buyer's phone.
+//! * `POST /sandbox/pay/{trade_no}`: what its buttons do, and `curl -d action=pay` too. See [`model::Action`].
+//! * [`deliver`]: sends the notifies that are due.
+//!
+//! It lets a person make what goes wrong with real gateways: a payment that fails, is told twice, is of another amount,
+//! arrives after the trade was closed, or is called failed after it was paid.
+
+mod http;
+mod model;
+mod notify;
+mod store;
+
+pub use http::routes;
+pub use notify::deliver;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+
+use crate::app::App;
+use crate::error::{Result, retrying};
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+use crate::platform::signed::SharedSecret;
+use model::{Act, Action, Answer, Bill, BillKind, BillLine, Create, No, Refund, TradeNo, TradeStatus};
+use store::Trade;
+
+/// Lines of one page of a bill.
+const BILL_PAGE: u32 = 200;
+/// A late payment's delay when the buyer does not choose one: "in a minute".
+const LATE: Duration = Duration::from_secs(60);
+
+/// What the merchant and the gateway sign with.
+fn secret(app: &App) -> SharedSecret {
+    SharedSecret::new(app.config.payments.sandbox_secret.expose_secret().as_bytes())
+}
+
+/// Where the buyer pays.
+fn pay_url(app: &App, trade_no: TradeNo) -> String {
+    format!("{}/sandbox/pay/{trade_no}", app.config.http.public_url)
+}
+
+/// Opens a trade; the same merchant number again is the same trade.
+async fn create(app: &App, wanted: &Create) -> Result<Result<Answer, No>> {
+    if let Err(no) = wanted.check() {
+        return Ok(Err(no));
+    }
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    store::insert_trade(&mut conn, TradeNo::new(), wanted, app.clock.now()).await?;
+    let trade = store::trade_of_merchant(&mut conn, &wanted.merchant_no).await?.context("reading back a trade")?;
+    if trade.amount_fen != wanted.amount_fen || trade.notify_url != wanted.notify_url {
+        return Ok(Err(No::Conflict));
+    }
+    Ok(Ok(answer(app, &trade)))
+}
+
+/// What became of a trade.
+async fn query(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    let trade = store::trade_of_merchant(&mut conn, merchant_no).await?;
+    Ok(trade.map(|trade| answer(app, &trade)).ok_or(No::TradeNotFound))
+}
+
+/// Ends a trade that nobody paid; one that is over already stays as it is.
+async fn close(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    store::close_trade(&mut conn, merchant_no).await?;
+    let trade = store::trade_of_merchant(&mut conn, merchant_no).await?;
+    Ok(match trade {
+        None => Err(No::TradeNotFound),
+        Some(trade) if trade.status.has_money() => Err(No::AlreadyPaid),
+        Some(trade) => Ok(answer(app, &trade)),
+    })
+}
+
+/// Gives money back; the same refund number again is the same refund. Never more than was paid.
+async fn refund(app: &App, wanted: &Refund) -> Result<Result<Answer, No>> {
+    if let Err(no) = wanted.check() {
+        return Ok(Err(no));
+    }
+    retrying(|| async {
+        let mut tx = app.db.begin().await?;
+        let Some(trade) = store::lock_trade_of_merchant(&mut tx, &wanted.merchant_no).await? else {
+            return Ok(Err(No::TradeNotFound));
+        };
+        let done = Answer::Refund {
+            refund_no: wanted.refund_no.clone(),
+            merchant_no: wanted.merchant_no.clone(),
+            amount_fen: wanted.amount_fen,
+        };
+        if let Some((trade_no, amount_fen)) = store::refund_by_no(&mut tx, &wanted.refund_no).await? {
+            let same = trade_no == trade.trade_no && amount_fen == wanted.amount_fen;
+            return Ok(if same { Ok(done) } else { Err(No::Conflict) });
+        }
+        let left = trade.paid_fen - store::refunded_fen(&mut tx, trade.trade_no).await?;
+        if wanted.amount_fen > left {
+            return Ok(Err(No::RefundTooMuch));
+        }
+        let now = app.clock.now();
+        store::insert_refund(&mut tx, &wanted.refund_no, trade.trade_no, wanted.amount_fen, now).await?;
+        if wanted.amount_fen == left {
+            store::mark_refunded(&mut tx, trade.trade_no).await?;
+        }
+        tx.commit().await?;
+        Ok(Ok(done))
+    })
+    .await
+}
+
+/// One page of a day's bill, in the business time zone.
+async fn bill(app: &App, wanted: &Bill) -> Result<Result<Answer, No>> {
+    let Some((from, until)) = wanted.day(&app.config.time_zone) else { return Ok(Err(No::InvalidRequest)) };
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    let mut lines: Vec<BillLine> = match wanted.kind {
+        BillKind::Payments => store::bill_payments(&mut conn, from, until, &wanted.after, BILL_PAGE + 1).await?,
+        BillKind::Refunds => store::bill_refunds(&mut conn, from, until, &wanted.after, BILL_PAGE + 1).await?,
+    };
+    let more = lines.len() > BILL_PAGE as usize;
+    lines.truncate(BILL_PAGE as usize);
+    let next = if more { lines.last().map(|line| line.number.clone()) } else { None };
+    Ok(Ok(Answer::Bill { lines, next }))
+}
+
+/// What the buyer does on the cashier's page.
+async fn act(app: &App, trade_no: TradeNo, act: &Act) -> Result<Result<Trade, No>> {
+    let acted = retrying(|| async {
+        let mut tx = app.db.begin().await?;
+        let Some(trade) = store::lock_trade(&mut tx, trade_no).await? else { return Ok(Err(No::TradeNotFound)) };
+        let now = app.clock.now();
+        if let Err(no) = apply(&mut tx, &trade, act, now).await? {
+            return Ok(Err(no));
+        }
+        tx.commit().await?;
+        Ok(Ok(()))
+    })
+    .await?;
+    if let Err(no) = acted {
+        return Ok(Err(no));
+    }
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    Ok(store::trade(&mut conn, trade_no).await?.ok_or(No::TradeNotFound))
+}
+
+/// The buyer's action on a locked trade: what moves, and which messages go out.
+async fn apply(conn: &mut crate::platform::db::Conn, trade: &Trade, act: &Act, now: At) -> Result<Result<(), No>> {
+    let open = trade.status == TradeStatus::Waiting && trade.expires_at > now;
+    let amount_fen = act.amount_fen(trade.amount_fen);
+    let (paid_body, failed_body) = (trade.notify_body(model::SUCCESS, amount_fen), trade.notify_body(model::FAILED, 0));
+    match act.action {
+        Action::Pay | Action::PayTwice | Action::PayWrongAmount if !open => return Ok(Err(No::TradeOver)),
+        Action::Pay | Action::PayTwice | Action::PayWrongAmount => {
+            store::mark_paid(conn, trade.trade_no, amount_fen, now).await?;
+            store::insert_notify(conn, trade, &paid_body(Id::new()), now).await?;
+            if act.action == Action::PayTwice {
+                store::insert_notify(conn, trade, &paid_body(Id::new()), now).await?;
+            }
+        }
+        // The money moves when the message does (see `notify`), also when the trade has been closed by then.
+        Action::PayLate if trade.status.has_money() => return Ok(Err(No::AlreadyPaid)),
+        Action::PayLate => {
+            let due = now.plus(act.delay().unwrap_or(LATE));
+            store::insert_notify(conn, trade, &paid_body(Id::new()), due).await?;
+        }
+        // A paid trade stays paid: only the message is sent, as some gateways do.
+        Action::Fail if trade.status.has_money() => {
+            store::insert_notify(conn, trade, &failed_body(Id::new()), now).await?;
+        }
+        Action::Fail if !open => return Ok(Err(No::TradeOver)),
+        Action::Fail => {
+            store::mark_failed(conn, trade.trade_no).await?;
+            store::insert_notify(conn, trade, &failed_body(Id::new()), now).await?;
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn answer(app: &App, trade: &Trade) -> Answer {
+    Answer::Trade {
+        merchant_no: trade.merchant_no.clone(),
+        trade_no: trade.trade_no,
+        status: trade.status,
+        amount_fen: trade.amount_fen,
+        paid_fen: trade.paid_fen,
+        currency: crate::platform::money::CURRENCY,
+        merchant_id: model::MERCHANT_ID,
+        pay_url: pay_url(app, trade.trade_no),
+    }
+}

@@ -1,0 +1,433 @@
+//! The sandbox gateway's words: what a merchant asks and hears, what a buyer does, what a notify says.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::store::Trade;
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+use crate::platform::money::CURRENCY;
+
+/// Names trades; see [`TradeNo`].
+pub struct TradeName;
+/// The gateway's own number of a trade.
+pub type TradeNo = Id<TradeName>;
+/// Names notifies.
+pub struct NotifyName;
+/// A notify's own number, the same in every repetition of it.
+pub type NotifyId = Id<NotifyName>;
+
+/// The only merchant of the sandbox.
+pub const MERCHANT_ID: &str = "onrush-sandbox";
+/// The code of success: in an answer, the request was carried out; in a notify, the money was paid.
+pub const SUCCESS: &str = "100000";
+/// The code of a notify that says the payment failed.
+pub const FAILED: &str = "200000";
+
+/// Longest number of a merchant.
+const NUMBER_LENGTH: usize = 64;
+/// Longest subject, in characters.
+const SUBJECT_LENGTH: usize = 200;
+/// Longest URL.
+const URL_LENGTH: usize = 500;
+/// The largest amount: a million yuan.
+const AMOUNT_MAX_FEN: i64 = 100_000_000;
+/// The longest delay of a late payment: a week.
+const DELAY_MAX_S: u64 = 7 * 24 * 3600;
+
+/// What a merchant asks.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Request {
+    /// Open a trade.
+    Create(Create),
+    /// What became of a trade?
+    Query {
+        /// The merchant's number.
+        merchant_no: String,
+    },
+    /// End a trade that nobody paid.
+    Close {
+        /// The merchant's number.
+        merchant_no: String,
+    },
+    /// Give money back.
+    Refund(Refund),
+    /// A day's payments or refunds.
+    Bill(Bill),
+}
+
+/// A trade to open.
+#[derive(Debug, Deserialize)]
+pub struct Create {
+    /// The merchant's number: the same number again is the same trade.
+    pub merchant_no: String,
+    /// What the buyer pays.
+    pub amount_fen: i64,
+    /// What the buyer reads.
+    pub subject: String,
+    /// Where the notify goes.
+    pub notify_url: String,
+    /// Where the buyer's browser goes afterwards.
+    pub return_url: String,
+    /// The buyer cannot pay after this.
+    pub expires_at: At,
+}
+
+impl Create {
+    /// Whether every field is within its bounds.
+    pub fn check(&self) -> Result<(), No> {
+        let url = |text: &str| {
+            text.len() <= URL_LENGTH && text.is_ascii() && (text.starts_with("http://") || text.starts_with("https://"))
+        };
+        let good = is_number(&self.merchant_no)
+            && (1..=AMOUNT_MAX_FEN).contains(&self.amount_fen)
+            && self.subject.chars().count() <= SUBJECT_LENGTH
+            && url(&self.notify_url)
+            && url(&self.return_url);
+        if good { Ok(()) } else { Err(No::InvalidRequest) }
+    }
+}
+
+/// Money to give back.
+#[derive(Debug, Deserialize)]
+pub struct Refund {
+    /// The merchant's number of the trade.
+    pub merchant_no: String,
+    /// The merchant's number of the refund: the same number again is the same refund.
+    pub refund_no: String,
+    /// How much.
+    pub amount_fen: i64,
+}
+
+impl Refund {
+    /// Whether every field is within its bounds.
+    pub fn check(&self) -> Result<(), No> {
+        let good = is_number(&self.merchant_no)
+            && is_number(&self.refund_no)
+            && (1..=AMOUNT_MAX_FEN).contains(&self.amount_fen);
+        if good { Ok(()) } else { Err(No::InvalidRequest) }
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    (1..=NUMBER_LENGTH).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// Which page of which bill.
+#[derive(Debug, Deserialize)]
+pub struct Bill {
+    /// The day, `2026-11-20`.
+    pub date: String,
+    /// Its payments or its refunds.
+    pub kind: BillKind,
+    /// `next` of the page before; empty for the first.
+    pub after: String,
+}
+
+impl Bill {
+    /// The day's first instant and the next day's, in `zone`.
+    pub fn day(&self, zone: &str) -> Option<(At, At)> {
+        let date: jiff::civil::Date = self.date.parse().ok()?;
+        let zone = jiff::tz::TimeZone::get(zone).ok()?;
+        let start = |date: jiff::civil::Date| Some(At::from(date.to_zoned(zone.clone()).ok()?.timestamp()));
+        Some((start(date)?, start(date.tomorrow().ok()?)?))
+    }
+}
+
+/// What a bill lists.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BillKind {
+    /// Money that came in.
+    Payments,
+    /// Money that went back.
+    Refunds,
+}
+
+/// One line of a bill.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub struct BillLine {
+    /// The merchant's number of the trade or of the refund.
+    pub number: String,
+    /// The merchant's number of the trade.
+    pub merchant_no: String,
+    /// How much moved.
+    pub amount_fen: i64,
+    /// When.
+    pub at: At,
+}
+
+/// What a merchant hears when it was carried out.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// A trade as it is now.
+    Trade {
+        /// The merchant's number.
+        merchant_no: String,
+        /// The gateway's number.
+        trade_no: TradeNo,
+        /// Its state.
+        status: TradeStatus,
+        /// What was to be paid.
+        amount_fen: i64,
+        /// What was paid.
+        paid_fen: i64,
+        /// Of both.
+        currency: &'static str,
+        /// Whose trade it is.
+        merchant_id: &'static str,
+        /// Where the buyer pays.
+        pay_url: String,
+    },
+    /// A refund that was made.
+    Refund {
+        /// The merchant's number of the refund.
+        refund_no: String,
+        /// The merchant's number of the trade.
+        merchant_no: String,
+        /// How much.
+        amount_fen: i64,
+    },
+    /// A page of a bill.
+    Bill {
+        /// Its lines.
+        lines: Vec<BillLine>,
+        /// `after` of the next page, if there is one.
+        next: Option<String>,
+    },
+}
+
+/// Why something was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum No {
+    /// A field is missing or out of bounds.
+    InvalidRequest,
+    /// The signature does not hold.
+    InvalidSignature,
+    /// No such trade.
+    TradeNotFound,
+    /// The trade was paid.
+    AlreadyPaid,
+    /// The trade was closed, failed or expired.
+    TradeOver,
+    /// The number was used for something else.
+    Conflict,
+    /// More than is left of what was paid.
+    RefundTooMuch,
+}
+
+impl No {
+    /// (code, name) in the answer.
+    pub fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::InvalidRequest => ("200001", "invalid_request"),
+            Self::InvalidSignature => ("200002", "invalid_signature"),
+            Self::TradeNotFound => ("200003", "trade_not_found"),
+            Self::AlreadyPaid => ("200004", "already_paid"),
+            Self::TradeOver => ("200005", "trade_over"),
+            Self::Conflict => ("200006", "conflict"),
+            Self::RefundTooMuch => ("200007", "refund_too_much"),
+        }
+    }
+}
+
+/// A trade's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TradeStatus {
+    /// Nobody has paid yet.
+    Waiting,
+    /// Paid.
+    Paid,
+    /// The payment failed; the trade is over.
+    Failed,
+    /// The merchant closed it; the trade is over.
+    Closed,
+    /// Paid, and all of it given back.
+    Refunded,
+}
+
+impl TradeStatus {
+    /// Whether money came in.
+    pub fn has_money(self) -> bool {
+        matches!(self, Self::Paid | Self::Refunded)
+    }
+}
+
+impl TryFrom<String> for TradeStatus {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Ok(match text.as_str() {
+            "waiting" => Self::Waiting,
+            "paid" => Self::Paid,
+            "failed" => Self::Failed,
+            "closed" => Self::Closed,
+            "refunded" => Self::Refunded,
+            _ => return Err(format!("unknown trade status {text:?}")),
+        })
+    }
+}
+
+/// What a buyer can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Pay.
+    Pay,
+    /// The payment fails; on a paid trade: a message that says so, although it was paid.
+    Fail,
+    /// Pay once, told twice under two notify ids.
+    PayTwice,
+    /// Pay another amount.
+    PayWrongAmount,
+    /// The money arrives after a delay, whatever the merchant did to the trade meanwhile.
+    PayLate,
+}
+
+impl FromStr for Action {
+    type Err = No;
+    fn from_str(text: &str) -> Result<Self, No> {
+        Ok(match text {
+            "pay" => Self::Pay,
+            "fail" => Self::Fail,
+            "pay_twice" => Self::PayTwice,
+            "pay_wrong_amount" => Self::PayWrongAmount,
+            "pay_late" => Self::PayLate,
+            _ => return Err(No::InvalidRequest),
+        })
+    }
+}
+
+/// The cashier page's form. Browsers send an untouched field as an empty text.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActForm {
+    action: String,
+    #[serde(default)]
+    delay_s: String,
+    #[serde(default)]
+    amount_fen: String,
+}
+
+/// What a buyer does.
+#[derive(Debug)]
+pub struct Act {
+    /// Which.
+    pub action: Action,
+    delay_s: Option<u64>,
+    amount_fen: Option<i64>,
+}
+
+impl Act {
+    /// Reads the form.
+    pub fn parse(body: &[u8]) -> Result<Self, No> {
+        let form: ActForm = serde_urlencoded::from_bytes(body).map_err(|_| No::InvalidRequest)?;
+        let delay_s: Option<u64> = number(&form.delay_s)?;
+        let amount_fen: Option<i64> = number(&form.amount_fen)?;
+        if delay_s.is_some_and(|s| s > DELAY_MAX_S) || amount_fen.is_some_and(|a| !(1..=AMOUNT_MAX_FEN).contains(&a)) {
+            return Err(No::InvalidRequest);
+        }
+        Ok(Self { action: form.action.parse()?, delay_s, amount_fen })
+    }
+
+    /// The delay that the buyer chose for a late payment.
+    pub fn delay(&self) -> Option<Duration> {
+        self.delay_s.map(Duration::from_secs)
+    }
+
+    /// What the buyer pays for a trade of `due_fen`: the wrong amount is the chosen one, or a fen beside it.
+    pub fn amount_fen(&self, due_fen: i64) -> i64 {
+        match self.action {
+            Action::PayWrongAmount => self.amount_fen.unwrap_or(if due_fen > 1 { due_fen - 1 } else { due_fen + 1 }),
+            _ => due_fen,
+        }
+    }
+}
+
+fn number<T: FromStr>(text: &str) -> Result<Option<T>, No> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| No::InvalidRequest) }
+}
+
+/// What a notify's body says.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Notify {
+    /// The same in every repetition.
+    pub notify_id: NotifyId,
+    /// [`SUCCESS`] or [`FAILED`].
+    pub code: String,
+    /// Whose trade.
+    pub merchant_id: String,
+    /// The merchant's number.
+    pub merchant_no: String,
+    /// The gateway's number.
+    pub trade_no: TradeNo,
+    /// What was paid.
+    pub amount_fen: i64,
+    /// Of the amount.
+    pub currency: String,
+}
+
+impl Trade {
+    /// A notify of this trade, as a function of its id.
+    pub fn notify_body(&self, code: &'static str, amount_fen: i64) -> impl Fn(NotifyId) -> Notify {
+        move |notify_id| Notify {
+            notify_id,
+            code: code.to_owned(),
+            merchant_id: MERCHANT_ID.to_owned(),
+            merchant_no: self.merchant_no.clone(),
+            trade_no: self.trade_no,
+            amount_fen,
+            currency: CURRENCY.to_owned(),
+        }
+    }
+}
+
+/// The pause before a notify is sent again, after `attempts` tries in vain; `None`: the gateway gives up.
+pub fn repeat_after(attempts: i32) -> Option<Duration> {
+    const SECONDS: [u64; 9] = [1, 2, 5, 10, 30, 60, 300, 900, 3600];
+    const ATTEMPTS_MAX: usize = 32;
+    let attempts = usize::try_from(attempts).unwrap_or(0).max(1);
+    let pause = SECONDS.get(attempts - 1).or(SECONDS.last()).copied().map(Duration::from_secs);
+    pause.filter(|_| attempts < ATTEMPTS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let pauses: Vec<Option<Duration>> = (1..=32).map(repeat_after).collect();
+        assert!(pauses[..31].is_sorted() && pauses[..31].iter().all(Option::is_some));
+        assert_eq!(pauses[31], None);
+    }
+
+    #[test]
+    fn the_wrong_amount_is_never_the_right_one_by_itself() {
+        for due in [1, 2, 100] {
+            assert_ne!(Act::parse(b"action=pay_wrong_amount").unwrap().amount_fen(due), due);
+            assert_eq!(Act::parse(b"action=pay&amount_fen=7").unwrap().amount_fen(due), due);
+        }
+    }
+
+    #[test]
+    fn a_form_that_is_not_ours_is_refused() {
+        for bad in
+            ["", "action=steal", "action=pay&x=1", "action=pay_late&delay_s=-1", "action=pay_late&delay_s=9999999"]
+        {
+            assert_eq!(Act::parse(bad.as_bytes()).unwrap_err(), No::InvalidRequest, "{bad}");
+        }
+        assert!(Act::parse(b"action=pay_late&delay_s=").unwrap().delay().is_none());
+    }
+
+    #[test]
+    fn a_bills_day_is_the_business_day() {
+        let bill = Bill { date: "2026-11-20".to_owned(), kind: BillKind::Payments, after: String::new() };
+        let (from, until) = bill.day("Asia/Shanghai").unwrap();
+        assert_eq!(from.to_string(), "2026-11-19T16:00:00Z");
+        assert_eq!(until.since(from), Duration::from_secs(24 * 3600));
+    }
+}

@@ -1,0 +1,37 @@
+//! onrush: an HTTP order and seckill (flash-sale) backend for an online-course platform.
+//!
+//! One binary holds the API, the task workers and the scheduler; MySQL is the truth, Redis is the bell and the gate.
+//! A tour, from the ground up:
+//!
+//! * [`platform`]: clock, ids, money, database, Redis, extractors, supervised loops. No business words.
+//! * [`config`], [`error`], [`app`]: every setting, every refusal, and what every handler is given.
+//! * [`idempotency`]: the first answer to a request, kept with its effect.
+//! * [`engine`]: the task engine on Redis Streams. No business words either.
+//! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
+//!   of orders. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
+//! * [`routes`] and [`jobs`]: every route and every background task, in one list each.
+//! * [`serve`]: runs all that, by role, and stops it in order.
+//! * [`dev`]: what `onrush dev` needs: private servers, demo data, the sandbox payment gateway.
+//! * [`check`]: the invariants that must always hold, proved on a live system.
+
+pub mod app;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod idempotency;
+pub mod platform;
+
+pub mod auth;
+pub mod catalogue;
+pub mod orders;
+pub mod payments;
+pub mod seckill;
+pub mod wallet;
+
+pub mod check;
+pub mod dev;
+pub mod edge;
+pub mod jobs;
+pub mod ops;
+pub mod routes;
+pub mod serve;

@@ -1,0 +1,261 @@
+//! The command line.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use onrush::app::App;
+use onrush::config::{Config, Http};
+use onrush::dev::{demo, playground};
+use onrush::ops;
+use onrush::platform::clock::Clock;
+use onrush::platform::{db, telemetry};
+use onrush::serve::{Role, Serving, raise_file_limit, until_told_to_stop};
+use tokio::net::TcpListener;
+
+/// A service that takes longer to say whether it is ready is not.
+const READY_TIMEOUT: Duration = Duration::from_secs(4);
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Orders and flash sales (seckill) for an online-course platform: one binary on MySQL and Redis.
+///
+/// Try it with `onrush dev`: it brings its own servers and demo data. In production run `onrush migrate` once for each
+/// new version and any number of `onrush serve`.
+#[derive(Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Dev(DevArgs),
+    Serve(ServeArgs),
+    /// Brings the database's schema up to date.
+    ///
+    /// Run it once for each new version, before the first `onrush serve` of it. It is safe while the version before
+    /// still serves, and safe to repeat; copies that run at once wait for each other.
+    Migrate(ConfigArgs),
+    /// Loads the demo data: accounts, courses, a coupon, points, a running seckill.
+    ///
+    /// What is there already stays as it is, so it is safe to repeat. The accounts have passwords that everybody can
+    /// read in the source: never on a database with real users.
+    Seed(ConfigArgs),
+    Check(CheckArgs),
+    /// Asks the service on this machine whether it is ready: exit code 0 if so. For container health checks.
+    ///
+    /// It asks /readyz at ONRUSH_HTTP__LISTEN and needs no other setting.
+    Ready,
+    /// Prints the OpenAPI document of the API.
+    ///
+    /// It needs no settings and no servers. The repository keeps it in openapi/openapi.json; `/openapi.json` of a
+    /// running service gives the same.
+    Openapi,
+}
+
+// Where the settings come from, for every command that connects. (Not a doc comment: it would become their help.)
+#[derive(Args)]
+struct ConfigArgs {
+    /// A TOML file with settings; the environment wins over it.
+    #[arg(long, env = "ONRUSH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the service until SIGTERM or Ctrl-C.
+///
+/// Settings come from the environment and an optional TOML file: DATABASE_URL, REDIS_URL, ONRUSH_AUTH__JWT_SECRET are
+/// needed, and every other has a default; a missing or bad one is named with what it should look like.
+///
+/// SIGTERM stops in order within ONRUSH_HTTP__DRAIN_S seconds: readiness fails, no new connections, requests and tasks
+/// under way end. A second signal exits at once.
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// What this process does. Without `api` it still answers /healthz, /readyz and /metrics.
+    #[arg(long, value_delimiter = ',', default_value = "api,worker,scheduler", value_name = "ROLES")]
+    roles: Vec<Role>,
+    /// Switches the sandbox payment gateway on, where anybody may "pay". Never in production.
+    #[arg(long)]
+    sandbox: bool,
+    /// Migrates the schema first. Without it a schema that is behind is refused.
+    #[arg(long)]
+    migrate: bool,
+}
+
+/// Proves on a live system what must always hold: exit code 0 when it does.
+///
+/// One line for each invariant, with the offending ids: stock and seats, points and coupons, payments and grants, and
+/// whether Redis agrees with MySQL. What is merely under way is not a violation. It only reads, unless `--repair` is
+/// given.
+#[derive(Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Mends the stock in Redis where it differs from MySQL's.
+    #[arg(long)]
+    repair: bool,
+}
+
+/// Runs everything on this machine, with demo data: for trying and for developing.
+///
+/// Starts a private MariaDB or MySQL and a private Redis or Valkey as child processes (a system-wide one is never
+/// touched), loads demo data once, runs the API, workers and scheduler in this process, and prints addresses, logins
+/// and lines to paste. Data stay in the directory until `--fresh`. Ctrl-C stops everything in order; nothing is left
+/// running whatever becomes of this process.
+#[derive(Args)]
+struct DevArgs {
+    /// Where data, settings and logs of the servers are kept.
+    #[arg(long, default_value = ".onrush", value_name = "DIR")]
+    dir: PathBuf,
+    /// The port of the API; when it is taken, the next free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Forgets all data first.
+    #[arg(long)]
+    fresh: bool,
+    /// Seconds to pay an order; else what the settings in the directory say (60 at first, 1800 in production).
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pay_deadline_s: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("onrush: the runtime does not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("onrush: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Dev(args) => dev(args).await,
+        Command::Serve(args) => serve(args).await,
+        Command::Migrate(args) => migrate(args).await,
+        Command::Seed(args) => seed(args).await,
+        Command::Check(args) => check(args).await,
+        Command::Ready => ready().await,
+        Command::Openapi => openapi(),
+    }
+}
+
+async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
+    raise_file_limit();
+    let _ = ops::METRICS.set(telemetry::init_metrics()?);
+    let DevArgs { dir, port, fresh, pay_deadline_s } = args;
+    playground::run(playground::Options { dir, port, fresh, pay_deadline_s }).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let overrides: &[(&str, String)] = if args.sandbox { &[("payments.sandbox", "true".to_owned())] } else { &[] };
+    let config = Config::load(args.config.config.as_deref(), overrides)?;
+    telemetry::init_logs(config.log.format, &config.log.filter)?;
+    if config.payments.sandbox && !args.sandbox {
+        bail!(
+            "the settings switch the sandbox payment gateway on (ONRUSH_PAYMENTS__SANDBOX): anybody could pay with \
+             nothing. Take that setting out, or say `--sandbox` if you mean it"
+        );
+    }
+    if config.payments.sandbox {
+        tracing::warn!("THE SANDBOX PAYMENT GATEWAY IS ON: anybody can pay without money");
+    }
+    raise_file_limit();
+    // Set once: nothing before this has set it.
+    let _ = ops::METRICS.set(telemetry::init_metrics()?);
+    let app = App::connect(config, Clock::System).await?;
+    if args.migrate {
+        db::migrate(&app.db).await?;
+    }
+    let pending = db::pending_migrations(&app.db).await?;
+    if pending > 0 {
+        bail!(
+            "the schema is behind by {pending} migration(s): run `onrush migrate` first, or `onrush serve --migrate`"
+        );
+    }
+    let listen = &app.config.http.listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let mut roles = args.roles;
+    roles.dedup();
+    let serving = Serving::start(&app, listener, &roles)?;
+    tracing::info!(address = %serving.address(), ?roles, "onrush is serving");
+    until_told_to_stop().await?;
+    tracing::info!(drain_s = app.config.http.drain_s, "onrush is stopping");
+    if !serving.stop().await {
+        tracing::warn!("something was still under way at the deadline and is left to the next process");
+    }
+    tracing::info!("onrush has stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Logs, settings and connections of a command that does one thing and ends.
+async fn connect(args: &ConfigArgs) -> anyhow::Result<App> {
+    let config = Config::load(args.config.as_deref(), &[])?;
+    telemetry::init_logs(config.log.format, &config.log.filter)?;
+    App::connect(config, Clock::System).await
+}
+
+async fn require_current_schema(app: &App) -> anyhow::Result<()> {
+    let pending = db::pending_migrations(&app.db).await?;
+    if pending > 0 {
+        bail!("the schema is behind by {pending} migration(s): run `onrush migrate` first");
+    }
+    Ok(())
+}
+
+async fn migrate(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    let app = connect(&args).await?;
+    let pending = db::pending_migrations(&app.db).await?;
+    db::migrate(&app.db).await?;
+    println!("applied {pending} migration(s): the schema is current");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn seed(args: ConfigArgs) -> anyhow::Result<ExitCode> {
+    let app = connect(&args).await?;
+    require_current_schema(&app).await?;
+    demo::load(&app).await?;
+    println!("the demo data are loaded; the logins are\n{}", demo::logins());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let app = connect(&args.config).await?;
+    require_current_schema(&app).await?;
+    let clean = onrush::check::run(&app, args.repair).await?;
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn ready() -> anyhow::Result<ExitCode> {
+    let listen = std::env::var("ONRUSH_HTTP__LISTEN").unwrap_or_else(|_| Http::default().listen);
+    let mut address: SocketAddr = listen.parse().context("reading ONRUSH_HTTP__LISTEN")?;
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let client = reqwest::Client::builder().no_proxy().timeout(READY_TIMEOUT).build().context("building a client")?;
+    let answer = client.get(format!("http://{address}/readyz")).send().await.context("asking the service")?;
+    let status = answer.status();
+    println!("{}", answer.text().await.context("reading the answer")?);
+    Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn openapi() -> anyhow::Result<ExitCode> {
+    println!("{}", onrush::routes::document().to_pretty_json().context("writing the OpenAPI document")?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,210 @@
+//! Every route, in one list, and the order of the middleware.
+//!
+//! Three groups, by what a handler may do:
+//!
+//! * **hot**: touches Redis only (a MySQL fallback runs in a task of its own), has its own bound on waiting;
+//! * **detached**: may touch MySQL, so it runs to its end in a task of its own even when the client goes away or the
+//!   timeout strikes (a sqlx future must never be dropped half way, see `platform::db`);
+//! * **operations**: health, readiness, metrics and the documentation, outside `/api/v1` and outside load shedding.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+use tower_http::timeout::TimeoutLayer;
+use tracing::Instrument;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::auth;
+use crate::catalogue;
+use crate::dev::sandbox;
+use crate::edge;
+use crate::error::{self, Error, Kind};
+use crate::ops;
+use crate::orders;
+use crate::payments;
+use crate::seckill;
+use crate::wallet;
+
+/// What every API route begins with.
+pub const API: &str = "/api/v1";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "onrush", description = "Orders and seckill for an online-course platform."),
+    components(schemas(error::Problem)),
+    tags(
+        (name = "auth"), (name = "catalogue"), (name = "wallet"), (name = "orders"), (name = "payments"),
+        (name = "seckill"), (name = "tasks"), (name = "admin"), (name = "ops"),
+    )
+)]
+struct Document;
+
+/// Routes whose handlers may touch MySQL.
+fn detached() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(auth::http::register))
+        .routes(routes!(auth::http::login))
+        .routes(routes!(auth::http::refresh))
+        .routes(routes!(auth::http::logout))
+        .routes(routes!(auth::http::me))
+        .routes(routes!(catalogue::http::list))
+        .routes(routes!(catalogue::http::detail))
+        .routes(routes!(catalogue::http::mine))
+        .routes(routes!(catalogue::http::create))
+        .routes(routes!(wallet::http::claim))
+        .routes(routes!(wallet::http::coupons))
+        .routes(routes!(wallet::http::points))
+        .routes(routes!(wallet::http::create_coupon))
+        .routes(routes!(orders::http::quote))
+        .routes(routes!(orders::http::list, orders::http::create))
+        .routes(routes!(orders::http::detail))
+        .routes(routes!(payments::http::pay))
+        .routes(routes!(payments::http::cancel))
+        .routes(routes!(payments::http::notify))
+        .routes(routes!(payments::http::returned))
+        .routes(routes!(seckill::http::list_activities))
+        .routes(routes!(seckill::http::show_activity))
+        .routes(routes!(seckill::http::create_activity))
+        .routes(routes!(seckill::http::change_activity))
+        .routes(routes!(seckill::http::close_activity))
+}
+
+/// Routes whose handlers touch Redis only.
+fn hot() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(seckill::http::submit))
+        .routes(routes!(seckill::tasks::poll_task))
+        .routes(routes!(seckill::tasks::task_events))
+}
+
+/// Health, readiness, metrics.
+fn operations() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(ops::healthz))
+        .routes(routes!(ops::readyz))
+        .routes(routes!(ops::metrics))
+        .routes(routes!(ops::openapi))
+        .routes(routes!(ops::errors))
+}
+
+/// The API's description.
+pub fn document() -> utoipa::openapi::OpenApi {
+    let (_, api) = split(
+        OpenApiRouter::with_openapi(Document::openapi()).nest(API, detached()).nest(API, hot()).merge(operations()),
+    );
+    api
+}
+
+fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) {
+    let (router, mut api) = router.split_for_parts();
+    let bearer = SecurityScheme::Http(Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build());
+    api.components.get_or_insert_default().add_security_scheme("bearer", bearer);
+    ops::describe_problems(&mut api);
+    (router, api)
+}
+
+/// The whole service.
+pub fn router(app: &App) -> Router {
+    let (detached, _) = split(detached());
+    let (hot, _) = split(hot());
+    let detached = bounded(app, detached);
+    let api = detached.merge(hot);
+    let swagger = utoipa_swagger_ui::SwaggerUi::new("/docs")
+        .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
+    let mut routes = Router::new().nest(API, api).merge(swagger);
+    if app.config.payments.sandbox {
+        // A company outside that lives here: no part of the API or of its description.
+        routes = routes.nest("/sandbox", bounded(app, sandbox::routes()));
+    }
+    around(app, routes)
+}
+
+/// What routes whose handlers may touch MySQL run in.
+fn bounded(app: &App, routes: Router<App>) -> Router<App> {
+    routes
+        .layer(from_fn(run_detached))
+        .layer(DefaultBodyLimit::max(app.config.http.body_limit_bytes))
+        .layer(compression())
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, app.config.request_timeout()))
+}
+
+/// A process without the API: health, readiness, metrics.
+pub fn operations_router(app: &App) -> Router {
+    around(app, Router::new())
+}
+
+/// Puts the operations' routes beside `routes`, and around all of them what every request goes through.
+fn around(app: &App, routes: Router<App>) -> Router {
+    let (operations, _) = split(operations());
+    routes
+        .merge(operations.layer(compression()))
+        .fallback(|| async { Error::from(Kind::NotFound) })
+        .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) })
+        .layer(tower::util::option_layer(ops::cors(&app.config.http.cors_origins)))
+        .layer(from_fn_with_state(app.clone(), edge::edge))
+        .with_state(app.clone())
+}
+
+/// Answers shorter than this are sent as they are: compressing them saves nothing.
+const COMPRESS_ABOVE_BYTES: u64 = 1024;
+
+fn compression() -> CompressionLayer<impl Predicate> {
+    // An event stream must reach the client event by event.
+    let worth = SizeAbove::new(COMPRESS_ABOVE_BYTES).and(NotForContentType::const_new("text/event-stream"));
+    CompressionLayer::new().gzip(true).br(true).quality(CompressionLevel::Fastest).compress_when(worth)
+}
+
+/// Runs the rest of the request in a task of its own: when this future is dropped (the client went away, the timeout
+/// struck), the handler still runs to its end.
+async fn run_detached(request: Request, next: Next) -> Response {
+    match tokio::spawn(next.run(request).in_current_span()).await {
+        Ok(response) => response,
+        Err(panic) => Error::Internal(anyhow::anyhow!("handler {panic}")).into_response(),
+    }
+}
+
+/// The longest a client may take to send a request's head.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// No route panics that we know of, so the parts are put around one that does.
+    #[tokio::test]
+    async fn a_panic_is_a_fault_of_ours_and_the_next_request_is_served() {
+        let detached = Router::new().route("/detached", get(|| async { panic!("on purpose") as &str }));
+        let routes = Router::new()
+            .merge(detached.layer(from_fn(run_detached)))
+            .route("/hot", get(|| async { panic!("on purpose") as &str }))
+            .route("/well", get(|| async { "well" }))
+            .layer(from_fn(async |request: Request, next: Next| error::problems(edge::run(request, next).await, "id")));
+        let ask = async |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            routes.clone().oneshot(request).await.unwrap()
+        };
+        for path in ["/detached", "/hot"] {
+            let answer = ask(path).await;
+            assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let body = axum::body::to_bytes(answer.into_body(), 10_000).await.unwrap();
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            assert!(body.contains(r#""error":"internal""#) && !body.contains("on purpose"), "{body}");
+            assert_eq!(ask("/well").await.status(), StatusCode::OK);
+        }
+    }
+}

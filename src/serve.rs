@@ -1,0 +1,223 @@
+//! Runs an [`App`]: its HTTP server, its workers and its periodic jobs, by role, and stops them in order. `onrush
+//! serve`, `onrush dev` and the tests all come through here.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+use crate::app::App;
+use crate::platform::loops::Pulse;
+use crate::platform::telemetry;
+use crate::{engine, jobs, ops, routes};
+
+/// After a failed `accept` (no file descriptors left, say) the next one waits this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The subscription to finished tasks looks at itself every second; without a sign for this long it is stuck.
+const LISTEN_STALL: Duration = Duration::from_secs(15);
+/// Open files that the process asks the system for.
+const FILES_WANTED: u64 = 100_000;
+/// Depth and age of the queues are measured this often.
+const QUEUE_GAUGE_PERIOD: Duration = Duration::from_secs(5);
+/// Of the time to stop, this much is for answering requests; the rest is for tasks under way.
+const HTTP_SHARE: f64 = 0.5;
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Answers the API.
+    Api,
+    /// Runs background tasks.
+    Worker,
+    /// Starts periodic jobs.
+    Scheduler,
+}
+
+/// A process that serves.
+pub struct Serving {
+    app: App,
+    address: SocketAddr,
+    accepting: JoinHandle<GracefulShutdown>,
+}
+
+impl Serving {
+    /// Starts what `roles` name, and the HTTP server: with the API where that is among them, else with health,
+    /// readiness and metrics alone.
+    pub fn start(app: &App, listener: TcpListener, roles: &[Role]) -> anyhow::Result<Self> {
+        let address = listener.local_addr().context("reading the address that is listened on")?;
+        let router = if roles.contains(&Role::Api) {
+            start_listening(app);
+            routes::router(app)
+        } else {
+            routes::operations_router(app)
+        };
+        if roles.contains(&Role::Worker) {
+            engine::Worker::start(app.engine.clone(), jobs::registry(&app.config), app.clone(), &app.loops);
+        }
+        if roles.contains(&Role::Scheduler) {
+            jobs::start_periodic(app);
+        }
+        start_measuring(app);
+        let accepting = tokio::spawn(accept(app.clone(), listener, router));
+        Ok(Self { app: app.clone(), address, accepting })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in order, within `http.drain_s`: no new connections, requests under way are answered, loops end, tasks
+    /// under way end and are acknowledged. False when something was still under way at the deadline; it is left to the
+    /// next process, as after a crash.
+    pub async fn stop(self) -> bool {
+        let deadline = Duration::from_secs(self.app.config.http.drain_s);
+        let started = tokio::time::Instant::now();
+        // Told first, so that readiness, long polls and readers know.
+        self.app.loops.stop_signal().cancel();
+        let answered = match self.accepting.await {
+            Ok(connections) => tokio::time::timeout(deadline.mul_f64(HTTP_SHARE), connections.shutdown()).await.is_ok(),
+            Err(_) => false,
+        };
+        let ended = self.app.loops.stop(deadline.saturating_sub(started.elapsed())).await;
+        answered && ended
+    }
+}
+
+/// Lets the process open as many files as it may need: each connection is one, and the usual limit at the start is 1024.
+pub fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
+    limit.current = limit.current.map(|current| current.max(wanted));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Ends at the first SIGTERM or Ctrl-C. The next one ends the process at once.
+pub async fn until_told_to_stop() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut told = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    told().await;
+    tokio::spawn(async move {
+        told().await;
+        tracing::warn!("told to stop twice: exiting at once");
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Hears which tasks ended, for those who wait for them at this process.
+fn start_listening(app: &App) {
+    let engine = app.engine.clone();
+    app.loops.spawn("listen", LISTEN_STALL, move |pulse| {
+        let engine = engine.clone();
+        async move { engine.listen(pulse).await }
+    });
+}
+
+/// Keeps the metrics current.
+fn start_measuring(app: &App) {
+    // Tests run many services in one process, which has one recorder at most.
+    if ops::METRICS.get().is_none() {
+        return;
+    }
+    app.loops.every("metrics", telemetry::UPKEEP_PERIOD, |_: Pulse| async {
+        if let Some(metrics) = ops::METRICS.get() {
+            metrics.run_upkeep();
+        }
+        Ok(())
+    });
+    let measured = app.clone();
+    app.loops.every("queues", QUEUE_GAUGE_PERIOD, move |_: Pulse| measure_queues(measured.clone()));
+}
+
+/// Depth and age of every queue, a partitioned one as a whole.
+async fn measure_queues(app: App) -> anyhow::Result<()> {
+    for (name, queues) in jobs::registry(&app.config).partitions(&app).await? {
+        let (mut depth, mut running, mut delayed, mut dead, mut oldest_ms) = (0, 0, 0, 0, 0);
+        for queue in queues {
+            let part = app.engine.depth(&queue).await?;
+            depth += part.depth;
+            running += part.running;
+            delayed += part.delayed;
+            dead += part.dead;
+            oldest_ms = oldest_ms.max(part.oldest_ms);
+        }
+        let gauges = [
+            ("onrush_queue_depth", depth as f64),
+            ("onrush_queue_running", running as f64),
+            ("onrush_queue_delayed", delayed as f64),
+            ("onrush_queue_dead", dead as f64),
+            ("onrush_queue_oldest_seconds", oldest_ms as f64 / 1000.0),
+        ];
+        for (gauge, value) in gauges {
+            metrics::gauge!(gauge, "queue" => name).set(value);
+        }
+    }
+    Ok(())
+}
+
+/// Takes connections until the process stops; gives back those still open.
+async fn accept(app: App, listener: TcpListener, router: Router) -> GracefulShutdown {
+    let connections = GracefulShutdown::new();
+    let stop = app.loops.stop_signal();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return connections,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let watcher = connections.watcher();
+                tokio::spawn(connection(stream, peer, router.clone(), watcher));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection, HTTP/1 or 2, to its end. A client that dawdles over a request's head is cut off.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    watcher: hyper_util::server::graceful::Watcher,
+) {
+    // Only a hint to the system; a connection without it works.
+    let _ = stream.set_nodelay(true);
+    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let router = router.clone();
+        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(routes::HEADER_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(routes::HEADER_TIMEOUT);
+    let served = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await;
+    if let Err(error) = served {
+        tracing::trace!(error, "connection ended early");
+    }
+}
