@@ -1,0 +1,244 @@
+//! The rules of the source itself: which room may use which, how large a room is, what belongs to what.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines of a file without its tests, at most. A file that wants more is two rooms.
+const MAX_LINES: usize = 450;
+
+const BASE: &[&str] = &["platform", "config", "error", "app", "engine", "idempotency"];
+const FEATURES: &[&str] = &["auth", "catalogue", "wallet", "orders", "payments", "seckill"];
+
+/// What each room may use beside itself (`docs/ARCHITECTURE.md`). A room that is not here may not exist.
+fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
+    let all = |lists: &[&[&'static str]]| Some(lists.iter().flat_map(|list| list.iter().copied()).collect());
+    match room {
+        "platform" => all(&[]),
+        "error" | "engine" => all(&[&["platform"]]),
+        "config" => all(&[&["platform", "engine"]]),
+        "app" => all(&[&["platform", "config", "error", "engine"]]),
+        "auth" => all(&[BASE]),
+        "idempotency" => all(&[&["platform", "config", "error", "app", "auth"]]),
+        "catalogue" | "wallet" => all(&[BASE, &["auth"]]),
+        "orders" => all(&[BASE, &["auth", "catalogue", "wallet"]]),
+        "payments" | "seckill" => all(&[BASE, &["auth", "catalogue", "wallet", "orders"]]),
+        "check" => all(&[BASE, FEATURES]),
+        "ops" | "edge" => all(&[BASE, &["routes"]]),
+        "routes" => all(&[BASE, FEATURES, &["ops", "edge", "dev"]]),
+        "jobs" => all(&[BASE, FEATURES, &["dev"]]),
+        "serve" => all(&[BASE, &["ops", "routes", "jobs"]]),
+        "dev" => all(&[BASE, FEATURES, &["serve", "ops"]]),
+        "lib" | "main" => all(&[]),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_room_uses_only_the_rooms_it_may() {
+    for file in sources() {
+        let room = room_of(&file);
+        let allowed = may_use(&room).unwrap_or_else(|| panic!("{} is in no room we know", file.display()));
+        for path in paths_into_the_crate(&read(&file)) {
+            let used = path[0].as_str();
+            let known = used == room || allowed.contains(used) || !is_module(used);
+            assert!(known, "{} uses crate::{used}, which {room} may not", file.display());
+        }
+    }
+}
+
+/// A feature is used through its `mod`; only the lists of routes and jobs name its handlers.
+#[test]
+fn the_inner_rooms_of_a_feature_are_its_own() {
+    for file in sources() {
+        let room = room_of(&file);
+        for path in paths_into_the_crate(&read(&file)) {
+            let (Some(inner), true) = (path.get(1), FEATURES.contains(&path[0].as_str())) else { continue };
+            let reached_into = ["store", "redis", "model", "http", "jobs"].contains(&inner.as_str());
+            let listed = (room == "routes" && inner == "http") || (room == "jobs" && inner == "jobs");
+            assert!(room == path[0] || !reached_into || listed, "{} reaches into {}", file.display(), path.join("::"));
+        }
+    }
+}
+
+/// Inside a feature `http, jobs → mod → store, redis → model`.
+#[test]
+fn the_inner_rooms_of_a_feature_look_downwards_only() {
+    let above = |name: &str| match name {
+        "model" => &["super::http", "super::jobs", "super::store", "super::redis"][..],
+        "store" | "redis" => &["super::http", "super::jobs"][..],
+        _ => &[],
+    };
+    for file in sources().filter(|file| FEATURES.contains(&room_of(file).as_str())) {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = code_of(&read(&file));
+        for path in above(&name) {
+            assert!(!text.contains(path), "{} uses {path}", file.display());
+        }
+        if name == "http" {
+            assert!(!text.contains("sqlx::"), "{} speaks SQL", file.display());
+        }
+    }
+}
+
+#[test]
+fn no_file_has_grown_beyond_one_room() {
+    let lines = |file: &Path| code_of(&read(file)).lines().count();
+    let long: Vec<_> = sources().map(|file| (lines(&file), file)).filter(|(lines, _)| *lines > MAX_LINES).collect();
+    assert!(long.is_empty(), "longer than {MAX_LINES} lines without tests: {long:?}");
+}
+
+#[test]
+fn every_lua_script_is_used() {
+    let code: String = sources().map(|file| read(&file)).collect();
+    for script in files_under("src", "lua") {
+        let name = script.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(code.contains(&name), "nothing uses {}", script.display());
+    }
+}
+
+/// A migration runs while the version before it still serves, so it takes nothing away.
+#[test]
+fn migrations_are_named_by_time_and_take_nothing_away() {
+    let mut times = BTreeSet::new();
+    for file in files_under("migrations", "sql") {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        let (time, what) = name.split_once('_').expect("a time, an underscore, a verb and an object");
+        assert!(time.len() == 14 && time.bytes().all(|b| b.is_ascii_digit()), "{name}");
+        assert!(what.contains('_') && what.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+        assert!(times.insert(time.to_owned()), "two migrations of {time}");
+        let sql: String = read(&file).lines().map(|line| line.split("--").next().unwrap_or("")).collect();
+        let sql = sql.to_uppercase();
+        for word in ["DROP ", "TRUNCATE ", "RENAME ", "CHANGE COLUMN"] {
+            assert!(!sql.contains(word), "{name} has {word}");
+        }
+    }
+    assert!(!times.is_empty());
+}
+
+/// What generated clients are made from is what the service does.
+#[test]
+fn the_openapi_file_is_current() {
+    let kept = read(&root().join("openapi/openapi.json"));
+    let made = onrush::routes::document().to_pretty_json().unwrap();
+    assert!(kept.trim_end() == made, "run `cargo run -- openapi > openapi/openapi.json`");
+}
+
+/// A front end finds each operation by its own name, and knows what every answer looks like.
+#[test]
+fn every_operation_is_described_whole() {
+    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let mut names = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap_or_default();
+            assert!(names.insert(name.to_owned()), "{method} {path}: another operation is called {name:?} too");
+            let summary = operation["summary"].as_str().unwrap_or_default();
+            assert!(!summary.is_empty(), "{method} {path} has no summary");
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                assert!(answer["description"].as_str().is_some_and(|d| !d.is_empty()), "{method} {path}: {status}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_path_into_the_crate_is_read_in_all_its_forms() {
+    let text = "use crate::a::b;\nuse crate::{c, d::{E, F}, g::h};\nlet x = crate::i::J::k(); // crate::no\n";
+    let read: Vec<String> = paths_into_the_crate(text).iter().map(|path| path.join("::")).collect();
+    assert_eq!(read, ["a::b", "c", "d::E", "d::F", "g::h", "i::J"]);
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+fn sources() -> impl Iterator<Item = PathBuf> {
+    files_under("src", "rs").into_iter()
+}
+
+fn files_under(dir: &str, extension: &str) -> Vec<PathBuf> {
+    let (mut dirs, mut files) = (vec![root().join(dir)], Vec::new());
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The first part of a file's path under `src`, without `.rs`.
+fn room_of(file: &Path) -> String {
+    let path = file.strip_prefix(root().join("src")).unwrap();
+    let first = path.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+fn is_module(name: &str) -> bool {
+    let src = root().join("src");
+    src.join(name).is_dir() || src.join(format!("{name}.rs")).is_file()
+}
+
+/// A file without its tests and comments.
+fn code_of(text: &str) -> String {
+    let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or("");
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Every `crate::a::b` of a text outside comments and tests: its first two parts, groups in braces one by one.
+fn paths_into_the_crate(text: &str) -> Vec<Vec<String>> {
+    let code: String =
+        code_of(text).lines().map(|line| format!("{}\n", line.split("//").next().unwrap_or(""))).collect();
+    let mut paths = Vec::new();
+    for (_, rest) in code.match_indices("crate::").map(|(at, found)| (at, &code[at + found.len()..])) {
+        walk(rest, &[], &mut paths);
+    }
+    paths
+}
+
+fn walk(rest: &str, before: &[String], paths: &mut Vec<Vec<String>>) {
+    if let Some(group) = rest.strip_prefix('{') {
+        for part in parts_of(group) {
+            walk(part.trim(), before, paths);
+        }
+        return;
+    }
+    let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    let path = [before, std::slice::from_ref(&name)].concat();
+    match rest[name.len()..].strip_prefix("::") {
+        Some(next) if path.len() < 2 => walk(next, &path, paths),
+        _ => paths.push(path),
+    }
+}
+
+/// The parts of a group up to its closing brace, split at its own commas.
+fn parts_of(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                parts.push(&group[start..at]);
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&group[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.retain(|part| !part.trim().is_empty());
+    parts
+}

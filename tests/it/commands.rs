@@ -1,0 +1,178 @@
+//! The command line: what it refuses, what it says, how it starts and stops.
+
+use std::net::TcpListener;
+use std::process::Output;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::support::{Harness, Options};
+
+/// Runs `onrush` with these settings alone.
+async fn onrush(args: &[&str], settings: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onrush"));
+    command.args(args).env_clear().envs(settings.iter().copied()).kill_on_drop(true);
+    command.output().await.expect("onrush")
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const NO_SERVERS: [(&str, &str); 3] = [
+    ("DATABASE_URL", "mysql://root@127.0.0.1:1/none"),
+    ("REDIS_URL", "redis://127.0.0.1:1"),
+    ("ONRUSH_AUTH__JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+];
+
+#[tokio::test]
+async fn serve_names_every_missing_setting_with_what_it_should_look_like() {
+    let output = onrush(&["serve"], &[]).await;
+    assert!(!output.status.success());
+    let text = errors(&output);
+    for part in ["DATABASE_URL", "mysql://user:password@host:3306/database", "REDIS_URL", "ONRUSH_AUTH__JWT_SECRET"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn serve_refuses_the_sandbox_unless_it_is_asked_for_by_name() {
+    let sandbox = [("ONRUSH_PAYMENTS__SANDBOX", "true"), ("ONRUSH_PAYMENTS__SANDBOX_SECRET", "0123456789abcdef")];
+    let settings = [NO_SERVERS.as_slice(), &sandbox].concat();
+    let output = onrush(&["serve"], &settings).await;
+    assert!(!output.status.success());
+    assert!(errors(&output).contains("--sandbox"), "{}", errors(&output));
+    // By name it goes on, says so loudly, and fails at the servers that are not there.
+    let output = onrush(&["serve", "--sandbox"], &settings).await;
+    assert!(errors(&output).contains("SANDBOX"), "{}", errors(&output));
+    assert!(errors(&output).contains("connecting to"), "{}", errors(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_refuses_a_schema_that_is_behind_and_migrate_mends_it() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    sqlx::query("DELETE FROM _sqlx_migrations ORDER BY version DESC LIMIT 1").execute(&h.app.db).await.unwrap();
+    let env = h.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let output = onrush(&["serve", "--sandbox"], &env).await;
+    assert!(!output.status.success());
+    assert!(errors(&output).contains("onrush migrate"), "{}", errors(&output));
+    let output = onrush(&["seed"], &env).await;
+    assert!(errors(&output).contains("onrush migrate"), "{}", errors(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_loads_the_demo_data_once_and_changes_nothing_after_that() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    let env = h.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut before = Vec::new();
+    for _ in 0..2 {
+        let output = onrush(&["seed"], &env).await;
+        assert!(output.status.success(), "{}", errors(&output));
+        let mut counts = Vec::new();
+        for table in ["users", "courses", "chapters", "coupons", "user_coupons", "points_ledger", "seckill_activities"]
+        {
+            let sql = format!("SELECT COUNT(*) FROM {table}");
+            let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&h.app.db).await.unwrap();
+            assert!(count > 0, "no {table}");
+            counts.push(count);
+        }
+        assert!(before.is_empty() || before == counts, "{before:?} {counts:?}");
+        before = counts;
+    }
+    let login = serde_json::json!({"phone": "13800000001", "password": "onrush-demo"});
+    h.post("/auth/login", (), login).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_asks_the_service_of_this_machine() {
+    let h = Harness::new().await;
+    let address = h.base.trim_start_matches("http://").to_owned();
+    let output = onrush(&["ready"], &[("ONRUSH_HTTP__LISTEN", &address)]).await;
+    assert!(output.status.success(), "{}", errors(&output));
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let output = onrush(&["ready"], &[("ONRUSH_HTTP__LISTEN", &nobody)]).await;
+    assert!(!output.status.success());
+}
+
+#[tokio::test]
+async fn openapi_needs_no_settings() {
+    let output = onrush(&["openapi"], &[]).await;
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(document["paths"]["/healthz"].is_object());
+}
+
+#[tokio::test]
+async fn every_command_has_a_help_worth_reading() {
+    for command in ["dev", "serve", "migrate", "seed", "check", "openapi", "ready"] {
+        let output = onrush(&[command, "--help"], &[]).await;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && text.lines().next().is_some_and(|line| line.len() > 20),
+            "{command}: {text}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_dawdles_over_its_head_is_cut_off_and_others_are_served() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let h = Harness::new().await;
+    let mut slow = tokio::net::TcpStream::connect(h.base.trim_start_matches("http://")).await.unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-never: ").await.unwrap();
+    h.get("/healthz", ()).await.expect(200);
+    let mut rest = Vec::new();
+    let patience = onrush::routes::HEADER_TIMEOUT + Duration::from_secs(10);
+    let read = tokio::time::timeout(patience, slow.read_to_end(&mut rest)).await;
+    assert!(read.is_ok(), "the connection is still open");
+    assert!(!rest.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_way_is_answered_after_sigterm_and_new_connections_are_not_taken() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    let mut process = h.process("api", &[]).await;
+    let address = process.client.base.trim_start_matches("http://").to_owned();
+    let body = r#"{"phone":"13900000009","password":"a long password"}"#;
+    let (first, rest) = body.split_at(10);
+    let mut under_way = TcpStream::connect(&address).await.unwrap();
+    let head = "POST /api/v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let request = format!("{head}content-length: {}\r\n\r\n{first}", body.len());
+    under_way.write_all(request.as_bytes()).await.unwrap();
+    // An answer on another connection: the process has read the first one's head by now, or will before it looks again.
+    process.client.get("/healthz", ()).await.expect(200);
+    process.signal("TERM");
+    h.eventually(async || TcpStream::connect(&address).await.is_err()).await;
+    under_way.write_all(rest.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    under_way.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    process.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_poll_is_answered_when_the_process_stops() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    // Nobody works here: the submission stays in the queue.
+    let mut process = h.process("api", &[]).await;
+    let (course, admin, alice) = (h.course(9_900).await, h.admin().await, h.register().await);
+    let (now, hour) = (h.now(), Duration::from_secs(3600));
+    let activity = serde_json::json!({
+        "course_id": course.no(), "title": "秒杀", "price_fen": 100, "stock": 1,
+        "starts_at": now.minus(hour), "ends_at": now.plus(hour),
+    });
+    let activity = h.post("/admin/seckill/activities", &admin, activity).await.expect(201).text_of("id");
+    let submitted = h.post(&format!("/seckill/activities/{activity}/submissions"), &alice, serde_json::json!({})).await;
+    let task = submitted.expect(202).text_of("id");
+    let client = process.client.clone();
+    let poll = tokio::spawn(async move { client.get(&format!("/tasks/{task}?wait=30"), &alice).await });
+    // By the last of these answers the poll has long been read.
+    for _ in 0..50 {
+        process.client.get("/healthz", ()).await.expect(200);
+    }
+    process.terminate().await;
+    assert_eq!(poll.await.unwrap().expect(200)["code"], 102);
+}

@@ -1,0 +1,375 @@
+//! The task engine by itself, with tasks of the tests' own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use onrush::engine::{
+    Effect, Engine, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, State, Status, Task, TaskId, Worker,
+};
+use onrush::platform::loops::Loops;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::support::{Harness, Options};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Work {
+    what: String,
+}
+
+impl Task for Work {
+    const NAME: &'static str = "test.work";
+    const QUEUE: &'static str = "test";
+    const RETRY: Retry = Retry { attempts: 3, base: Duration::from_millis(10), cap: Duration::from_millis(20) };
+}
+
+/// What the handlers of one test share.
+#[derive(Clone)]
+struct Bench {
+    engine: Engine,
+    runs: Arc<AtomicU32>,
+    /// Handlers that wait do so until a permit is added.
+    gate: Arc<Semaphore>,
+}
+
+async fn one(bench: Bench, job: Job<Work>) -> Outcome {
+    bench.runs.fetch_add(1, Ordering::SeqCst);
+    match job.args.what.as_str() {
+        "fail once" if job.attempt == 1 => Outcome::Retry(anyhow::anyhow!("not yet")),
+        "fail" => Outcome::Retry(anyhow::anyhow!("never")),
+        "panic" => panic!("as asked"),
+        "wait" => {
+            bench.gate.acquire().await.unwrap().forget();
+            Outcome::Success(json!({ "delivery": job.delivery }))
+        }
+        "lose" => {
+            let key = bench.engine.keys(&job.id.queue).own("effect");
+            let effects = vec![Effect { key, command: "INCRBY", args: vec!["5".to_owned()] }];
+            Outcome::Failure { result: json!({ "error": "lost" }), effects }
+        }
+        other => Outcome::Success(json!({ "did": other, "attempt": job.attempt })),
+    }
+}
+
+async fn many(bench: Bench, jobs: Vec<Job<Work>>) -> Vec<Outcome> {
+    if jobs.iter().any(|job| job.args.what == "panic") {
+        panic!("a batch with a bad task");
+    }
+    futures_util::future::join_all(jobs.into_iter().map(|job| one(bench.clone(), job))).await
+}
+
+struct Setup {
+    h: Harness,
+    bench: Bench,
+    loops: Loops,
+}
+
+const SPEC: QueueSpec = QueueSpec { name: "test", batch: 10, concurrency: 2 };
+
+impl Setup {
+    async fn new() -> Self {
+        let settings = vec![("engine.lease_ms", "500".to_owned()), ("engine.max_deliveries", "3".to_owned())];
+        let h = Harness::with(Options { system_clock: true, settings, ..Options::default() }).await;
+        let bench = Bench { engine: h.app.engine.clone(), runs: Arc::default(), gate: Arc::new(Semaphore::new(0)) };
+        Self { h, bench, loops: Loops::default() }
+    }
+
+    fn start(&self) {
+        let registry = Registry::default().queue(SPEC).single(one);
+        Worker::start(self.bench.engine.clone(), registry, self.bench.clone(), &self.loops);
+    }
+
+    fn start_batches(&self) {
+        let registry = Registry::default().queue(SPEC).batch(many);
+        Worker::start(self.bench.engine.clone(), registry, self.bench.clone(), &self.loops);
+    }
+
+    async fn enqueue(&self, what: &str) -> TaskId {
+        let key = Uuid::now_v7();
+        let taken = self.bench.engine.enqueue(&[Item::now(key, Work { what: what.to_owned() })]).await.unwrap();
+        assert_eq!(taken, 1);
+        TaskId { key, queue: queue() }
+    }
+
+    async fn ended(&self, id: &TaskId) -> Status {
+        let status = self.bench.engine.wait(id, Duration::from_secs(20)).await.unwrap().expect("a record");
+        assert!(status.state.is_final(), "{status:?}");
+        status
+    }
+
+    async fn redis<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
+        command.query_async(&mut self.h.app.redis.commands()).await.unwrap()
+    }
+
+    fn stream(&self) -> String {
+        self.bench.engine.keys(&queue()).stream()
+    }
+
+    async fn make_group(&self) {
+        let made: Result<(), _> = redis::cmd("XGROUP")
+            .arg("CREATE")
+            .arg(self.stream())
+            .arg("workers")
+            .arg("0")
+            .arg("MKSTREAM")
+            .query_async(&mut self.h.app.redis.commands())
+            .await;
+        made.unwrap();
+    }
+
+    /// Reads everything as another worker, which then does nothing with it.
+    async fn read_as(&self, consumer: &str) -> usize {
+        let reply: redis::streams::StreamReadReply = self
+            .redis(
+                redis::cmd("XREADGROUP")
+                    .arg("GROUP")
+                    .arg("workers")
+                    .arg(consumer)
+                    .arg("COUNT")
+                    .arg(100)
+                    .arg("STREAMS")
+                    .arg(self.stream())
+                    .arg(">"),
+            )
+            .await;
+        reply.keys.iter().map(|key| key.ids.len()).sum()
+    }
+
+    async fn dead(&self) -> Vec<serde_json::Value> {
+        self.bench.engine.dead_letters(&queue(), 100).await.unwrap()
+    }
+}
+
+fn queue() -> QueueName {
+    "test".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_runs_and_its_result_can_be_read() {
+    let s = Setup::new().await;
+    s.start();
+    let id = s.enqueue("this").await;
+    let status = s.ended(&id).await;
+    assert_eq!((status.state, status.result.unwrap()), (State::Success, json!({ "did": "this", "attempt": 1 })));
+    let depth = s.bench.engine.depth(&queue()).await.unwrap();
+    assert_eq!((depth.depth, depth.running, depth.delayed, depth.dead), (0, 0, 0, 0));
+    let record = s.bench.engine.keys(&queue()).task(id.key.as_simple());
+    let ttl: i64 = s.redis(redis::cmd("PTTL").arg(record)).await;
+    assert!(ttl > 0, "a record without an expiry fills Redis");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_task_has_no_status() {
+    let s = Setup::new().await;
+    let id = TaskId { key: Uuid::now_v7(), queue: queue() };
+    assert!(s.bench.engine.status(&id).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_attempt_is_repeated_and_one_that_always_fails_becomes_a_dead_letter() {
+    let s = Setup::new().await;
+    s.start();
+    let (once, always) = (s.enqueue("fail once").await, s.enqueue("fail").await);
+    assert_eq!(s.ended(&once).await.result.unwrap(), json!({ "did": "fail once", "attempt": 2 }));
+    assert_eq!(s.ended(&always).await.state, State::Failure);
+    let dead = s.dead().await;
+    assert_eq!(dead.len(), 1);
+    assert_eq!((dead[0]["name"].as_str().unwrap(), dead[0]["reason"].as_str().unwrap()), ("test.work", "never"));
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 2 + 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_is_the_same_task() {
+    let s = Setup::new().await;
+    let key = Uuid::now_v7();
+    let item = || [Item::now(key, Work { what: "once".to_owned() })];
+    let twenty =
+        futures_util::future::join_all((0..20).map(|_| async { s.bench.engine.enqueue(&item()).await.unwrap() })).await;
+    assert_eq!(twenty.iter().sum::<u64>(), 1);
+    s.start();
+    s.ended(&TaskId { key, queue: queue() }).await;
+    // Ended: the same key may come again.
+    assert_eq!(s.bench.engine.enqueue(&item()).await.unwrap(), 1);
+    s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 2 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_task_waits_for_its_time_and_can_be_taken_back() {
+    let s = Setup::new().await;
+    let due = s.h.now().plus(Duration::from_millis(700));
+    let (kept, taken) = (Uuid::now_v7(), Uuid::now_v7());
+    let item = |key| Item::at(key, Work { what: "later".to_owned() }, due);
+    s.bench.engine.enqueue(&[item(kept), item(taken), item(kept)]).await.unwrap();
+    assert_eq!(s.bench.engine.depth(&queue()).await.unwrap().delayed, 2);
+    assert_eq!(s.bench.engine.unschedule::<Work>(&[taken]).await.unwrap(), 1);
+    s.start();
+    let status = s.ended(&TaskId { key: kept, queue: queue() }).await;
+    assert!(s.h.now() >= due, "it ran before its time");
+    assert_eq!(status.state, State::Success);
+    let revoked = s.bench.engine.status(&TaskId { key: taken, queue: queue() }).await.unwrap().unwrap();
+    assert_eq!(revoked.state, State::Revoked);
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_worker_had_read_is_taken_over() {
+    let s = Setup::new().await;
+    let ids = [s.enqueue("a").await, s.enqueue("b").await, s.enqueue("c").await];
+    s.make_group().await;
+    assert_eq!(s.read_as("dead").await, 3);
+    s.start();
+    for id in &ids {
+        assert_eq!(s.ended(id).await.state, State::Success);
+    }
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lost_its_lease_changes_nothing() {
+    let s = Setup::new().await;
+    s.start();
+    let id = s.enqueue("wait").await;
+    s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 1 }).await;
+    // Another worker takes the delivery while the first still runs (as after a long stall), and keeps it.
+    let entries: Vec<(String, Vec<String>)> = s.redis(redis::cmd("XRANGE").arg(s.stream()).arg("-").arg("+")).await;
+    let claim = |consumer: &str| {
+        redis::cmd("XCLAIM")
+            .arg(s.stream())
+            .arg("workers")
+            .arg(consumer)
+            .arg(0)
+            .arg(&entries[0].0)
+            .arg("JUSTID")
+            .to_owned()
+    };
+    let _: Vec<String> = s.redis(&claim("other")).await;
+    s.bench.gate.add_permits(1);
+    // The first worker's handler has returned; its acknowledgement must not count. The other one's lease then runs out
+    // and the task runs again, as delivered before.
+    s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 2 }).await;
+    assert_ne!(s.bench.engine.status(&id).await.unwrap().unwrap().state, State::Success);
+    s.bench.gate.add_permits(1);
+    let status = s.ended(&id).await;
+    assert!(status.result.unwrap()["delivery"].as_u64().unwrap() > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_task_keeps_its_lease() {
+    let s = Setup::new().await;
+    s.start();
+    let id = s.enqueue("wait").await;
+    s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 1 }).await;
+    // Several leases pass by the server's own clock: wait until its idle time has been reset a few times.
+    let began = s.h.now();
+    s.h.eventually(|| async { s.h.now().since(began) > Duration::from_millis(1700) }).await;
+    s.bench.gate.add_permits(1);
+    assert_eq!(s.ended(&id).await.result.unwrap(), json!({ "delivery": 1 }));
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_kills_its_workers_ends_in_the_dead_letters_and_holds_up_nobody() {
+    let s = Setup::new().await;
+    let poison = s.enqueue("poison").await;
+    let other = s.enqueue("fine").await;
+    s.make_group().await;
+    // Three workers died of it, one after the other (each took both, since the poison came in their batch).
+    assert_eq!(s.read_as("dead 1").await, 2);
+    let entries: Vec<(String, Vec<String>)> = s.redis(redis::cmd("XRANGE").arg(s.stream()).arg("-").arg("+")).await;
+    for consumer in ["dead 2", "dead 3"] {
+        let claim =
+            redis::cmd("XCLAIM").arg(s.stream()).arg("workers").arg(consumer).arg(0).arg(&entries[0].0).to_owned();
+        let _: redis::Value = s.redis(&claim).await;
+    }
+    s.start();
+    assert_eq!(s.ended(&poison).await.state, State::Failure);
+    assert_eq!(s.ended(&other).await.state, State::Success);
+    let dead = s.dead().await;
+    assert!(dead[0]["reason"].as_str().unwrap().contains("delivered 3 times"), "{dead:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_a_batch_fails_the_task_at_fault_alone() {
+    let s = Setup::new().await;
+    let bad = s.enqueue("panic").await;
+    let good = [s.enqueue("a").await, s.enqueue("b").await];
+    s.start_batches();
+    for id in &good {
+        assert_eq!(s.ended(id).await.state, State::Success);
+    }
+    assert_eq!(s.ended(&bad).await.state, State::Failure);
+    assert_eq!(s.dead().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_run_goes_to_the_dead_letters_with_the_reason() {
+    let s = Setup::new().await;
+    let add = |fields: &[(&str, &str)]| {
+        let mut command = redis::cmd("XADD");
+        command.arg(s.stream()).arg("*");
+        for (name, value) in fields {
+            command.arg(name).arg(value);
+        }
+        command
+    };
+    let key = Uuid::now_v7().as_simple().to_string();
+    let _: String =
+        s.redis(&add(&[("key", &key), ("name", "test.unheard_of"), ("args", "{}"), ("attempt", "1")])).await;
+    let _: String =
+        s.redis(&add(&[("key", &key), ("name", "test.work"), ("args", "{\"what\": 7}"), ("attempt", "1")])).await;
+    let _: String = s.redis(&add(&[("nonsense", "x")])).await;
+    s.start();
+    s.h.eventually(|| async { s.dead().await.len() == 3 }).await;
+    let reasons: Vec<String> = s.dead().await.iter().map(|d| d["reason"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(reasons.iter().filter(|r| r.contains("no handler")).count(), 2, "{reasons:?}");
+    assert_eq!(reasons.iter().filter(|r| r.contains("arguments do not fit")).count(), 1, "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn effects_happen_with_the_acknowledgement() {
+    let s = Setup::new().await;
+    s.start();
+    let id = s.enqueue("lose").await;
+    let status = s.ended(&id).await;
+    assert_eq!((status.state, status.result.unwrap()), (State::Failure, json!({ "error": "lost" })));
+    let effect: i64 = s.redis(redis::cmd("GET").arg(s.bench.engine.keys(&queue()).own("effect"))).await;
+    assert_eq!(effect, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumption_goes_on_after_the_streams_are_gone_and_scripts_forgotten() {
+    let s = Setup::new().await;
+    s.start();
+    s.ended(&s.enqueue("before").await).await;
+    let _: i64 = s.redis(redis::cmd("DEL").arg(s.stream())).await;
+    let _: String = s.redis(redis::cmd("SCRIPT").arg("FLUSH")).await;
+    assert_eq!(s.ended(&s.enqueue("after").await).await.state, State::Success);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_what_runs_and_leaves_the_rest() {
+    let s = Setup::new().await;
+    s.start();
+    let running = s.enqueue("wait").await;
+    s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 1 }).await;
+    let loops = s.loops.clone();
+    let stopped = tokio::spawn(async move { loops.stop(Duration::from_secs(20)).await });
+    s.h.eventually(|| async { s.loops.stop_signal().is_cancelled() }).await;
+    s.bench.gate.add_permits(1);
+    assert!(stopped.await.unwrap(), "the stop took longer than its deadline");
+    assert_eq!(s.bench.engine.status(&running).await.unwrap().unwrap().state, State::Success);
+    let left = s.enqueue("left").await;
+    assert_eq!(s.bench.engine.status(&left).await.unwrap().unwrap().state, State::Pending);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_tells_how_many_are_ahead() {
+    let s = Setup::new().await;
+    let ids = [s.enqueue("a").await, s.enqueue("b").await, s.enqueue("c").await];
+    for (ahead, id) in ids.iter().enumerate() {
+        assert_eq!(s.bench.engine.status(id).await.unwrap().unwrap().ahead, ahead as u64);
+    }
+}

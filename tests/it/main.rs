@@ -1,0 +1,20 @@
+//! The service, tested from outside on real servers. One binary: the servers are started once, and every test takes a
+//! database and a Redis prefix of its own, so that all run side by side.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod architecture;
+mod auth;
+mod catalogue;
+mod commands;
+mod crashes;
+mod engine;
+mod limits;
+mod orders;
+mod payments;
+mod playground;
+mod seckill;
+mod skeleton;
+mod wallet;

@@ -1,0 +1,294 @@
+//! A service for one test: its own database and Redis prefix, its own clock, its own address.
+
+use std::ops::Deref;
+use std::time::{Duration, Instant};
+
+use onrush::app::App;
+use onrush::auth::{self, Role, UserId};
+use onrush::config::Config;
+use onrush::engine::Worker;
+use onrush::jobs;
+use onrush::platform::clock::{At, Clock};
+use onrush::platform::db;
+use onrush::serve::{Role as Does, Serving};
+use sqlx::{Connection, QueryBuilder};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use super::servers::{Addresses, blocking, servers};
+use super::{Client, Process};
+
+/// A condition that does not come true within this long fails its test.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What the service of a test and its processes sign tokens with.
+pub const JWT_SECRET: &str = "a-secret-of-the-tests-with-32-bytes-or-more";
+/// What the sandbox of a test signs with.
+pub const SANDBOX_SECRET: &str = "a-sandbox-secret-of-the-tests";
+
+/// What a test may want otherwise.
+#[derive(Default)]
+pub struct Options {
+    /// The system clock instead of one that [`Harness::advance`] moves.
+    pub system_clock: bool,
+    /// Settings, as (`section.name`, value).
+    pub settings: Vec<(&'static str, String)>,
+    /// Servers of its own instead of the shared ones ([`super::PrivateServers`]).
+    pub servers: Option<Addresses>,
+}
+
+/// A service for one test, speaking HTTP. Its API is served; workers and periodic jobs are started by
+/// [`Harness::start_workers`] alone, so a test that does not can run their passes by hand.
+pub struct Harness {
+    pub app: App,
+    pub client: Client,
+    settings: Vec<(&'static str, String)>,
+    addresses: Addresses,
+    database: String,
+    serving: Option<Serving>,
+}
+
+/// Requests go to the service's own client: `h.get("/me", &alice)`.
+impl Deref for Harness {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// Somebody with an account.
+#[derive(Debug, Clone)]
+pub struct Person {
+    pub id: Uuid,
+    pub phone: String,
+    pub token: String,
+}
+
+/// Something to buy.
+#[derive(Debug, Clone)]
+pub struct Course {
+    pub id: Uuid,
+    pub chapters: Vec<Uuid>,
+}
+
+impl Course {
+    /// Its id as the API writes it.
+    pub fn no(&self) -> String {
+        self.id.as_simple().to_string()
+    }
+}
+
+impl Harness {
+    /// With a clock that moves by hand, on the shared servers.
+    pub async fn new() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub async fn with(options: Options) -> Self {
+        let addresses = match options.servers {
+            Some(addresses) => addresses,
+            None => blocking(servers).await,
+        };
+        let unique = Uuid::now_v7().as_simple().to_string();
+        let database = format!("onrush_test_{unique}");
+        let mut server = sqlx::MySqlConnection::connect(&addresses.database("")).await.expect("MySQL");
+        if addresses.clean_up {
+            // A server for tests need not survive a power cut. One that forbids this is only slower.
+            for relax in ["SET GLOBAL innodb_flush_log_at_trx_commit = 0", "SET GLOBAL sync_binlog = 0"] {
+                let _ = sqlx::raw_sql(relax).execute(&mut server).await;
+            }
+        }
+        let create = format!("CREATE DATABASE {database} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut server).await.expect("a database");
+        server.close().await.expect("a goodbye");
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("an address"));
+        let mut settings = vec![
+            ("database_url", addresses.database(&database)),
+            ("redis_url", addresses.redis.clone()),
+            ("redis_prefix", format!("t{unique}")),
+            ("http.public_url", base.clone()),
+            ("database.pool_size", "6".to_owned()),
+            ("database.acquire_timeout_ms", "20000".to_owned()),
+            ("auth.jwt_secret", JWT_SECRET.to_owned()),
+            ("auth.login_attempts", "1000".to_owned()),
+            ("auth.login_attempts_per_address", "1000000".to_owned()),
+            ("payments.sandbox", "true".to_owned()),
+            ("payments.sandbox_secret", SANDBOX_SECRET.to_owned()),
+        ];
+        settings.extend(options.settings);
+        let config = Config::load(None, &settings).expect("settings");
+        let clock = if options.system_clock { Clock::System } else { Clock::manual() };
+        let app = App::connect(config, clock).await.expect("a service");
+        db::migrate(&app.db).await.expect("a schema");
+        let serving = Serving::start(&app, listener, &[Does::Api]).expect("a server");
+        Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
+    }
+
+    /// Starts workers for every queue and every periodic job.
+    pub fn start_workers(&self) {
+        Worker::start(self.app.engine.clone(), jobs::registry(&self.app.config), self.app.clone(), &self.app.loops);
+        jobs::start_periodic(&self.app);
+    }
+
+    /// Another service on the same database and Redis, in this process, with its own memory and the same clock.
+    pub async fn another(&self) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("an address"));
+        let config = Config::load(None, &self.settings).expect("settings");
+        let app = App::connect(config, self.app.clock.clone()).await.expect("a service");
+        let serving = Serving::start(&app, listener, &[Does::Api]).expect("a server");
+        let addresses = Addresses { clean_up: false, ..self.addresses.clone() };
+        let (settings, database) = (self.settings.clone(), self.database.clone());
+        Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
+    }
+
+    /// Stops the service in order; true when nothing was left under way.
+    pub async fn stop(&mut self) -> bool {
+        self.serving.take().expect("a running service").stop().await
+    }
+
+    /// A real `onrush serve` on the same database and Redis, with these roles (`"api,worker"`) and more settings, as
+    /// (`ONRUSH_…`, value). It runs on the system's clock.
+    pub async fn process(&self, roles: &str, env: &[(&str, &str)]) -> Process {
+        Process::start(self.env(), roles, env).await
+    }
+
+    /// The settings of the service as environment variables.
+    pub fn env(&self) -> Vec<(String, String)> {
+        let name_of = |path: &str| match path {
+            "database_url" => "DATABASE_URL".to_owned(),
+            "redis_url" => "REDIS_URL".to_owned(),
+            path => format!("ONRUSH_{}", path.to_uppercase().replace('.', "__")),
+        };
+        self.settings.iter().map(|(path, value)| (name_of(path), value.clone())).collect()
+    }
+
+    /// Moves the clock.
+    pub fn advance(&self, length: Duration) {
+        self.app.clock.advance(length);
+    }
+
+    /// The service's time.
+    pub fn now(&self) -> At {
+        self.app.clock.now()
+    }
+
+    /// Waits until `holds`, and fails the test when it does not.
+    #[track_caller]
+    pub fn eventually<F, Fut>(&self, holds: F) -> impl Future<Output = ()>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = bool>,
+    {
+        let caller = std::panic::Location::caller();
+        async move {
+            let started = Instant::now();
+            while !holds().await {
+                assert!(started.elapsed() < PATIENCE, "what {caller} waits for did not come true in {PATIENCE:?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// A new account, with a token.
+    pub async fn register(&self) -> Person {
+        self.people_as(1, Role::User).await.remove(0)
+    }
+
+    /// A new administrator, with a token.
+    pub async fn admin(&self) -> Person {
+        self.people_as(1, Role::Admin).await.remove(0)
+    }
+
+    /// Many new accounts, with tokens.
+    pub async fn people(&self, count: usize) -> Vec<Person> {
+        self.people_as(count, Role::User).await
+    }
+
+    /// Straight into the table: nobody logs in with a password here, and hashing one takes long.
+    async fn people_as(&self, count: usize, role: Role) -> Vec<Person> {
+        let person = |_| {
+            let id = UserId::new();
+            // Unlike for every id of a process, and none that the API would give out.
+            let phone = format!("t{}", &id.to_string()[13..]);
+            Person { id: id.uuid(), phone, token: auth::access_token(&self.app, id, role).expect("a token") }
+        };
+        let people: Vec<Person> = (0..count).map(person).collect();
+        for part in people.chunks(1000) {
+            let mut insert =
+                QueryBuilder::new("INSERT INTO users (id, phone, password_hash, nickname, role, created_at) ");
+            insert.push_values(part, |mut row, person| {
+                row.push_bind(person.id).push_bind(&person.phone).push_bind("none").push_bind("学员");
+                row.push_bind(if role == Role::Admin { "admin" } else { "user" }).push_bind(self.now());
+            });
+            insert.build().persistent(false).execute(&self.app.db).await.expect("accounts");
+        }
+        people
+    }
+
+    /// The only number of a query's only row.
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.app.db).await.expect("a number")
+    }
+
+    /// Whether so many statements wait for row locks, now and a moment ago. The server counts those of all its databases
+    /// as one: another test's may be among them.
+    pub async fn held_up(&self, statements: i64) -> bool {
+        let waiting = async || {
+            let status = "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'";
+            let (_, value): (String, String) = sqlx::query_as(status).fetch_one(&self.app.db).await.expect("a status");
+            value.parse::<i64>().expect("a number") >= statements
+        };
+        let before = waiting().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        before && waiting().await
+    }
+
+    /// Puts a published course with three chapters on sale.
+    pub async fn course(&self, price_fen: i64) -> Course {
+        let course = Course { id: Uuid::now_v7(), chapters: (0..3).map(|_| Uuid::now_v7()).collect() };
+        let insert =
+            "INSERT INTO courses (id, title, summary, price_fen, published, created_at) VALUES (?, ?, ?, ?, 1, ?)";
+        sqlx::query(insert)
+            .bind(course.id)
+            .bind(format!("课程 {}", course.id.as_simple()))
+            .bind("一门课程")
+            .bind(price_fen)
+            .bind(self.now())
+            .execute(&self.app.db)
+            .await
+            .expect("a course");
+        for (position, chapter) in (1..).zip(&course.chapters) {
+            sqlx::query("INSERT INTO chapters (id, course_id, position, title) VALUES (?, ?, ?, ?)")
+                .bind(chapter)
+                .bind(course.id)
+                .bind(position)
+                .bind(format!("第 {position} 章"))
+                .execute(&self.app.db)
+                .await
+                .expect("a chapter");
+        }
+        course
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        self.app.loops.stop_signal().cancel();
+        if !self.addresses.clean_up {
+            return;
+        }
+        // The server stays: the database goes. A thread with a runtime of its own, since this one may be ending.
+        let (url, database) = (self.addresses.database(""), self.database.clone());
+        let drop_database = async move {
+            let mut server = sqlx::MySqlConnection::connect(&url).await?;
+            sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP DATABASE {database}"))).execute(&mut server).await
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if let Ok(runtime) = runtime {
+            // A database left behind is no reason to fail a test.
+            let _ = std::thread::spawn(move || runtime.block_on(drop_database).map(|_| ())).join();
+        }
+    }
+}

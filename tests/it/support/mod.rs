@@ -1,0 +1,11 @@
+//! What every test is given: servers, a service of its own, a client, people and courses.
+
+pub mod client;
+pub mod harness;
+pub mod process;
+pub mod servers;
+
+pub use client::{Answer, Client};
+pub use harness::{Course, Harness, Options, Person};
+pub use process::Process;
+pub use servers::PrivateServers;
