@@ -1,0 +1,463 @@
+//! The flows under load, against a floor in the same run. `script/bench` runs it.
+//!
+//! The floor is a bare axum route that verifies the same JWT and returns a fixed body. Every scenario is driven by the
+//! same `wrk` script with the same tokens, in turn with the floor, and the ratio is taken pair by pair: on a noisy
+//! machine only ratios mean much. Medians are reported.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot go on has nothing to report")]
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use onrush::app::App;
+use onrush::auth::{self, CurrentUser, UserId};
+use onrush::config::Config;
+use onrush::dev::servers::{Care, Server, database_url};
+use onrush::platform::clock::Clock;
+use onrush::platform::db;
+use onrush::platform::id::Id;
+use onrush::platform::money::Money;
+use onrush::seckill::{self, NewActivity};
+use onrush::{payments, routes};
+
+/// Distinct users.
+const USERS: usize = 400_000;
+/// Seconds of one measurement.
+const SECONDS: u64 = 6;
+/// Measurements of each scenario.
+const ROUNDS: usize = 3;
+/// Connections of wrk.
+const CONNECTIONS: usize = 256;
+/// Orders placed by the worker in its scenario.
+const PLACED: usize = 50_000;
+/// Orders due in the sweep's scenario.
+const SWEPT: usize = 100_000;
+
+#[tokio::main]
+async fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).map(String::as_str) == Some("floor") {
+        return floor().await;
+    }
+    Bench::start().await.run().await;
+}
+
+/// The floor: the same token verified, a fixed body, nothing else.
+async fn floor() {
+    let config = Config::load(None, &[]).unwrap();
+    let app = App::connect(config, Clock::System).await.unwrap();
+    async fn answer(_user: CurrentUser, State(_): State<App>) -> axum::Json<serde_json::Value> {
+        axum::Json(serde_json::json!({ "code": 100, "msg": "正在排队", "id": "01936f3c7a3b70008000000000000001" }))
+    }
+    let router = axum::Router::new().route("/floor", axum::routing::any(answer)).with_state(app.clone());
+    let listener = tokio::net::TcpListener::bind(&app.config.http.listen).await.unwrap();
+    axum::serve(listener, router).await.unwrap();
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    rate: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    refused: u64,
+    broken: u64,
+}
+
+struct Bench {
+    app: App,
+    _servers: (Server, Server),
+    dir: PathBuf,
+    floor: Process,
+    api: Process,
+    table: String,
+}
+
+/// A child that is killed with its owner.
+struct Process {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    fn start(program: &Path, args: &[&str], settings: &[(&'static str, String)], ready: &str) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("http://127.0.0.1:{port}");
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        for (path, value) in settings {
+            let name = match *path {
+                "database_url" => "DATABASE_URL".to_owned(),
+                "redis_url" => "REDIS_URL".to_owned(),
+                path => format!("ONRUSH_{}", path.to_uppercase().replace('.', "__")),
+            };
+            command.env(name, value);
+        }
+        command.env("ONRUSH_HTTP__LISTEN", format!("127.0.0.1:{port}")).env("ONRUSH_HTTP__PUBLIC_URL", &url);
+        let child = command.spawn().expect("a process");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let answers = || {
+            Command::new("curl")
+                .args(["-s", "-o", "/dev/null", &format!("{url}{ready}")])
+                .status()
+                .is_ok_and(|s| s.success())
+        };
+        while !answers() {
+            assert!(Instant::now() < deadline, "{} does not answer", program.display());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self { child, url }
+    }
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let dir = std::env::temp_dir().join(format!("onrush-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        // `script/bench submits volatile`: with a Redis that keeps nothing on disk.
+        let volatile = std::env::args().any(|arg| arg == "volatile");
+        let path = dir.join("servers");
+        let start = move || -> anyhow::Result<(Server, Server)> {
+            let redis = if volatile { Care::Fast } else { Care::Safe };
+            Ok((Server::mysql(&path, Care::Safe)?, Server::redis(&path, redis)?))
+        };
+        let (mysql, redis) = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+        let settings: Vec<(&'static str, String)> = vec![
+            ("database_url", database_url(mysql.url(), "onrush")),
+            ("redis_url", redis.url().to_owned()),
+            ("auth.jwt_secret", "a-secret-of-the-benchmark-with-32-bytes".to_owned()),
+            ("auth.access_token_s", "86400".to_owned()),
+            ("log.filter", "warn".to_owned()),
+        ];
+        let server = sqlx::MySqlPool::connect(mysql.url()).await.unwrap();
+        sqlx::query("CREATE DATABASE IF NOT EXISTS onrush CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+            .execute(&server)
+            .await
+            .unwrap();
+        let app = App::connect(Config::load(None, &settings).unwrap(), Clock::System).await.unwrap();
+        db::migrate(&app.db).await.unwrap();
+        let floor = Process::start(&std::env::current_exe().unwrap(), &["floor"], &settings, "/floor");
+        let api =
+            Process::start(Path::new(env!("CARGO_BIN_EXE_onrush")), &["serve", "--roles", "api"], &settings, "/readyz");
+        let bench = Self { app, _servers: (mysql, redis), dir, floor, api, table: String::new() };
+        bench.write_tokens();
+        bench
+    }
+
+    /// Access tokens of [`USERS`] users; user n has the id n+1.
+    fn write_tokens(&self) {
+        let mut file = std::io::BufWriter::new(std::fs::File::create(self.dir.join("tokens")).unwrap());
+        for n in 0..USERS {
+            writeln!(file, "{}", auth::access_token(&self.app, user(n), auth::Role::User).unwrap()).unwrap();
+        }
+    }
+
+    fn wrk(&self, url: &str, method: &str, body: &str, paths: Option<&Path>) -> Measured {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/requests.lua");
+        let mut command = Command::new("wrk");
+        command
+            .args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "--latency", "-s"])
+            .arg(script)
+            .arg(url)
+            .arg("--");
+        command.arg(self.dir.join(if paths.is_some() { "winners" } else { "tokens" })).arg(method).arg(body);
+        command.args(paths);
+        let output = command.output().expect("wrk (apt install wrk)");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("RESULT ")).unwrap_or_else(|| panic!("wrk said: {text}"));
+        let n: Vec<f64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+        Measured {
+            rate: n[0] / n[1] * 1e6,
+            p50_ms: n[2] / 1e3,
+            p99_ms: n[3] / 1e3,
+            refused: n[4] as u64,
+            broken: n[5] as u64,
+        }
+    }
+
+    async fn activity(&self, stock: i64) -> seckill::ActivityId {
+        let course: Id<()> = Id::new();
+        sqlx::query("INSERT INTO courses (id, title, summary, price_fen, published, created_at) VALUES (?, 'bench', '', 100, 1, NOW(3))")
+            .bind(course)
+            .execute(&self.app.db)
+            .await
+            .unwrap();
+        let now = self.app.clock.now();
+        let new = NewActivity {
+            id: seckill::ActivityId::new(),
+            course: onrush::catalogue::CourseId::from_uuid(course.uuid()),
+            title: "bench".to_owned(),
+            price: Money::fen(100),
+            stock,
+            per_user_limit: 1,
+            pay_deadline_s: 3600,
+            starts_at: now,
+            ends_at: now.plus(Duration::from_secs(7200)),
+        };
+        seckill::create_activity(&self.app, new).await.unwrap().id
+    }
+
+    /// Measures a scenario in turn with the floor and adds a row.
+    fn compare(&mut self, name: &str, aim: &str, mut scenario: impl FnMut(&Self) -> Measured) {
+        let (mut floors, mut runs) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            floors.push(self.wrk(&format!("{}/floor", self.floor.url), "POST", "", None));
+            runs.push(scenario(self));
+        }
+        let pick = |of: fn(&Measured) -> f64, from: &[Measured]| median(from.iter().map(of));
+        let ratio = median(runs.iter().zip(&floors).map(|(run, floor)| run.rate / floor.rate));
+        let row = format!(
+            "| {name} | {:.0} | {:.2} | {:.2} | {:.0} | **{ratio:.2}** | {aim} |",
+            pick(|m| m.rate, &runs),
+            pick(|m| m.p50_ms, &runs),
+            pick(|m| m.p99_ms, &runs),
+            pick(|m| m.rate, &floors),
+        );
+        let broken: u64 = runs.iter().map(|run| run.broken).sum();
+        println!("{row}   (refused {:?}, broken {broken})", runs.iter().map(|run| run.refused).collect::<Vec<_>>());
+        writeln!(self.table, "{row}").unwrap();
+    }
+
+    async fn run(mut self) {
+        // `script/bench submits sweep` runs those alone.
+        let args: Vec<String> =
+            std::env::args().skip(1).filter(|arg| !arg.starts_with('-') && arg != "volatile").collect();
+        let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
+        println!("| scenario | per second | p50 ms | p99 ms | floor per second | ratio to the floor | aim |");
+        println!("|---|---|---|---|---|---|---|");
+        if wanted("submits") {
+            self.submits().await;
+        }
+        if wanted("orders") {
+            self.orders().await;
+        }
+        if wanted("placing") {
+            self.placed().await;
+        }
+        if wanted("sweep") {
+            self.swept().await;
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+
+    /// Submissions that win, that come too late, and polls of those that won.
+    async fn submits(&mut self) {
+        let path = |activity| format!("{}/seckill/activities/{activity}/submissions", routes::API);
+        let mut wins = Vec::new();
+        for _ in 0..ROUNDS {
+            wins.push(self.activity(10_000_000).await);
+        }
+        let mut fresh = wins.clone().into_iter();
+        self.compare("submit that wins", "≥ 0.70", |bench| {
+            let activity = fresh.next().unwrap();
+            bench.wrk(&format!("{}{}", bench.api.url, path(activity)), "POST", "", None)
+        });
+        let empty = self.activity(1).await;
+        seckill::submit(&self.app, empty, user(USERS)).await.unwrap();
+        self.compare("submit after sold out", "≥ 0.95", |bench| {
+            bench.wrk(&format!("{}{}", bench.api.url, path(empty)), "POST", "", None)
+        });
+        let paths = self.poll_paths(wins[0]).await;
+        let polls = |bench: &Self| bench.wrk(&bench.api.url, "GET", "", Some(&paths));
+        self.compare("poll of a waiting submission", "≥ 0.75", polls);
+        for activity in wins {
+            self.forget(activity).await;
+        }
+    }
+
+    async fn orders(&mut self) {
+        let runtime = tokio::runtime::Handle::current();
+        let mut courses = Vec::new();
+        for _ in 0..ROUNDS {
+            courses.push(self.course().await);
+        }
+        let mut fresh = courses.into_iter();
+        self.compare("order create", "", |bench| {
+            // Another course each round: the idempotency keys repeat, and with another body they would be refused.
+            let course = fresh.next().unwrap();
+            tokio::task::block_in_place(|| runtime.block_on(bench.forget_keys()));
+            let body = format!("{{\"course_ids\":[\"{course}\"]}}");
+            bench.wrk(&format!("{}{}/orders", bench.api.url, routes::API), "POST", &body, None)
+        });
+    }
+
+    async fn course(&self) -> Id<()> {
+        let course: Id<()> = Id::new();
+        let insert = "INSERT INTO courses (id, title, summary, price_fen, published, created_at) VALUES (?, 'bench', '', 9900, 1, NOW(3))";
+        sqlx::query(insert).bind(course).execute(&self.app.db).await.unwrap();
+        course
+    }
+
+    async fn forget_keys(&self) {
+        sqlx::query("TRUNCATE TABLE idempotency_keys").execute(&self.app.db).await.unwrap();
+    }
+
+    /// The users who won `activity` poll their own tasks: their paths, and beside them their tokens.
+    async fn poll_paths(&self, activity: seckill::ActivityId) -> PathBuf {
+        let path = self.dir.join("paths");
+        let keys = self.app.engine.keys(&seckill::queue(activity).unwrap());
+        let mut held: std::collections::HashMap<String, String> =
+            redis::cmd("HGETALL").arg(keys.own("users")).query_async(&mut self.app.redis.commands()).await.unwrap();
+        let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
+        let mut tokens = std::io::BufWriter::new(std::fs::File::create(self.dir.join("winners")).unwrap());
+        for n in 0..USERS {
+            let Some(value) = held.remove(&user(n).to_string()) else { continue };
+            let task = value.split_once(':').unwrap().1.to_owned();
+            writeln!(file, "{}/tasks/{task}.seckill.{activity}", routes::API).unwrap();
+            writeln!(tokens, "{}", auth::access_token(&self.app, user(n), auth::Role::User).unwrap()).unwrap();
+        }
+        path
+    }
+
+    async fn forget(&self, activity: seckill::ActivityId) {
+        let keys = self.app.engine.keys(&seckill::queue(activity).unwrap());
+        let _: i64 = redis::cmd("UNLINK").arg(keys.stream()).query_async(&mut self.app.redis.commands()).await.unwrap();
+        sqlx::query("DELETE FROM seckill_activities WHERE id = ?").bind(activity).execute(&self.app.db).await.unwrap();
+    }
+
+    /// The worker empties a full queue; then a plain client inserts the same rows in batches of the same size.
+    async fn placed(&mut self) {
+        let activity = self.activity(PLACED as i64).await;
+        let path = format!("{}{}/seckill/activities/{activity}/submissions", self.api.url, routes::API);
+        while self.app.engine.depth(&seckill::queue(activity).unwrap()).await.unwrap().depth < PLACED as u64 {
+            self.wrk(&path, "POST", "", None);
+        }
+        let settings: Vec<(&'static str, String)> = vec![
+            ("database_url", secrecy::ExposeSecret::expose_secret(&self.app.config.database_url).to_owned()),
+            ("redis_url", secrecy::ExposeSecret::expose_secret(&self.app.config.redis_url).to_owned()),
+            ("auth.jwt_secret", "a-secret-of-the-benchmark-with-32-bytes".to_owned()),
+            ("log.filter", "warn".to_owned()),
+        ];
+        let done = |count: i64| count >= PLACED as i64;
+        let count = async || -> i64 {
+            sqlx::query_scalar("SELECT stock - stock_left FROM seckill_activities WHERE id = ?")
+                .bind(activity)
+                .fetch_one(&self.app.db)
+                .await
+                .unwrap()
+        };
+        let worker = Process::start(
+            Path::new(env!("CARGO_BIN_EXE_onrush")),
+            &["serve", "--roles", "worker"],
+            &settings,
+            "/healthz",
+        );
+        let (began, before) = loop {
+            let n = count().await;
+            if n > 0 {
+                break (Instant::now(), n);
+            }
+        };
+        while !done(count().await) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let rate = (PLACED as i64 - before) as f64 / began.elapsed().as_secs_f64();
+        drop(worker);
+        let plain = self.plain_inserts(activity).await;
+        println!(
+            "\n| orders placed by the worker per second | plain multi-row inserts of the same rows | ratio | aim |\n|---|---|---|---|"
+        );
+        println!("| {rate:.0} | {plain:.0} | **{:.2}** | ≥ 0.5 |", rate / plain);
+    }
+
+    /// Copies the rows the worker made (under new ids) with multi-row inserts, a transaction per batch, two connections.
+    async fn plain_inserts(&self, activity: seckill::ActivityId) -> f64 {
+        let batch = self.app.config.seckill.batch_size;
+        let copies: Vec<Vec<[Id<()>; 3]>> =
+            (0..PLACED / batch).map(|_| (0..batch).map(|_| [Id::new(), Id::new(), Id::new()]).collect()).collect();
+        let began = Instant::now();
+        let halves = copies.chunks(copies.len().div_ceil(2)).map(|half| self.insert_half(activity, half));
+        futures_util::future::join_all(halves).await;
+        (copies.len() * batch) as f64 / began.elapsed().as_secs_f64()
+    }
+
+    async fn insert_half(&self, activity: seckill::ActivityId, batches: &[Vec<[Id<()>; 3]>]) {
+        let now = self.app.clock.now();
+        let mut conn = self.app.db.acquire().await.unwrap();
+        for batch in batches {
+            let mut tx = sqlx::Connection::begin(&mut *conn).await.unwrap();
+            let mut orders = sqlx::QueryBuilder::<sqlx::MySql>::new(
+                "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen, payable_fen, points_used, points_earned, currency, created_at, expires_at) ",
+            );
+            orders.push_values(batch, |mut row, [order, user, _]| {
+                row.push_bind(*order)
+                    .push_bind(*user)
+                    .push("'seckill', 0, 100, 0, 0, 100, 0, 1, 'CNY'")
+                    .push_bind(now)
+                    .push_bind(now);
+            });
+            orders.build().persistent(true).execute(&mut *tx).await.unwrap();
+            let mut items = sqlx::QueryBuilder::<sqlx::MySql>::new(
+                "INSERT INTO order_items (order_id, position, course_id, title, price_fen, coupon_discount_fen, points_discount_fen, payable_fen) ",
+            );
+            items.push_values(batch, |mut row, [order, _, _]| {
+                row.push_bind(*order).push("1").push_bind(activity).push("'bench', 100, 0, 0, 100");
+            });
+            items.build().persistent(true).execute(&mut *tx).await.unwrap();
+            let mut entries = sqlx::QueryBuilder::<sqlx::MySql>::new(
+                "INSERT INTO seckill_entries (id, activity_id, user_id, order_id, live, created_at) ",
+            );
+            entries.push_values(batch, |mut row, [order, user, entry]| {
+                row.push_bind(*entry)
+                    .push_bind(activity)
+                    .push_bind(*user)
+                    .push_bind(*order)
+                    .push("NULL")
+                    .push_bind(now);
+            });
+            entries.build().persistent(true).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+
+    /// One process sweeps orders that are all due, from MySQL alone.
+    async fn swept(&mut self) {
+        sqlx::query("DELETE FROM orders").execute(&self.app.db).await.unwrap();
+        let now = self.app.clock.now();
+        for _ in 0..SWEPT / 1000 {
+            let mut orders = sqlx::QueryBuilder::<sqlx::MySql>::new(
+                "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen, payable_fen, points_used, points_earned, currency, created_at, expires_at) ",
+            );
+            orders.push_values(0..1000, |mut row, _| {
+                row.push_bind(Id::<()>::new())
+                    .push_bind(Id::<()>::new())
+                    .push("'course', 0, 100, 0, 0, 100, 0, 1, 'CNY'")
+                    .push_bind(now)
+                    .push_bind(now);
+            });
+            orders.build().persistent(false).execute(&self.app.db).await.unwrap();
+        }
+        let began = Instant::now();
+        payments::sweep_due(&self.app).await.unwrap();
+        let took = began.elapsed().as_secs_f64();
+        let left: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM orders WHERE status = 0").fetch_one(&self.app.db).await.unwrap();
+        assert_eq!(left, 0, "the sweep left due orders");
+        println!(
+            "\n| sweep of {SWEPT} due orders | orders per second |\n|---|---|\n| {took:.1} s | {:.0} |",
+            SWEPT as f64 / took
+        );
+    }
+}
+
+fn user(n: usize) -> UserId {
+    UserId::from_uuid(uuid::Uuid::from_u128(n as u128 + 1))
+}
