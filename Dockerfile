@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+# One binary on a base without a shell: small, and run by a user who owns nothing.
+
+FROM rust:1.95-slim-bookworm AS build
+# aws-lc (TLS, signatures) and mimalloc are C.
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY migrations migrations
+COPY src src
+# The manifest names the test binary; what is in it does not matter here.
+RUN mkdir -p tests/it && echo 'fn main() {}' > tests/it/main.rs
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    cargo build --locked --profile dist --bin onrush && cp target/dist/onrush /onrush
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /onrush /usr/local/bin/onrush
+ENV ONRUSH_HTTP__LISTEN=0.0.0.0:8080 ONRUSH_LOG__FORMAT=json
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["/usr/local/bin/onrush", "ready"]
+ENTRYPOINT ["/usr/local/bin/onrush"]
+CMD ["serve"]
