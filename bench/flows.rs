@@ -315,11 +315,11 @@ impl Bench {
         let path = self.dir.join("paths");
         let keys = self.app.engine.keys(&seckill::queue(activity).unwrap());
         let mut held: std::collections::HashMap<String, String> =
-            redis::cmd("HGETALL").arg(keys.own("users")).query_async(&mut self.app.redis.commands()).await.unwrap();
+            redis::cmd("HGETALL").arg(keys.meta()).query_async(&mut self.app.redis.commands()).await.unwrap();
         let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
         let mut tokens = std::io::BufWriter::new(std::fs::File::create(self.dir.join("winners")).unwrap());
         for n in 0..USERS {
-            let Some(value) = held.remove(&user(n).to_string()) else { continue };
+            let Some(value) = held.remove(&format!("u{}", user(n))) else { continue };
             let task = value.split_once(':').unwrap().1.to_owned();
             writeln!(file, "{}/tasks/{task}.seckill.{activity}", routes::API).unwrap();
             writeln!(tokens, "{}", auth::access_token(&self.app, user(n), auth::Role::User).unwrap()).unwrap();

@@ -8,6 +8,7 @@ use redis::AsyncCommands;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::envelope::{Envelope, Record, VERSION};
 use super::keys::{GROUP, Keys, QueueName};
 use super::task::{State, Task, TaskId};
 use super::waiters::Waiters;
@@ -19,6 +20,8 @@ use crate::platform::redis::Redis;
 const ENQUEUE_CHUNK: usize = 200;
 /// A task that has not ended keeps another of the same key out for this long; after it the first may have been lost.
 const UNIQUE_FOR: Duration = Duration::from_secs(60);
+/// What is known of a queue as a whole is forgotten when nothing has moved in it for this long.
+pub(super) const META_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A task to enqueue.
 #[derive(Debug, Clone)]
@@ -49,8 +52,8 @@ pub struct Status {
     pub state: State,
     /// Who enqueued it, where that matters: the only one who may ask.
     pub owner: Option<String>,
-    /// What it ended with.
-    pub result: Option<Value>,
+    /// What it ended with; null before its end.
+    pub result: Value,
     /// Tasks before it in its queue, while it waits.
     pub ahead: u64,
 }
@@ -99,19 +102,17 @@ impl Engine {
 
     /// Enqueues tasks of one kind; those already on their way are left as they are. Returns how many were taken on.
     pub async fn enqueue<T: Task>(&self, items: &[Item<T>]) -> anyhow::Result<u64> {
-        let queue: QueueName = T::QUEUE.parse().with_context(|| format!("queue of {}", T::NAME))?;
-        let keys = self.keys(&queue);
+        let keys = self.keys(&queue_of::<T>()?);
+        let now = self.clock.now().ms();
         let mut taken = 0;
         for chunk in items.chunks(ENQUEUE_CHUNK) {
             let mut call = scripts::ENQUEUE.prepare_invoke();
             call.key(keys.stream()).key(keys.delayed()).key(keys.envelopes()).key(keys.meta());
-            call.arg(self.clock.now().ms());
-            call.arg(millis(self.settings.result_ttl)).arg(millis(UNIQUE_FOR));
+            call.arg(now).arg(millis(UNIQUE_FOR)).arg(millis(META_LIFE));
             for item in chunk {
                 let key = item.key.as_simple().to_string();
-                call.key(keys.task(&key));
-                call.arg(key).arg(T::NAME).arg(serde_json::to_string(&item.args).context("writing task arguments")?);
-                call.arg(item.due.map_or(0, At::ms));
+                let envelope = envelope_of(item.key, &item.args, now, None)?;
+                call.key(keys.task(&key)).arg(key).arg(envelope.text()).arg(item.due.map_or(0, At::ms));
             }
             let n: u64 = call
                 .invoke_async(&mut self.redis.commands())
@@ -124,15 +125,16 @@ impl Engine {
 
     /// Takes delayed tasks of one kind back. Returns how many were still waiting.
     pub async fn unschedule<T: Task>(&self, task_keys: &[Uuid]) -> anyhow::Result<u64> {
-        let queue: QueueName = T::QUEUE.parse().with_context(|| format!("queue of {}", T::NAME))?;
-        let keys = self.keys(&queue);
+        let keys = self.keys(&queue_of::<T>()?);
+        let now = self.clock.now().ms();
         let mut taken = 0;
         for chunk in task_keys.chunks(ENQUEUE_CHUNK) {
             let mut call = scripts::UNSCHEDULE.prepare_invoke();
-            call.key(keys.delayed()).key(keys.envelopes());
+            call.key(keys.delayed()).key(keys.envelopes()).key(keys.meta());
+            call.arg(millis(self.settings.result_ttl));
             for key in chunk {
                 let key = key.as_simple().to_string();
-                call.key(keys.task(&key)).arg(key);
+                call.key(keys.task(&key)).arg(key).arg(Record::revoked(T::NAME, now).text());
             }
             let n: u64 = call
                 .invoke_async(&mut self.redis.commands())
@@ -143,22 +145,34 @@ impl Engine {
         Ok(taken)
     }
 
-    /// What Redis knows of a task, in one round trip; `None` when it knows nothing.
+    /// What Redis knows of a task, in one round trip (two for one that has not begun and is not in the stream); `None`
+    /// when it knows nothing.
     pub async fn status(&self, id: &TaskId) -> anyhow::Result<Option<Status>> {
-        type Record = (Option<String>, Option<String>, Option<String>, Option<u64>);
         let keys = self.keys(&id.queue);
-        let ((state, owner, result, seq), done): (Record, Option<u64>) = redis::pipe()
+        let key = id.key.as_simple().to_string();
+        let (record, (waiting, done)): (Option<String>, (Option<String>, Option<u64>)) = redis::pipe()
+            .get(keys.task(&key))
             .cmd("HMGET")
-            .arg(keys.task(id.key.as_simple()))
-            .arg(&["state", "owner", "result", "seq"])
-            .hget(keys.meta(), "done")
+            .arg(keys.meta())
+            .arg(&key)
+            .arg("done")
             .query_async(&mut self.redis.commands())
             .await
             .context("reading a task's record")?;
-        let Some(state) = state.as_deref().and_then(State::parse) else { return Ok(None) };
-        let ahead = seq.map_or(0, |seq| seq.saturating_sub(done.unwrap_or(0)).saturating_sub(1));
-        let result = result.as_deref().and_then(|text| serde_json::from_str(text).ok());
-        Ok(Some(Status { state, owner, result, ahead }))
+        let mut waiting = waiting.as_deref().unwrap_or("").split(' ');
+        let place = waiting.next().and_then(|seq| seq.parse::<u64>().ok());
+        let ahead = place.map_or(0, |seq| seq.saturating_sub(done.unwrap_or(0)).saturating_sub(1));
+        if let Some(record) = record {
+            let record: Record = serde_json::from_str(&record).context("reading a task's record")?;
+            return Ok(Some(Status { state: record.state, owner: record.owner, result: record.result, ahead }));
+        }
+        let pending = |owner| Status { state: State::Pending, owner, result: Value::Null, ahead };
+        if place.is_some() {
+            return Ok(Some(pending(waiting.nth(1).map(str::to_owned))));
+        }
+        let due: Option<f64> =
+            self.redis.commands().zscore(keys.delayed(), key).await.context("looking for a delayed task")?;
+        Ok(due.map(|_| pending(None)))
     }
 
     /// As [`Engine::status`], but waits up to `patience` for the task to end.
@@ -206,12 +220,15 @@ impl Engine {
         let mut commands = self.redis.commands();
         let reply: redis::streams::StreamRangeReply =
             commands.xrevrange_count(self.keys(queue).dead(), "+", "-", limit).await.context("reading dead letters")?;
-        let text = |id: &redis::streams::StreamId, name: &str| id.get::<String>(name).unwrap_or_default();
         let letter = |id: &redis::streams::StreamId| {
-            serde_json::json!({
-                "key": text(id, "key"), "name": text(id, "name"), "args": text(id, "args"),
-                "attempt": text(id, "attempt"), "reason": text(id, "reason"), "at_ms": text(id, "at"),
-            })
+            let text = |name: &str| id.get::<String>(name).unwrap_or_default();
+            let mut letter = match Envelope::parse(&text("e")) {
+                Ok(envelope) => serde_json::to_value(&envelope).unwrap_or_default(),
+                Err(_) => serde_json::json!({ "envelope": text("e") }),
+            };
+            letter["reason"] = text("reason").into();
+            letter["died_at"] = text("at").parse().unwrap_or(0).into();
+            letter
         };
         Ok(reply.ids.iter().map(letter).collect())
     }
@@ -220,4 +237,14 @@ impl Engine {
 /// Whole milliseconds.
 pub(super) fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn queue_of<T: Task>() -> anyhow::Result<QueueName> {
+    T::QUEUE.parse().with_context(|| format!("queue of {}", T::NAME))
+}
+
+/// The envelope of a task that is enqueued `now` (ms since 1970), by `owner` where that matters.
+pub fn envelope_of<T: Task>(key: Uuid, args: &T, now: i64, owner: Option<String>) -> anyhow::Result<Envelope> {
+    let args = serde_json::value::to_raw_value(args).context("writing task arguments")?;
+    Ok(Envelope { v: VERSION, key, name: T::NAME.to_owned(), args, attempt: 1, at: now, owner })
 }

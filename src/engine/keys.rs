@@ -84,11 +84,12 @@ impl Keys {
     pub fn dead(&self) -> String {
         format!("{}:dead", self.base)
     }
-    /// Hash with the counters `seq` (tasks that entered the stream) and `done` (tasks that left it).
+    /// Hash: the counters `seq` (tasks that entered the stream) and `done` (tasks that left it), and by its key each
+    /// task that has not ended: `<seq> <since, ms>[ <owner>]`.
     pub fn meta(&self) -> String {
         format!("{}:meta", self.base)
     }
-    /// Hash: the record of one task.
+    /// The record of one task.
     pub fn task(&self, key: impl fmt::Display) -> String {
         format!("{}:task:{key}", self.base)
     }

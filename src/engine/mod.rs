@@ -16,6 +16,7 @@
 //! Redis may lose all of this. What must not be lost is owed by a row in MySQL, and driven again by a sweep.
 
 mod client;
+mod envelope;
 mod keys;
 mod registry;
 mod scripts;
@@ -23,7 +24,8 @@ mod task;
 mod waiters;
 mod worker;
 
-pub use client::{Engine, Item, QueueDepth, Status};
+pub use client::{Engine, Item, QueueDepth, Status, envelope_of};
+pub use envelope::{Envelope, Record};
 pub use keys::{Keys, QueueName};
 pub use registry::{Partitions, QueueSpec, Registry};
 pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId};

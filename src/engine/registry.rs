@@ -7,8 +7,9 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::envelope::Envelope;
 use super::keys::QueueName;
-use super::task::{Job, Outcome, Retry, Task};
+use super::task::{Job, Outcome, Retry, Task, TaskId};
 
 /// A queue as this process consumes it.
 #[derive(Debug, Clone, Copy)]
@@ -27,10 +28,14 @@ pub type Partitions<C> = Arc<dyn Fn(C) -> BoxFuture<'static, anyhow::Result<Vec<
 /// A delivery before its arguments are read.
 #[derive(Debug, Clone)]
 pub(super) struct Delivery {
+    /// The stream's id of it.
     pub entry: String,
-    pub name: String,
-    pub args: String,
-    pub job: Job<()>,
+    /// Its text, where that is no envelope.
+    pub raw: Option<String>,
+    pub envelope: Arc<Envelope>,
+    pub id: TaskId,
+    /// How often it was delivered in this attempt, from 1.
+    pub delivery: u32,
 }
 
 type Handler<C> = Arc<dyn Fn(C, Vec<Delivery>) -> BoxFuture<'static, Vec<Outcome>> + Send + Sync>;
@@ -82,8 +87,8 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
             let jobs: Result<Vec<Job<T>>, serde_json::Error> = deliveries
                 .into_iter()
                 .map(|d| {
-                    let args = serde_json::from_str(&d.args)?;
-                    Ok(Job { id: d.job.id, attempt: d.job.attempt, delivery: d.job.delivery, args })
+                    let args = serde_json::from_str(d.envelope.args.get())?;
+                    Ok(Job { id: d.id, attempt: d.envelope.attempt, delivery: d.delivery, args })
                 })
                 .collect();
             match jobs {

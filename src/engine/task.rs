@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
@@ -132,7 +132,7 @@ impl Outcome {
 }
 
 /// A task's state, by Celery's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {
     /// Waiting for a worker or for its time.
@@ -153,23 +153,6 @@ impl State {
     /// Whether the state is final.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Success | Self::Failure | Self::Revoked)
-    }
-    /// As Redis holds it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "PENDING",
-            Self::Started => "STARTED",
-            Self::Retry => "RETRY",
-            Self::Success => "SUCCESS",
-            Self::Failure => "FAILURE",
-            Self::Revoked => "REVOKED",
-        }
-    }
-    /// From what Redis holds.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Pending, Self::Started, Self::Retry, Self::Success, Self::Failure, Self::Revoked]
-            .into_iter()
-            .find(|state| state.as_str() == text)
     }
 }
 

@@ -1,5 +1,6 @@
-//! The gate: what Redis holds of an activity, and the scripts on it. All keys of an activity carry the hash tag of its
-//! queue partition `{seckill/<activity>}`, so the admission reserves and enqueues in one call.
+//! The gate: what Redis holds of an activity, and the scripts on it. It lives in the [`meta`](crate::engine::Keys::meta)
+//! hash of the activity's queue partition `{seckill/<activity>}`, beside what the engine counts there: the admission
+//! reserves and enqueues with one read and two writes.
 
 use std::sync::LazyLock;
 
@@ -9,7 +10,7 @@ use redis::Script;
 use super::model::{Activity, ActivityId, Admission, EntryId, Place, QUEUE};
 use crate::app::App;
 use crate::auth::UserId;
-use crate::engine::{Effect, Engine, Keys, QueueName, Task};
+use crate::engine::{Effect, Engine, Keys, QueueName, envelope_of};
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 
@@ -44,10 +45,7 @@ impl Gate {
         Ok(Self { keys: engine.keys(&queue(activity)?) })
     }
     fn gate(&self) -> String {
-        self.keys.own("gate")
-    }
-    fn users(&self) -> String {
-        self.keys.own("users")
+        self.keys.meta()
     }
     fn lock(&self) -> String {
         self.keys.own("building")
@@ -56,20 +54,15 @@ impl Gate {
     /// One submission: reserve a unit and enqueue the task, or nothing. One round trip.
     pub async fn admit(&self, app: &App, user: UserId) -> anyhow::Result<Admission> {
         let entry = EntryId::new();
-        let (key, user_text) = (entry.to_string(), user.to_string());
-        let args = serde_json::to_string(&Place { user }).context("writing task arguments")?;
+        let (now, owner) = (app.clock.now().ms(), user.to_string());
+        let envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()))?;
         let (what, value): (i64, String) = ADMIT
             .key(self.gate())
-            .key(self.users())
-            .key(self.keys.meta())
             .key(self.keys.stream())
-            .key(self.keys.task(&key))
-            .arg(app.clock.now().ms())
-            .arg(user_text)
-            .arg(&key)
-            .arg(u64::try_from(app.engine.settings().result_ttl.as_millis()).unwrap_or(u64::MAX))
-            .arg(Place::NAME)
-            .arg(args)
+            .arg(now)
+            .arg(owner)
+            .arg(entry.to_string())
+            .arg(envelope.text())
             .arg(self.keys.task_prefix())
             .invoke_async(&mut app.redis.commands())
             .await
@@ -119,7 +112,7 @@ impl Gate {
         users: &[(UserId, i64, Option<EntryId>)],
     ) -> anyhow::Result<bool> {
         let mut call = WARM_USERS.prepare_invoke();
-        call.key(self.lock()).key(self.gate()).key(self.users()).arg(token).arg(LOCK_MS);
+        call.key(self.lock()).key(self.gate()).arg(token).arg(LOCK_MS);
         for (user, tries, entry) in users {
             let held = entry.map(|entry| entry.to_string()).unwrap_or_default();
             call.arg(user.to_string()).arg(format!("{tries}:{held}"));
@@ -131,8 +124,6 @@ impl Gate {
     pub async fn open(&self, app: &App, token: &str, activity: &Activity) -> anyhow::Result<bool> {
         OPEN.key(self.lock())
             .key(self.gate())
-            .key(self.users())
-            .key(self.keys.meta())
             .key(self.keys.stream())
             .key(self.keys.delayed())
             .arg(token)
@@ -150,7 +141,7 @@ impl Gate {
     /// Puts units back on sale, each once. Returns how many came back.
     pub async fn return_units(&self, app: &App, entries: &[(UserId, EntryId)]) -> anyhow::Result<i64> {
         let mut call = RETURN.prepare_invoke();
-        call.key(self.gate()).key(self.users());
+        call.key(self.gate());
         for (user, entry) in entries {
             call.arg(user.to_string()).arg(entry.to_string());
         }
@@ -161,7 +152,6 @@ impl Gate {
     pub async fn look(&self, app: &App) -> anyhow::Result<Option<(i64, i64, i64)>> {
         let (stock, admitted, in_flight): (i64, i64, i64) = LOOK
             .key(self.gate())
-            .key(self.keys.meta())
             .key(self.keys.stream())
             .key(self.keys.delayed())
             .invoke_async(&mut app.redis.commands())
@@ -174,7 +164,6 @@ impl Gate {
     pub async fn adjust(&self, app: &App, seen_stock: i64, seen_admitted: i64, change: i64) -> anyhow::Result<bool> {
         ADJUST
             .key(self.gate())
-            .key(self.keys.meta())
             .arg(seen_stock)
             .arg(seen_admitted)
             .arg(change)
@@ -217,17 +206,22 @@ impl Gate {
 
     /// Inside the acknowledgement: the user's place is free again.
     pub fn forget_user(&self, user: UserId) -> Effect {
-        Effect { key: self.users(), command: "HDEL", args: vec![user.to_string()] }
+        Effect { key: self.gate(), command: "HDEL", args: vec![place(user)] }
     }
 
     /// Inside the acknowledgement: the user's place names `entry`.
     pub fn remember_user(&self, user: UserId, tries: i64, entry: Option<EntryId>) -> Effect {
         let held = entry.map(|entry| entry.to_string()).unwrap_or_default();
-        Effect { key: self.users(), command: "HSET", args: vec![user.to_string(), format!("{tries}:{held}")] }
+        Effect { key: self.gate(), command: "HSET", args: vec![place(user), format!("{tries}:{held}")] }
     }
 
     /// Inside the acknowledgement: the reserved unit is on sale again.
     pub fn return_unit(&self) -> Effect {
         Effect { key: self.gate(), command: "HINCRBY", args: vec!["stock".to_owned(), "1".to_owned()] }
     }
+}
+
+/// The gate's field with a user's place.
+fn place(user: UserId) -> String {
+    format!("u{user}")
 }

@@ -55,7 +55,7 @@ pub struct WaitQuery {
 }
 
 fn answer(status: &Status) -> TaskAnswer {
-    let result = status.result.clone().unwrap_or(Value::Null);
+    let result = status.result.clone();
     let text = |name: &str| result.get(name).and_then(Value::as_str).map(str::to_owned);
     let (code, msg) = match status.state {
         State::Success => (100, "抢购成功".to_owned()),

@@ -279,7 +279,7 @@ async fn a_gate_that_would_sell_too_many_or_too_few_is_corrected() {
     let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
     let sale = Sale::open(&h, 10).await;
     let queue = seckill::queue(sale.activity()).unwrap();
-    let gate = h.app.engine.keys(&queue).own("gate");
+    let gate = h.app.engine.keys(&queue).meta();
     for (wrong, what) in [(13, "too many"), (4, "too few")] {
         let set = redis::cmd("HSET").arg(&gate).arg("stock").arg(wrong).to_owned();
         let _: i64 = set.query_async(&mut h.app.redis.commands()).await.unwrap();

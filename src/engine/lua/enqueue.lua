@@ -1,35 +1,47 @@
 -- Enqueues tasks, each unique by its key.
 --
--- A task whose key is on its way already (not ended, entered less than `unique` ms ago) is left as it is. A task with
--- a due time goes to the delayed set and replaces what waits there under the same key.
+-- A task whose key is on its way already (it waits, since less than `unique` ms) is left as it is. A task with a due
+-- time goes to the delayed set and replaces what waits there under the same key.
 --
 -- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. one record per task
--- ARGV  1 now (ms), 2 record's life (ms), 3 unique (ms), then per task: key, name, args, due (ms, 0 = now)
+-- ARGV  1 now (ms), 2 unique (ms), 3 life of meta (ms), then per task: key, envelope, due (ms, 0 = now)
 -- reply how many were taken on
-local now = tonumber(ARGV[1])
-local ttl = tonumber(ARGV[2])
-local unique = tonumber(ARGV[3])
-local taken = 0
-for i = 5, #KEYS do
-  local at = 4 + (i - 5) * 4
-  local key, name, args, due = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-  local known = redis.call('HMGET', KEYS[i], 'state', 'at')
-  local ended = known[1] == 'SUCCESS' or known[1] == 'FAILURE' or known[1] == 'REVOKED'
-  local fresh = known[1] and not ended and known[2] and now - tonumber(known[2]) < unique
+local now, unique = tonumber(ARGV[1]), tonumber(ARGV[2])
+local tasks = #KEYS - 4
+local keys = {}
+for i = 1, tasks do
+  keys[i] = ARGV[1 + 3 * i]
+end
+local waiting = redis.call('HMGET', KEYS[4], unpack(keys))
+local seq, seen = nil, {}
+local entered, due_at, envelopes, old = {}, {}, {}, {}
+for i = 1, tasks do
+  local key, envelope, due = keys[i], ARGV[2 + 3 * i], tonumber(ARGV[3 + 3 * i])
+  local since = seen[key] or (waiting[i] and tonumber(string.match(waiting[i], ' (%d+)')))
   if due > 0 then
-    redis.call('HSET', KEYS[3], key, cjson.encode({ name = name, args = args, attempt = 1 }))
-    redis.call('ZADD', KEYS[2], due, key)
-    redis.call('DEL', KEYS[i])
-    redis.call('HSET', KEYS[i], 'state', 'PENDING', 'name', name, 'at', due)
-    redis.call('PEXPIRE', KEYS[i], math.max(ttl, due - now + ttl))
-    taken = taken + 1
-  elseif not fresh then
-    local seq = redis.call('HINCRBY', KEYS[4], 'seq', 1)
-    redis.call('DEL', KEYS[i])
-    redis.call('HSET', KEYS[i], 'state', 'PENDING', 'name', name, 'at', now, 'seq', seq)
-    redis.call('PEXPIRE', KEYS[i], ttl)
-    redis.call('XADD', KEYS[1], '*', 'v', 1, 'key', key, 'name', name, 'args', args, 'attempt', 1)
-    taken = taken + 1
+    due_at[#due_at + 1] = due
+    due_at[#due_at + 1] = key
+    envelopes[#envelopes + 1] = key
+    envelopes[#envelopes + 1] = envelope
+    old[#old + 1] = KEYS[4 + i]
+  elseif not since or now - since >= unique then
+    seq = (seq or tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)) + 1
+    seen[key] = now
+    entered[#entered + 1] = key
+    entered[#entered + 1] = seq .. ' ' .. ARGV[1]
+    old[#old + 1] = KEYS[4 + i]
+    redis.call('XADD', KEYS[1], '*', 'e', envelope)
   end
 end
-return taken
+if #due_at > 0 then
+  redis.call('ZADD', KEYS[2], unpack(due_at))
+  redis.call('HSET', KEYS[3], unpack(envelopes))
+end
+if #entered > 0 then
+  redis.call('HSET', KEYS[4], 'seq', seq, unpack(entered))
+  if redis.call('PTTL', KEYS[4]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[4], ARGV[3]) end
+end
+if #old > 0 then
+  redis.call('DEL', unpack(old))
+end
+return #old

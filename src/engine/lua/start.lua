@@ -1,11 +1,10 @@
--- Marks the records of delivered tasks as started.
+-- Writes the records of tasks that run; one that has ended meanwhile waits no more and keeps its record.
 --
--- KEYS  one record per task
--- ARGV  1 now (ms), 2 consumer, then per task: attempt
-for i, record in ipairs(KEYS) do
-  -- a record that has expired stays gone: without this it would come back without an expiry
-  if redis.call('EXISTS', record) == 1 then
-    redis.call('HSET', record, 'state', 'STARTED', 'started_at', ARGV[1], 'worker', ARGV[2], 'attempt', ARGV[i + 2])
+-- KEYS  1 meta, 2.. one record per task
+-- ARGV  1 record's life (ms), then per task: key, record
+for i = 2, #KEYS do
+  if redis.call('HEXISTS', KEYS[1], ARGV[2 * i - 2]) == 1 then
+    redis.call('SET', KEYS[i], ARGV[2 * i - 1], 'PX', ARGV[1])
   end
 end
 return 0

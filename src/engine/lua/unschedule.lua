@@ -1,15 +1,15 @@
 -- Takes delayed tasks back before they run.
 --
--- KEYS  1 delayed, 2 envelopes, 3.. one record per task
--- ARGV  one key per task
+-- KEYS  1 delayed, 2 envelopes, 3 meta, 4.. one record per task
+-- ARGV  1 record's life (ms), then per task: key, record
 -- reply how many were taken back
 local taken = 0
-for i, key in ipairs(ARGV) do
+for i = 4, #KEYS do
+  local key = ARGV[2 * i - 6]
   if redis.call('ZREM', KEYS[1], key) == 1 then
     redis.call('HDEL', KEYS[2], key)
-    if redis.call('EXISTS', KEYS[i + 2]) == 1 then
-      redis.call('HSET', KEYS[i + 2], 'state', 'REVOKED')
-    end
+    redis.call('HDEL', KEYS[3], key)
+    redis.call('SET', KEYS[i], ARGV[2 * i - 5], 'PX', ARGV[1])
     taken = taken + 1
   end
 end

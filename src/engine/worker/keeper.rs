@@ -8,16 +8,17 @@ use redis::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
-use super::super::client::millis;
+use super::super::client::{META_LIFE, millis};
 use super::super::keys::GROUP;
 use super::super::scripts;
-use super::{Ending, Lane, stream_entries};
+use super::finish::Ending;
+use super::{Lane, stream_entries};
 use crate::platform::loops::Pulse;
 
 /// The keeper looks for due tasks at least this often.
 const KEEP_PERIOD: Duration = Duration::from_millis(100);
 /// Due tasks that one script call moves.
-const PROMOTE_CHUNK: u32 = 200;
+const PROMOTE_CHUNK: u32 = 1000;
 /// Deliveries of dead workers that one look takes over.
 const RECOVER_CHUNK: usize = 100;
 /// A consumer that has not read for this long and owns nothing is removed.
@@ -59,7 +60,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             .key(self.keys.meta())
             .arg(self.worker.engine.clock.now().ms())
             .arg(PROMOTE_CHUNK)
-            .arg(self.keys.task_prefix())
+            .arg(millis(META_LIFE))
             .invoke_async(&mut self.worker.engine.redis.commands())
             .await
             .context("moving due tasks")
@@ -134,28 +135,30 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             .query_async(&mut self.worker.engine.redis.commands())
             .await
             .context("taking over abandoned tasks")?;
-        let deliveries = self.deliveries(stream_entries(reply), count + 1);
-        if deliveries.is_empty() {
+        let batch = self.batch(stream_entries(reply), count + 1);
+        let taken = batch.len();
+        if taken == 0 {
             return Ok(());
         }
         metrics::counter!("onrush_tasks_taken_over_total", "queue" => self.queue.base().to_owned())
-            .increment(deliveries.len() as u64);
-        tracing::warn!(queue = %self.queue, tasks = deliveries.len(), delivery = count + 1, "took over tasks of a worker that gave no sign");
+            .increment(taken as u64);
+        tracing::warn!(queue = %self.queue, tasks = taken, delivery = count + 1, "took over tasks of a worker that gave no sign");
         if count >= self.worker.engine.settings.max_deliveries {
             let why = format!("delivered {count} times and never ended");
-            for delivery in deliveries {
-                let name = delivery.name.clone();
+            for delivery in batch.into_deliveries() {
+                let name = delivery.envelope.name.clone();
                 self.finish(&name, vec![(delivery, Ending::Dead(why.clone()))]).await;
             }
             return Ok(());
         }
         let lane = self.clone();
-        tracker.spawn(async move { lane.process(deliveries, permit).await });
+        tracker.spawn(async move { lane.process(batch, permit).await });
         Ok(())
     }
 }
 
-fn is_no_group(error: &redis::RedisError) -> bool {
+/// The stream or its group is gone.
+pub(super) fn is_no_group(error: &redis::RedisError) -> bool {
     error.code() == Some("NOGROUP")
         || error.to_string().contains("no such key")
         || error.to_string().contains("NOGROUP")

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::super::keys::GROUP;
 use super::super::scripts;
 use super::Lane;
+use super::run::Batch;
+
+/// A task is shown as started when it has run for this long: most end sooner, and are spared the writing.
+const STARTED_AFTER: Duration = Duration::from_millis(50);
 
 /// Renews the lease on deliveries until dropped.
 pub(super) struct Lease {
@@ -14,10 +19,18 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn hold<C: Clone + Send + Sync + 'static>(lane: Lane<C>, entries: Vec<String>) -> Self {
+    pub(super) fn hold<C: Clone + Send + Sync + 'static>(lane: Lane<C>, batch: &Batch) -> Self {
         let held = Arc::new(AtomicBool::new(true));
         let holding = held.clone();
+        let started_at = lane.worker.engine.clock.now().ms();
+        let deliveries = batch.readable.clone();
+        let entries = deliveries.iter().chain(batch.unreadable.iter().map(|(delivery, _)| delivery));
+        let entries: Vec<String> = entries.map(|delivery| delivery.entry.clone()).collect();
         let renewal = tokio::spawn(async move {
+            tokio::time::sleep(STARTED_AFTER).await;
+            if let Err(error) = lane.mark_started(started_at, &deliveries).await {
+                tracing::debug!(queue = %lane.queue, error = format!("{error:#}"), "tasks could not be marked as started");
+            }
             let period = lane.worker.engine.settings.lease / 3;
             loop {
                 tokio::time::sleep(period).await;

@@ -1,6 +1,6 @@
 -- Takes units off sale (the stock is being lowered), all or none.
 --
--- KEYS  1 gate
+-- KEYS  1 meta
 -- ARGV  1 how many
 -- reply 1 taken, 0 not so many left, -1 no gate
 local stock = redis.call('HGET', KEYS[1], 'stock')

@@ -1,0 +1,147 @@
+//! What a task is in Redis: the envelope that travels, and the record that a poller reads. Both are JSON.
+//!
+//! A task that waits has no record: it is an entry of the stream (or of the delayed set) and a field of the queue's
+//! [`meta`](super::Keys::meta) hash, written with it by the same script. A record is written when its task has run for
+//! a while, was put off, taken back, or has ended, and expires.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::task::State;
+
+/// The version of [`Envelope`] that this program writes, and the newest one it understands.
+pub const VERSION: u32 = 1;
+
+/// A task on its way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Its version; a newer one is left to a newer program.
+    pub v: u32,
+    /// The task's key.
+    #[serde(with = "uuid::serde::simple")]
+    pub key: Uuid,
+    /// Which handler.
+    pub name: String,
+    /// The handler's arguments, as they were written.
+    pub args: Box<RawValue>,
+    /// The attempt that comes next, from 1.
+    pub attempt: u32,
+    /// When it was enqueued, in ms since 1970.
+    pub at: i64,
+    /// Who may ask about it, where that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+impl Envelope {
+    /// The envelope in `text`, or why it is none.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            v: u32,
+        }
+        let found: Version = serde_json::from_str(text).map_err(|error| format!("not an envelope: {error}"))?;
+        if found.v > VERSION {
+            return Err(format!("an envelope of version {}, newer than {VERSION}", found.v));
+        }
+        serde_json::from_str(text).map_err(|error| format!("not an envelope: {error}"))
+    }
+
+    /// As Redis holds it.
+    pub fn text(&self) -> String {
+        // Strings and numbers always serialize.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What is known of a task that has begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Its state.
+    pub state: State,
+    /// Which handler.
+    pub name: String,
+    /// Who may ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The attempt.
+    pub attempt: u32,
+    /// When it was enqueued, in ms since 1970.
+    pub at: i64,
+    /// When its last attempt began, in ms since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<i64>,
+    /// When it ended, in ms since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<i64>,
+    /// Who ran it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// What it ended with; `{"error": …}` when an attempt failed.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub result: Value,
+}
+
+impl Record {
+    /// Of a task in `state`.
+    pub fn of(envelope: &Envelope, state: State) -> Self {
+        Self {
+            state,
+            name: envelope.name.clone(),
+            owner: envelope.owner.clone(),
+            attempt: envelope.attempt,
+            at: envelope.at,
+            started_at: None,
+            ended_at: None,
+            worker: None,
+            result: Value::Null,
+        }
+    }
+
+    /// Of a task of this name that was taken back `now` (ms since 1970).
+    pub fn revoked(name: &str, now: i64) -> Self {
+        Self {
+            state: State::Revoked,
+            name: name.to_owned(),
+            owner: None,
+            attempt: 0,
+            at: now,
+            started_at: None,
+            ended_at: Some(now),
+            worker: None,
+            result: Value::Null,
+        }
+    }
+
+    /// As Redis holds it.
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_survives_its_text_and_keeps_its_arguments_to_the_letter() {
+        let text = r#"{"v":1,"key":"01936f3c7a3b70008000000000000001","name":"a","args":{"b": 1.50},"attempt":2,"at":7}"#;
+        let envelope = Envelope::parse(text).unwrap();
+        assert_eq!(envelope.text(), text);
+    }
+
+    #[test]
+    fn what_is_no_envelope_is_refused_with_the_reason() {
+        for (text, why) in [
+            ("", "not an envelope"),
+            ("{}", "missing field `v`"),
+            (r#"{"v":2,"anything":[]}"#, "newer"),
+            (r#"{"v":1,"key":"1"}"#, "not an envelope"),
+        ] {
+            let said = Envelope::parse(text).unwrap_err();
+            assert!(said.contains(why), "{text}: {said}");
+        }
+    }
+}

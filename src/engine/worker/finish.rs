@@ -1,0 +1,207 @@
+//! The acknowledgement: what became of deliveries, written by one script that first checks that they are still ours.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use super::super::client::{META_LIFE, millis};
+use super::super::envelope::{Envelope, Record};
+use super::super::keys::GROUP;
+use super::super::registry::Delivery;
+use super::super::scripts;
+use super::super::task::{Effect, State};
+use super::Lane;
+use super::keeper::is_no_group;
+
+/// Writes of one ending before the task is left to run again: about half a minute.
+const FINISH_ATTEMPTS: u32 = 30;
+/// Dead letters kept per queue; the oldest go first.
+const DEAD_LETTERS_KEPT: u64 = 10_000;
+/// Deliveries that one script call ends, so that none holds up Redis for long.
+const FINISH_CHUNK: usize = 512;
+
+/// How a delivery ends.
+pub(super) enum Ending {
+    Success(Value, Vec<Effect>),
+    Failure(Value, Vec<Effect>),
+    Retry { pause: Duration, attempt: u32, why: String },
+    Dead(String),
+}
+
+impl Ending {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Success(..) => "success",
+            Self::Failure(..) => "failure",
+            Self::Retry { .. } => "retry",
+            Self::Dead(_) => "dead",
+        }
+    }
+
+    /// The script's word for it, and the state of the record.
+    fn what(&self) -> (&'static str, State) {
+        match self {
+            Self::Success(..) => ("end", State::Success),
+            Self::Failure(..) => ("end", State::Failure),
+            Self::Retry { .. } => ("retry", State::Retry),
+            Self::Dead(_) => ("dead", State::Failure),
+        }
+    }
+
+    fn effects(&self) -> &[Effect] {
+        match self {
+            Self::Success(_, effects) | Self::Failure(_, effects) => effects,
+            Self::Retry { .. } | Self::Dead(_) => &[],
+        }
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Lane<C> {
+    /// Writes endings; tried until Redis takes them or the lease is somebody else's, so that a short outage of Redis
+    /// after a commit does not make the task run again.
+    pub(super) async fn finish(&self, name: &str, endings: Vec<(Delivery, Ending)>) {
+        self.report(name, &endings);
+        for chunk in endings.chunks(FINISH_CHUNK) {
+            self.finish_chunk(chunk).await;
+        }
+    }
+
+    fn report(&self, name: &str, endings: &[(Delivery, Ending)]) {
+        let mut counts: HashMap<&'static str, u64> = HashMap::new();
+        for (delivery, ending) in endings {
+            *counts.entry(ending.label()).or_default() += 1;
+            if let Ending::Dead(why) = ending {
+                tracing::error!(task.id = %delivery.id, task.name = name, reason = why, "task went to the dead letters");
+            }
+        }
+        for (outcome, count) in counts {
+            metrics::counter!("onrush_tasks_total", "task" => name.to_owned(), "outcome" => outcome).increment(count);
+        }
+    }
+
+    async fn finish_chunk(&self, endings: &[(Delivery, Ending)]) {
+        let mut pause = Duration::from_millis(50);
+        for _ in 0..FINISH_ATTEMPTS {
+            match self.try_finish(endings).await {
+                Ok(owned) => {
+                    if owned < endings.len() {
+                        tracing::warn!(queue = %self.queue, lost = endings.len() - owned, "some deliveries belonged to another worker by now");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(queue = %self.queue, error = format!("{error:#}"), "results could not be written yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+        tracing::error!(queue = %self.queue, tasks = endings.len(), "results could not be written; the tasks will run again");
+    }
+
+    async fn try_finish(&self, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
+        let engine = &self.worker.engine;
+        let now = engine.clock.now().ms();
+        let life_ms = millis(engine.settings.result_ttl);
+        let ids = endings.iter().map(|(delivery, _)| delivery.entry.as_str());
+        let (lowest, highest) = (ids.clone().min_by_key(|id| order(id)), ids.max_by_key(|id| order(id)));
+        let mut call = scripts::FINISH.prepare_invoke();
+        let keys = &self.keys;
+        call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
+        for (delivery, _) in endings {
+            call.key(keys.task(delivery.envelope.key.as_simple()));
+        }
+        call.arg(GROUP).arg(&self.worker.consumer).arg(now).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
+        call.arg(millis(META_LIFE)).arg(lowest).arg(highest).arg(endings.len());
+        let mut next_key = 5 + endings.len();
+        for (delivery, ending) in endings {
+            let written = self.written(delivery, ending, now, life_ms);
+            call.arg(&delivery.entry).arg(delivery.envelope.key.as_simple().to_string()).arg(ending.what().0);
+            call.arg(written.record).arg(written.life_ms).arg(written.due).arg(written.envelope).arg(written.reason);
+            let effects = ending.effects();
+            call.arg(effects.len());
+            for effect in effects {
+                next_key += 1;
+                call.key(&effect.key);
+                call.arg(next_key).arg(effect.command).arg(effect.args.len()).arg(&effect.args);
+            }
+        }
+        match call.invoke_async(&mut engine.redis.commands()).await {
+            // Redis was emptied: nothing of this is ours any more.
+            Err(error) if is_no_group(&error) => Ok(0),
+            answer => answer.context("writing results"),
+        }
+    }
+
+    /// What the script writes of one delivery.
+    fn written(&self, delivery: &Delivery, ending: &Ending, now: i64, life_ms: u64) -> Written {
+        let mut record = self.record(delivery, ending.what().1);
+        record.ended_at = Some(now);
+        let mut written = Written { life_ms, ..Written::default() };
+        match ending {
+            Ending::Success(result, _) | Ending::Failure(result, _) => record.result = result.clone(),
+            Ending::Retry { pause, attempt, why } => {
+                record.result = json!({ "error": why });
+                let pause_ms = millis(*pause);
+                written.life_ms = life_ms.saturating_add(pause_ms);
+                written.due = now.saturating_add(i64::try_from(pause_ms).unwrap_or(i64::MAX));
+                written.envelope = Envelope { attempt: *attempt, ..(*delivery.envelope).clone() }.text();
+            }
+            Ending::Dead(why) => {
+                record.result = json!({ "error": why });
+                written.envelope = delivery.raw.clone().unwrap_or_else(|| delivery.envelope.text());
+                written.reason.clone_from(why);
+            }
+        }
+        written.record = record.text();
+        written
+    }
+
+    fn record(&self, delivery: &Delivery, state: State) -> Record {
+        Record { worker: Some(self.worker.consumer.clone()), ..Record::of(&delivery.envelope, state) }
+    }
+
+    /// Writes that tasks run, for those who look at them.
+    pub(super) async fn mark_started(&self, started_at: i64, deliveries: &[Delivery]) -> anyhow::Result<()> {
+        let mut call = scripts::START.prepare_invoke();
+        call.key(self.keys.meta()).arg(millis(self.worker.engine.settings.result_ttl));
+        for delivery in deliveries {
+            let key = delivery.envelope.key.as_simple().to_string();
+            let record = Record { started_at: Some(started_at), ..self.record(delivery, State::Started) };
+            call.key(self.keys.task(&key)).arg(key).arg(record.text());
+        }
+        call.invoke_async::<i64>(&mut self.worker.engine.redis.commands()).await.context("marking tasks as started")?;
+        Ok(())
+    }
+
+    pub(super) async fn give_back(&self, deliveries: &[Delivery]) -> anyhow::Result<()> {
+        let mut call = scripts::GIVE_BACK.prepare_invoke();
+        call.key(self.keys.stream())
+            .arg(GROUP)
+            .arg(&self.worker.consumer)
+            .arg(millis(self.worker.engine.settings.lease) * 2);
+        for delivery in deliveries {
+            call.arg(&delivery.entry).arg(delivery.delivery.saturating_sub(1));
+        }
+        call.invoke_async::<i64>(&mut self.worker.engine.redis.commands()).await.context("giving tasks back")?;
+        Ok(())
+    }
+}
+
+/// What `finish.lua` takes of one delivery.
+#[derive(Default)]
+struct Written {
+    record: String,
+    life_ms: u64,
+    due: i64,
+    envelope: String,
+    reason: String,
+}
+
+/// An entry's id by its order in the stream: its millisecond and its number in it.
+fn order(id: &str) -> (u64, u64) {
+    let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
+    (ms.parse().unwrap_or(0), seq.parse().unwrap_or(0))
+}
