@@ -313,7 +313,7 @@ impl Bench {
     /// The users who won `activity` poll their own tasks: their paths, and beside them their tokens.
     async fn poll_paths(&self, activity: seckill::ActivityId) -> PathBuf {
         let path = self.dir.join("paths");
-        let keys = self.app.engine.keys(&seckill::queue(activity).unwrap());
+        let keys = self.app.engine.keys(&seckill::queue(activity));
         let mut held: std::collections::HashMap<String, String> =
             redis::cmd("HGETALL").arg(keys.meta()).query_async(&mut self.app.redis.commands()).await.unwrap();
         let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
@@ -328,7 +328,7 @@ impl Bench {
     }
 
     async fn forget(&self, activity: seckill::ActivityId) {
-        let keys = self.app.engine.keys(&seckill::queue(activity).unwrap());
+        let keys = self.app.engine.keys(&seckill::queue(activity));
         let _: i64 = redis::cmd("UNLINK").arg(keys.stream()).query_async(&mut self.app.redis.commands()).await.unwrap();
         sqlx::query("DELETE FROM seckill_activities WHERE id = ?").bind(activity).execute(&self.app.db).await.unwrap();
     }
@@ -337,7 +337,7 @@ impl Bench {
     async fn placed(&mut self) {
         let activity = self.activity(PLACED as i64).await;
         let path = format!("{}{}/seckill/activities/{activity}/submissions", self.api.url, routes::API);
-        while self.app.engine.depth(&seckill::queue(activity).unwrap()).await.unwrap().depth < PLACED as u64 {
+        while self.app.engine.depth(&seckill::queue(activity)).await.unwrap().depth < PLACED as u64 {
             self.wrk(&path, "POST", "", None);
         }
         let settings: Vec<(&'static str, String)> = vec![

@@ -242,7 +242,7 @@ async fn gates(app: &App, repair: bool) -> anyhow::Result<(Vec<String>, Vec<Stri
             .context("listing activities")?;
     let (mut owed, mut differences) = (Vec::new(), Vec::new());
     for activity in ids {
-        let depth = app.engine.depth(&seckill::queue(activity)?).await?;
+        let depth = app.engine.depth(&seckill::queue(activity)).await?;
         if depth.depth > 0 && u128::from(depth.oldest_ms) > window.as_millis() {
             owed.push(format!(
                 "activity {activity}: {} submissions wait, the oldest for {} s",

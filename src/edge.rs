@@ -22,15 +22,29 @@ use crate::app::App;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::routes::API;
 
+/// What the layer knows.
+#[derive(Clone)]
+pub struct Edge {
+    max_in_flight: usize,
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl Edge {
+    /// For a router of `app`.
+    pub fn new(app: &App) -> Self {
+        Self { max_in_flight: app.config.http.max_in_flight, in_flight: Arc::default() }
+    }
+}
+
 /// The layer.
-pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub async fn edge(State(edge): State<Edge>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let (id, header) = request_id(&mut request);
+    let (id, header) = request_id(&request);
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
     let span = tracing::info_span!("request", request.id = id, http.method = %method, http.route = route);
-    let response = match enter(&app, route, request.uri().query().unwrap_or("")) {
+    let response = match edge.enter(route, request.uri().query().unwrap_or("")) {
         Ok(_under_way) => run(request, next).instrument(span.clone()).await,
         Err(error) => error.into_response(),
     };
@@ -46,52 +60,47 @@ pub async fn run(request: Request, next: Next) -> Response {
     answer.unwrap_or_else(|panic| panicked(&*panic))
 }
 
-/// The request's id: the client's, when it is sane, or a new one. It goes on with the request.
-fn request_id(request: &mut Request) -> (String, HeaderValue) {
-    let name = HeaderName::from_static(REQUEST_ID);
+/// The request's id: the client's, when it is sane, or a new one.
+fn request_id(request: &Request) -> (String, HeaderValue) {
     let sane = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         (1..=64).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
     };
-    if let Some(header) = request.headers().get(&name).filter(sane).cloned() {
-        return (header.to_str().unwrap_or("").to_owned(), header);
+    if let Some(header) = request.headers().get(REQUEST_ID).filter(sane) {
+        return (header.to_str().unwrap_or("").to_owned(), header.clone());
     }
     let id = Uuid::now_v7().as_simple().to_string();
     let header = HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("none"));
-    request.headers_mut().insert(name, header.clone());
     (id, header)
 }
 
-/// Requests under way in this process.
-#[derive(Default)]
-struct InFlight(AtomicUsize);
-
-/// One of them; counted out also when its client goes away.
-struct UnderWay(Option<Arc<InFlight>>);
+/// A request under way; counted out also when its client goes away.
+struct UnderWay(Option<Arc<AtomicUsize>>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         if let Some(in_flight) = &self.0 {
-            in_flight.0.fetch_sub(1, Ordering::Relaxed);
+            in_flight.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Takes on at most `http.max_in_flight` requests of the API; one more is told to come back. Long polls and event
-/// streams have a bound of their own, and who asks after the process's health is always answered.
-fn enter(app: &App, route: &str, query: &str) -> Result<UnderWay, Error> {
-    let waits = route.starts_with(TASKS) && (route.ends_with("/events") || query.contains("wait="));
-    if !route.starts_with(API) || waits {
-        return Ok(UnderWay(None));
+impl Edge {
+    /// Takes on at most `http.max_in_flight` requests of the API; one more is told to come back. Long polls and event
+    /// streams have a bound of their own, and who asks after the process's health is always answered.
+    fn enter(&self, route: &str, query: &str) -> Result<UnderWay, Error> {
+        let waits = route.starts_with(TASKS) && (route.ends_with("/events") || query.contains("wait="));
+        if !route.starts_with(API) || waits {
+            return Ok(UnderWay(None));
+        }
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let under_way = UnderWay(Some(self.in_flight.clone()));
+        if before >= self.max_in_flight {
+            metrics::counter!("onrush_http_shed_total").increment(1);
+            return Err(refuse(Kind::Overloaded, "").retry_after(1).into());
+        }
+        Ok(under_way)
     }
-    let in_flight = app.local::<InFlight>();
-    let before = in_flight.0.fetch_add(1, Ordering::Relaxed);
-    let under_way = UnderWay(Some(in_flight));
-    if before >= app.config.http.max_in_flight {
-        metrics::counter!("onrush_http_shed_total").increment(1);
-        return Err(refuse(Kind::Overloaded, "").retry_after(1).into());
-    }
-    Ok(under_way)
 }
 
 /// Routes whose requests may wait for long.

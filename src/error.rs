@@ -284,26 +284,47 @@ where
 
 /// The body of every refusal (RFC 9457).
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Problem {
+pub struct Problem<'a> {
     /// A URI reference that names the kind: `/docs/errors#<error>`.
-    pub r#type: String,
+    #[schema(value_type = String)]
+    pub r#type: Docs<'a>,
     /// The kind, for a person.
-    pub title: &'static str,
+    pub title: &'a str,
     /// The HTTP status.
     pub status: u16,
     /// What happened this time, for a person.
-    pub detail: String,
+    pub detail: &'a str,
     /// The kind's stable name, for programs.
-    pub error: &'static str,
+    pub error: &'a str,
     /// The id under which the log has this request.
-    pub request_id: String,
+    pub request_id: &'a str,
     /// Every fault of the request, when `error` is `validation_failed`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<FieldFault>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub errors: &'a [FieldFault],
     /// When the sale starts, when `error` is `not_started`; further members by kind.
     #[serde(flatten)]
     #[schema(value_type = Object)]
-    pub extra: serde_json::Map<String, serde_json::Value>,
+    pub extra: Extra<'a>,
+}
+
+/// Where the kind of this name is explained.
+#[derive(Debug)]
+pub struct Docs<'a>(&'a str);
+
+impl Serialize for Docs<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("/docs/errors#{}", self.0))
+    }
+}
+
+/// A further member, as a map of one or none.
+#[derive(Debug)]
+pub struct Extra<'a>(Option<(&'static str, &'a str)>);
+
+impl Serialize for Extra<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0)
+    }
 }
 
 /// The error travels in the response's extensions to the [`problems`] layer, which knows the request id.
@@ -394,23 +415,25 @@ fn foreign(response: Response, request_id: &str) -> Response {
 #[derive(Debug, Clone, Copy)]
 pub struct Plain;
 
+/// Most problems fit.
+const PROBLEM_SIZE: usize = 320;
+
 fn render(refusal: &Refusal, request_id: &str) -> Response {
     let (status, name, title) = refusal.kind.row();
-    let mut extra = serde_json::Map::new();
-    if let Some((name, value)) = &refusal.extra {
-        extra.insert((*name).to_owned(), value.clone().into());
-    }
     let problem = Problem {
-        r#type: format!("/docs/errors#{name}"),
+        r#type: Docs(name),
         title,
         status,
-        detail: if refusal.detail.is_empty() { title.to_owned() } else { refusal.detail.clone() },
+        detail: if refusal.detail.is_empty() { title } else { &refusal.detail },
         error: name,
-        request_id: request_id.to_owned(),
-        errors: refusal.errors.clone(),
-        extra,
+        request_id,
+        errors: &refusal.errors,
+        extra: Extra(refusal.extra.as_ref().map(|(name, value)| (*name, value.as_str()))),
     };
-    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let mut body = Vec::with_capacity(PROBLEM_SIZE);
+    if let Err(error) = serde_json::to_writer(&mut body, &problem) {
+        tracing::error!(%error, "problem could not be written");
+    }
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = refusal.kind.status();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

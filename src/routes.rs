@@ -28,7 +28,7 @@ use crate::app::App;
 use crate::auth;
 use crate::catalogue;
 use crate::dev::sandbox;
-use crate::edge;
+use crate::edge::{self, Edge};
 use crate::error::{self, Error, Kind};
 use crate::ops;
 use crate::orders;
@@ -80,7 +80,8 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(seckill::http::close_activity))
 }
 
-/// Routes whose handlers touch Redis only.
+/// Routes whose handlers touch Redis only. Each names its whole path: a nested router takes the path apart once more
+/// for every request.
 fn hot() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(seckill::http::submit))
@@ -100,9 +101,8 @@ fn operations() -> OpenApiRouter<App> {
 
 /// The API's description.
 pub fn document() -> utoipa::openapi::OpenApi {
-    let (_, api) = split(
-        OpenApiRouter::with_openapi(Document::openapi()).nest(API, detached()).nest(API, hot()).merge(operations()),
-    );
+    let (_, api) =
+        split(OpenApiRouter::with_openapi(Document::openapi()).nest(API, detached()).merge(hot()).merge(operations()));
     api
 }
 
@@ -119,10 +119,9 @@ pub fn router(app: &App) -> Router {
     let (detached, _) = split(detached());
     let (hot, _) = split(hot());
     let detached = bounded(app, detached);
-    let api = detached.merge(hot);
     let swagger = utoipa_swagger_ui::SwaggerUi::new("/docs")
         .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
-    let mut routes = Router::new().nest(API, api).merge(swagger);
+    let mut routes = Router::new().nest(API, detached).merge(hot).merge(swagger);
     if app.config.payments.sandbox {
         // A company outside that lives here: no part of the API or of its description.
         routes = routes.nest("/sandbox", bounded(app, sandbox::routes()));
@@ -147,13 +146,15 @@ pub fn operations_router(app: &App) -> Router {
 /// Puts the operations' routes beside `routes`, and around all of them what every request goes through.
 fn around(app: &App, routes: Router<App>) -> Router {
     let (operations, _) = split(operations());
-    routes
+    let routes = routes
         .merge(operations.layer(compression()))
         .fallback(|| async { Error::from(Kind::NotFound) })
-        .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) })
-        .layer(tower::util::option_layer(ops::cors(&app.config.http.cors_origins)))
-        .layer(from_fn_with_state(app.clone(), edge::edge))
-        .with_state(app.clone())
+        .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) });
+    let routes = match ops::cors(&app.config.http.cors_origins) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes.layer(from_fn_with_state(Edge::new(app), edge::edge)).with_state(app.clone())
 }
 
 /// Answers shorter than this are sent as they are: compressing them saves nothing.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use redis::AsyncCommands;
+use redis::{AsyncCommands, RedisError};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::envelope::{Envelope, Record, VERSION};
@@ -15,6 +16,7 @@ use super::waiters::Waiters;
 use super::{Settings, scripts};
 use crate::platform::clock::{At, Clock};
 use crate::platform::redis::Redis;
+use crate::platform::together::Together;
 
 /// Tasks that one script call takes on, so that none holds up Redis for long.
 const ENQUEUE_CHUNK: usize = 200;
@@ -58,6 +60,23 @@ pub struct Status {
     pub ahead: u64,
 }
 
+impl Status {
+    fn pending(owner: Option<String>, ahead: u64) -> Self {
+        Self { state: State::Pending, owner, result: Value::Null, ahead }
+    }
+
+    /// From the task's record and from what the queue's meta says of it, where `done` tasks have left the stream.
+    fn read(record: Option<String>, waiting: Option<String>, done: u64) -> Option<Self> {
+        let mut waiting = waiting.as_deref().unwrap_or("").split(' ');
+        let place = waiting.next().and_then(|seq| seq.parse::<u64>().ok());
+        let ahead = place.map_or(0, |seq| seq.saturating_sub(done).saturating_sub(1));
+        if let Some(record) = record.and_then(|text| serde_json::from_str::<Record>(&text).ok()) {
+            return Some(Self { state: record.state, owner: record.owner, result: record.result, ahead });
+        }
+        place.map(|_| Self::pending(waiting.nth(1).map(str::to_owned), ahead))
+    }
+}
+
 /// How much a queue holds.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct QueueDepth {
@@ -82,12 +101,13 @@ pub struct Engine {
     pub(super) clock: Clock,
     pub(super) settings: Settings,
     waiters: Arc<Waiters>,
+    statuses: Arc<Together<QueueName, Uuid, Option<Status>, RedisError>>,
 }
 
 impl Engine {
     /// An engine on `redis`.
     pub fn new(redis: Redis, clock: Clock, settings: Settings) -> Self {
-        Self { redis, clock, settings, waiters: Arc::default() }
+        Self { redis, clock, settings, waiters: Arc::default(), statuses: Arc::default() }
     }
 
     /// The keys of a queue.
@@ -111,7 +131,7 @@ impl Engine {
             call.arg(now).arg(millis(UNIQUE_FOR)).arg(millis(META_LIFE));
             for item in chunk {
                 let key = item.key.as_simple().to_string();
-                let envelope = envelope_of(item.key, &item.args, now, None)?;
+                let envelope = envelope_of(item.key, &item.args, now, None);
                 call.key(keys.task(&key)).arg(key).arg(envelope.text()).arg(item.due.map_or(0, At::ms));
             }
             let n: u64 = call
@@ -145,34 +165,48 @@ impl Engine {
         Ok(taken)
     }
 
-    /// What Redis knows of a task, in one round trip (two for one that has not begun and is not in the stream); `None`
-    /// when it knows nothing.
+    /// What Redis knows of a task, in one round trip (two for one that waits for its time); `None` when it knows
+    /// nothing. Who asks at the same time is answered together.
     pub async fn status(&self, id: &TaskId) -> anyhow::Result<Option<Status>> {
-        let keys = self.keys(&id.queue);
-        let key = id.key.as_simple().to_string();
-        let (record, (waiting, done)): (Option<String>, (Option<String>, Option<u64>)) = redis::pipe()
-            .get(keys.task(&key))
-            .cmd("HMGET")
-            .arg(keys.meta())
-            .arg(&key)
-            .arg("done")
-            .query_async(&mut self.redis.commands())
-            .await
-            .context("reading a task's record")?;
-        let mut waiting = waiting.as_deref().unwrap_or("").split(' ');
-        let place = waiting.next().and_then(|seq| seq.parse::<u64>().ok());
-        let ahead = place.map_or(0, |seq| seq.saturating_sub(done.unwrap_or(0)).saturating_sub(1));
-        if let Some(record) = record {
-            let record: Record = serde_json::from_str(&record).context("reading a task's record")?;
-            return Ok(Some(Status { state: record.state, owner: record.owner, result: record.result, ahead }));
+        let (engine, queue) = (self.clone(), id.queue.clone());
+        let look = move |keys| {
+            let (engine, queue) = (engine.clone(), queue.clone());
+            async move { engine.look(&queue, keys).await }
+        };
+        self.statuses.ask(&id.queue, id.key, look).await?.context("reading a task's record")
+    }
+
+    /// What Redis knows of tasks of one queue, in the order of their keys.
+    async fn look(&self, queue: &QueueName, task_keys: Vec<Uuid>) -> Result<Vec<Option<Status>>, RedisError> {
+        let keys = self.keys(queue);
+        let mut asked = redis::pipe();
+        asked.cmd("MGET");
+        for key in &task_keys {
+            asked.arg(keys.task(key.as_simple()));
         }
-        let pending = |owner| Status { state: State::Pending, owner, result: Value::Null, ahead };
-        if place.is_some() {
-            return Ok(Some(pending(waiting.nth(1).map(str::to_owned))));
+        asked.cmd("HMGET").arg(keys.meta()).arg("done");
+        for key in &task_keys {
+            asked.arg(key.as_simple().to_string());
         }
-        let due: Option<f64> =
-            self.redis.commands().zscore(keys.delayed(), key).await.context("looking for a delayed task")?;
-        Ok(due.map(|_| pending(None)))
+        type Texts = Vec<Option<String>>;
+        let (records, meta): (Texts, Texts) = asked.query_async(&mut self.redis.commands()).await?;
+        let done = meta.first().cloned().flatten().and_then(|done| done.parse().ok()).unwrap_or(0);
+        let waiting = meta.into_iter().skip(1);
+        let mut found: Vec<_> =
+            records.into_iter().zip(waiting).map(|(record, waiting)| Status::read(record, waiting, done)).collect();
+        let missing: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_none()).collect();
+        if !missing.is_empty() {
+            let mut asked = redis::cmd("ZMSCORE");
+            asked.arg(keys.delayed());
+            for &at in &missing {
+                asked.arg(task_keys[at].as_simple().to_string());
+            }
+            let due: Vec<Option<f64>> = asked.query_async(&mut self.redis.commands()).await?;
+            for (at, _) in missing.into_iter().zip(due).filter(|(_, due)| due.is_some()) {
+                found[at] = Some(Status::pending(None, 0));
+            }
+        }
+        Ok(found)
     }
 
     /// As [`Engine::status`], but waits up to `patience` for the task to end.
@@ -244,7 +278,8 @@ fn queue_of<T: Task>() -> anyhow::Result<QueueName> {
 }
 
 /// The envelope of a task that is enqueued `now` (ms since 1970), by `owner` where that matters.
-pub fn envelope_of<T: Task>(key: Uuid, args: &T, now: i64, owner: Option<String>) -> anyhow::Result<Envelope> {
-    let args = serde_json::value::to_raw_value(args).context("writing task arguments")?;
-    Ok(Envelope { v: VERSION, key, name: T::NAME.to_owned(), args, attempt: 1, at: now, owner })
+pub fn envelope_of<T: Task>(key: Uuid, args: &T, now: i64, owner: Option<String>) -> Envelope {
+    // A type whose values cannot be written is no argument: the handler's side then says so, in the dead letters.
+    let args = serde_json::value::to_raw_value(args).unwrap_or_else(|_| RawValue::NULL.to_owned());
+    Envelope { v: VERSION, key, name: T::NAME.to_owned(), args, attempt: 1, at: now, owner }
 }

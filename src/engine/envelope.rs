@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn an_envelope_survives_its_text_and_keeps_its_arguments_to_the_letter() {
-        let text = r#"{"v":1,"key":"01936f3c7a3b70008000000000000001","name":"a","args":{"b": 1.50},"attempt":2,"at":7}"#;
+        let text =
+            r#"{"v":1,"key":"01936f3c7a3b70008000000000000001","name":"a","args":{"b": 1.50},"attempt":2,"at":7}"#;
         let envelope = Envelope::parse(text).unwrap();
         assert_eq!(envelope.text(), text);
     }

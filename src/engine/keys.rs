@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use uuid::Uuid;
+
 /// The consumer group of every stream.
 pub const GROUP: &str = "workers";
 
@@ -24,6 +26,11 @@ impl QueueName {
     /// A partition of `queue`.
     pub fn partition(queue: &str, partition: impl fmt::Display) -> Result<Self, NotAQueue> {
         format!("{queue}/{partition}").parse()
+    }
+
+    /// The partition of `queue`, a name known to be good, that belongs to the thing with this id.
+    pub fn of_id(queue: &'static str, id: Uuid) -> Self {
+        Self(format!("{queue}/{}", id.as_simple()))
     }
 
     /// The queue, without its partition: what metrics are labelled with.

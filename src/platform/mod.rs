@@ -13,3 +13,4 @@ pub mod page;
 pub mod redis;
 pub mod signed;
 pub mod telemetry;
+pub mod together;

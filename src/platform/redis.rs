@@ -25,7 +25,7 @@ const WATCH_PERIOD: Duration = Duration::from_millis(250);
 pub struct Redis {
     commands: Arc<RwLock<ConnectionManager>>,
     blocking: deadpool_redis::Pool,
-    client: Client,
+    client: Arc<Client>,
     prefix: Arc<str>,
 }
 
@@ -48,7 +48,7 @@ impl Redis {
             .recycle_timeout(Some(CONNECT_TIMEOUT))
             .build()
             .context("building the Redis pool")?;
-        Ok(Self { commands, blocking, client, prefix: prefix.into() })
+        Ok(Self { commands, blocking, client: Arc::new(client), prefix: prefix.into() })
     }
 
     /// The shared connection for commands that answer at once.

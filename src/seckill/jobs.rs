@@ -64,7 +64,7 @@ async fn activities(app: &App, since: At, limit: u32) -> anyhow::Result<Vec<Queu
     let started = app.clock.now().plus(CONSUME_BEFORE_START);
     let mut conn = app.db.acquire().await?;
     let found = store::activities_between(&mut conn, since, started, limit).await?;
-    found.iter().map(|activity| super::redis::queue(activity.id)).collect()
+    Ok(found.iter().map(|activity| super::redis::queue(activity.id)).collect())
 }
 
 /// Places a batch of submissions of one activity.
@@ -75,22 +75,20 @@ pub async fn place(app: App, jobs: Vec<Job<Place>>) -> Vec<Outcome> {
     };
     let submissions: Vec<(EntryId, UserId)> =
         jobs.iter().map(|job| (EntryId::from_uuid(job.id.key), job.args.user)).collect();
-    let placed = placing::place(&app, activity, &submissions).await;
-    let gate = Gate::of(&app.engine, activity);
-    match (placed, gate) {
-        (Ok(placements), Ok(gate)) => {
+    match placing::place(&app, activity, &submissions).await {
+        Ok(placements) => {
+            let gate = Gate::of(&app.engine, activity);
             submissions.iter().zip(placements).map(|((_, user), placement)| outcome(&gate, *user, &placement)).collect()
         }
         // People wait for this: as long as MySQL is away they keep their places, and nobody is told that he lost.
-        (Err(error), _) if error.kind() == Kind::Unavailable => {
+        Err(error) if error.kind() == Kind::Unavailable => {
             tracing::warn!(activity.id = %activity, %error, "submissions wait for the database");
             jobs.iter().map(|_| Outcome::Again(UNAVAILABLE_PAUSE)).collect()
         }
-        (Err(error), _) => {
+        Err(error) => {
             let why = error.to_string();
             jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("placing submissions: {why}"))).collect()
         }
-        (_, Err(error)) => jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{error:#}"))).collect(),
     }
 }
 

@@ -25,9 +25,10 @@ pub use reconcile::{Correction, confirmed_difference, look_after_gates, reconcil
 pub use redis::{KEEP_AFTER_END, queue};
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use ::redis::RedisError;
 use anyhow::Context;
 
 use self::model::Admission;
@@ -38,9 +39,9 @@ use crate::engine::TaskId;
 use crate::error::{Kind, Result, invalid, refuse};
 use crate::platform::db;
 use crate::platform::money::Money;
+use crate::platform::together::Together;
 
 /// What this process remembers of activities: never the truth, and never for long.
-#[derive(Default)]
 struct Memory {
     /// Seen sold out at.
     sold_out: RwLock<HashMap<ActivityId, Instant>>,
@@ -48,6 +49,40 @@ struct Memory {
     unknown: RwLock<HashMap<ActivityId, Instant>>,
     /// One build of a gate at a time in this process.
     building: tokio::sync::Mutex<()>,
+    /// Submissions on their way to the gates.
+    admissions: Arc<Together<ActivityId, (UserId, EntryId), Admission, RedisError>>,
+    /// Kept: finding a counter by its labels costs more than the rest of a refusal.
+    admitted: metrics::Counter,
+    refused_sold_out: metrics::Counter,
+}
+
+/// Asks the gate, together with whoever asks at the same time.
+async fn ask(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
+    let asking = app.clone();
+    let admit = move |submissions: Vec<(UserId, EntryId)>| {
+        let app = asking.clone();
+        async move { Gate::of(&app.engine, activity).admit(&app, &submissions).await }
+    };
+    let answer = memory.admissions.ask(&activity, (user, EntryId::new()), admit).await;
+    Ok(answer.map_err(anyhow::Error::from)?.context("asking the gate")?)
+}
+
+/// The counter of submissions with this outcome.
+fn submissions(outcome: &'static str) -> metrics::Counter {
+    metrics::counter!("onrush_seckill_submissions_total", "outcome" => outcome)
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            sold_out: RwLock::default(),
+            unknown: RwLock::default(),
+            building: tokio::sync::Mutex::default(),
+            admissions: Arc::default(),
+            admitted: submissions("admitted"),
+            refused_sold_out: submissions(Kind::SoldOut.name()),
+        }
+    }
 }
 
 /// Ids a memory holds; past it everything older than its time is dropped, or all of it.
@@ -74,34 +109,37 @@ fn remember(memory: &RwLock<HashMap<ActivityId, Instant>>, id: ActivityId, lengt
 /// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered.
 pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<TaskId> {
     let memory = app.local::<Memory>();
-    let sold_out_for = Duration::from_millis(app.config.seckill.sold_out_memory_ms);
-    let now = app.clock.now();
-    if remembers(&memory.sold_out, activity, sold_out_for) {
-        return Err(outcome_label(Admission::SoldOut.into_entry(now).err()));
+    let admission = answer(app, &memory, activity, user).await?;
+    match admission.into_entry(app.clock.now()) {
+        Ok(entry) => {
+            memory.admitted.increment(1);
+            Ok(TaskId { key: entry.uuid(), queue: redis::queue(activity) })
+        }
+        Err(error) if error.kind() == Kind::SoldOut => {
+            memory.refused_sold_out.increment(1);
+            Err(error)
+        }
+        Err(error) => {
+            submissions(error.kind().name()).increment(1);
+            Err(error)
+        }
     }
-    let gate = Gate::of(&app.engine, activity)?;
-    let mut admission = gate.admit(app, user).await?;
+}
+
+async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
+    let sold_out_for = Duration::from_millis(app.config.seckill.sold_out_memory_ms);
+    if remembers(&memory.sold_out, activity, sold_out_for) {
+        return Ok(Admission::SoldOut);
+    }
+    let mut admission = ask(app, memory, activity, user).await?;
     if admission == Admission::NoGate {
         open_gate_detached(app, activity).await?;
-        admission = gate.admit(app, user).await?;
+        admission = ask(app, memory, activity, user).await?;
     }
     if admission == Admission::SoldOut {
         remember(&memory.sold_out, activity, sold_out_for);
     }
-    match admission.into_entry(now) {
-        Ok(entry) => {
-            metrics::counter!("onrush_seckill_submissions_total", "outcome" => "admitted").increment(1);
-            Ok(TaskId { key: entry.uuid(), queue: redis::queue(activity)? })
-        }
-        Err(error) => Err(outcome_label(Some(error))),
-    }
-}
-
-/// Counts a refusal by its name.
-fn outcome_label(error: Option<crate::error::Error>) -> crate::error::Error {
-    let error = error.unwrap_or_else(|| Kind::SoldOut.into());
-    metrics::counter!("onrush_seckill_submissions_total", "outcome" => error.kind().name()).increment(1);
-    error
+    Ok(admission)
 }
 
 /// Builds a missing gate in a task of its own: the submission's client may leave, a sqlx future may not be dropped.
@@ -134,7 +172,7 @@ const WARM_CHUNK: u32 = 500;
 /// Builds the gate of an activity from MySQL if it is missing. The stock is read before the users: a unit released in
 /// between is then missing from both and comes back by reconciliation, where the other order would sell it twice.
 pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
-    let gate = Gate::of(&app.engine, activity)?;
+    let gate = Gate::of(&app.engine, activity);
     if gate.exists(app).await? {
         return Ok(());
     }
@@ -239,7 +277,7 @@ pub async fn change_stock(app: &App, id: ActivityId, to: i64) -> Result<Activity
         return Err(Kind::Ended.into());
     }
     open_gate(app, id).await?;
-    let gate = Gate::of(&app.engine, id)?;
+    let gate = Gate::of(&app.engine, id);
     let change = to - before.stock;
     if change < 0 && gate.take(app, -change).await? != Some(true) {
         return Err(refuse(Kind::ActivityState, "so many units are already taken").into());
@@ -264,10 +302,10 @@ pub async fn change_stock(app: &App, id: ActivityId, to: i64) -> Result<Activity
 /// keeps his place.
 pub async fn close_activity(app: &App, id: ActivityId) -> Result<Activity> {
     find_activity(app, id).await?;
-    Gate::of(&app.engine, id)?.close(app).await?;
+    Gate::of(&app.engine, id).close(app).await?;
     let mut conn = app.db.acquire().await?;
     store::close_activity(&mut conn, id, app.clock.now()).await?;
     // A gate built between the two statements was built open: shut it again, now that MySQL says closed.
-    Gate::of(&app.engine, id)?.close(app).await?;
+    Gate::of(&app.engine, id).close(app).await?;
     find_activity_in(&mut conn, id).await
 }

@@ -73,7 +73,7 @@ pub async fn return_units(app: &App) -> Result<usize> {
         }
         for (activity, entries) in by_activity {
             // A unit whose gate is gone or was built since needs no return: MySQL's number was taken then.
-            Gate::of(&app.engine, activity)?.return_units(app, &entries).await?;
+            Gate::of(&app.engine, activity).return_units(app, &entries).await?;
         }
         let ids: Vec<EntryId> = owed.iter().map(|entry| entry.id).collect();
         let mut conn = app.db.acquire().await?;
@@ -88,7 +88,7 @@ pub async fn return_units(app: &App) -> Result<usize> {
 /// Compares the gate with MySQL. A difference that two looks confirm is corrected when `repair`, and reported.
 pub async fn reconcile(app: &App, activity: ActivityId, repair: bool) -> Result<Option<Correction>> {
     let doubts = app.local::<Doubts>();
-    let gate = Gate::of(&app.engine, activity)?;
+    let gate = Gate::of(&app.engine, activity);
     let Some(look) = look(app, &gate, activity).await? else { return Ok(None) };
     let change = look.correction();
     let confirmed = {
@@ -138,7 +138,7 @@ pub async fn confirmed_difference(
     patience: Duration,
 ) -> Result<Option<Correction>> {
     let began = Instant::now();
-    let gate = Gate::of(&app.engine, activity)?;
+    let gate = Gate::of(&app.engine, activity);
     loop {
         let settled = look(app, &gate, activity).await?.is_some_and(|look| look.correction() == 0);
         if settled || !gate.exists(app).await? {

@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use anyhow::Context;
-use redis::Script;
+use redis::{ErrorKind, Script};
 
 use super::model::{Activity, ActivityId, Admission, EntryId, Place, QUEUE};
 use crate::app::App;
@@ -30,8 +30,8 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/t
 static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
 
 /// The partition of an activity.
-pub fn queue(activity: ActivityId) -> anyhow::Result<QueueName> {
-    QueueName::partition(QUEUE, activity).context("naming an activity's queue")
+pub fn queue(activity: ActivityId) -> QueueName {
+    QueueName::of_id(QUEUE, activity.uuid())
 }
 
 /// The keys of one activity.
@@ -41,8 +41,8 @@ pub struct Gate {
 
 impl Gate {
     /// Of `activity`.
-    pub fn of(engine: &Engine, activity: ActivityId) -> anyhow::Result<Self> {
-        Ok(Self { keys: engine.keys(&queue(activity)?) })
+    pub fn of(engine: &Engine, activity: ActivityId) -> Self {
+        Self { keys: engine.keys(&queue(activity)) }
     }
     fn gate(&self) -> String {
         self.keys.meta()
@@ -51,32 +51,27 @@ impl Gate {
         self.keys.own("building")
     }
 
-    /// One submission: reserve a unit and enqueue the task, or nothing. One round trip.
-    pub async fn admit(&self, app: &App, user: UserId) -> anyhow::Result<Admission> {
-        let entry = EntryId::new();
-        let (now, owner) = (app.clock.now().ms(), user.to_string());
-        let envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()))?;
-        let (what, value): (i64, String) = ADMIT
-            .key(self.gate())
-            .key(self.keys.stream())
-            .arg(now)
-            .arg(owner)
-            .arg(entry.to_string())
-            .arg(envelope.text())
-            .arg(self.keys.task_prefix())
-            .invoke_async(&mut app.redis.commands())
-            .await
-            .context("asking the gate")?;
-        Ok(match what {
-            0 => Admission::NoGate,
-            1 => Admission::Admitted(entry),
-            2 => Admission::InAlready(value.parse().context("reading a task key from the gate")?),
-            3 => Admission::NotStarted(At::from_ms(value.parse().context("reading the start from the gate")?)),
-            4 => Admission::Ended,
-            5 => Admission::SoldOut,
-            6 => Admission::LimitReached(value.parse().context("reading the limit from the gate")?),
-            other => anyhow::bail!("the gate answered {other}"),
-        })
+    /// Submissions that came together, each as (user, the task's key if admitted): for each a unit is reserved and the
+    /// task enqueued, or nothing. One round trip. The answers are in the order of the submissions.
+    pub async fn admit(
+        &self,
+        app: &App,
+        submissions: &[(UserId, EntryId)],
+    ) -> Result<Vec<Admission>, redis::RedisError> {
+        let now = app.clock.now().ms();
+        let mut call = ADMIT.prepare_invoke();
+        call.key(self.gate()).key(self.keys.stream()).arg(now).arg(self.keys.task_prefix());
+        for &(user, entry) in submissions {
+            let owner = user.to_string();
+            let envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()));
+            call.arg(owner).arg(entry.to_string()).arg(envelope.text());
+        }
+        let words: String = call.invoke_async(&mut app.redis.commands()).await?;
+        let admissions: Option<Vec<Admission>> =
+            words.split(' ').zip(submissions).map(|(word, &(_, entry))| admission(word, entry)).collect();
+        admissions
+            .filter(|admissions| admissions.len() == submissions.len())
+            .ok_or_else(|| (ErrorKind::UnexpectedReturnType, "not an answer of the gate", words).into())
     }
 
     /// Whether the gate is there.
@@ -224,4 +219,19 @@ impl Gate {
 /// The gate's field with a user's place.
 fn place(user: UserId) -> String {
     format!("u{user}")
+}
+
+/// The gate's word on the submission whose task would be `entry`.
+fn admission(word: &str, entry: EntryId) -> Option<Admission> {
+    let (what, value) = word.split_once(':').unwrap_or((word, ""));
+    Some(match what {
+        "no_gate" => Admission::NoGate,
+        "admitted" => Admission::Admitted(entry),
+        "in" => Admission::InAlready(value.parse().ok()?),
+        "not_started" => Admission::NotStarted(At::from_ms(value.parse().ok()?)),
+        "ended" => Admission::Ended,
+        "sold_out" => Admission::SoldOut,
+        "limit" => Admission::LimitReached(value.parse().ok()?),
+        _ => return None,
+    })
 }

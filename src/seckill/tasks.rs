@@ -143,7 +143,7 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
 
 /// How a submission stands, at once or (`?wait=20`) as soon as it has ended.
 #[utoipa::path(
-    get, path = "/tasks/{id}", tag = "tasks", security(("bearer" = [])),
+    get, path = "/api/v1/tasks/{id}", tag = "tasks", security(("bearer" = [])),
     params(("id" = String, Path, description = "The id a submission was answered with"), WaitQuery),
     responses(
         (status = 200, body = TaskAnswer, description = "Won (100), failed (101) or in the queue (102)"),
@@ -165,7 +165,7 @@ pub async fn poll_task(
 /// How a submission stands, as server-sent events: one `task` event at once, one whenever something changed, the last
 /// when the task has ended.
 #[utoipa::path(
-    get, path = "/tasks/{id}/events", tag = "tasks", security(("bearer" = [])),
+    get, path = "/api/v1/tasks/{id}/events", tag = "tasks", security(("bearer" = [])),
     params(("id" = String, Path, description = "The id a submission was answered with")),
     responses(
         (status = 200, body = Object, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers"),

@@ -278,7 +278,7 @@ async fn an_owner_of_the_course_wins_nothing_and_the_unit_goes_back() {
 async fn a_gate_that_would_sell_too_many_or_too_few_is_corrected() {
     let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
     let sale = Sale::open(&h, 10).await;
-    let queue = seckill::queue(sale.activity()).unwrap();
+    let queue = seckill::queue(sale.activity());
     let gate = h.app.engine.keys(&queue).meta();
     for (wrong, what) in [(13, "too many"), (4, "too few")] {
         let set = redis::cmd("HSET").arg(&gate).arg("stock").arg(wrong).to_owned();

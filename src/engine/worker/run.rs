@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::super::envelope::{Envelope, VERSION};
 use super::super::registry::{Delivery, Registered};
 use super::super::task::{Outcome, Retry, TaskId};
+use super::Lane;
 use super::finish::Ending;
 use super::lease::Lease;
-use super::Lane;
 
 /// What was read at once, ready to run.
 pub(super) struct Batch {

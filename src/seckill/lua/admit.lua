@@ -1,35 +1,60 @@
--- The admission: one unit reserved and the task enqueued, or nothing. Never touches MySQL.
+-- The admission of submissions that came at the same time, in their order: for each, one unit reserved and its task
+-- enqueued, or nothing. Never touches MySQL.
 --
--- All that it reads is in one hash and all that it changes there is one write: every call and every key more is paid
+-- All that it reads is in one hash, and all that it changes there is one write: every call and every key more is paid
 -- for by each buyer who waits behind.
 --
 -- KEYS  1 meta of the queue, which is the gate too: stock, starts, ends, closed, limit, and by u<user> the user's place
 --         "<tries>:<task key, empty when free>", 2 stream of the queue
--- ARGV  1 now (ms), 2 user, 3 new task's key, 4 its envelope, 5 what the keys of records begin with
--- reply {what, value}: 0 no gate; 1 admitted; 2 in already (task key); 3 not started (start, ms); 4 ended; 5 sold out;
---       6 limit reached (limit)
-local user = 'u' .. ARGV[2]
-local gate = redis.call('HMGET', KEYS[1], 'stock', 'starts', 'ends', 'closed', 'limit', 'seq', user)
-local stock, starts, known = tonumber(gate[1]), tonumber(gate[2]), gate[7]
-if not stock or not starts then return { 0, '' } end
+-- ARGV  1 now (ms), 2 what the keys of records begin with, then per submission: user, new task's key, its envelope
+-- reply a word per submission, joined by blanks: no_gate; admitted; in:<task key>; not_started:<start, ms>; ended;
+--       sold_out; limit:<limit>
 local now = tonumber(ARGV[1])
-if now < starts then return { 3, gate[2] } end
-local tries = 0
-if known then
-  local colon = string.find(known, ':', 1, true)
-  tries = tonumber(string.sub(known, 1, colon - 1))
-  local held = string.sub(known, colon + 1)
-  if held ~= '' then
-    -- A submission whose task died without a result (dead letter) holds nobody back.
-    local record = redis.call('GET', ARGV[5] .. held)
-    if not record or cjson.decode(record).state ~= 'FAILURE' then return { 2, held } end
-  end
+local places = {}
+for i = 3, #ARGV, 3 do
+  places[#places + 1] = 'u' .. ARGV[i]
 end
-if gate[4] == '1' or now >= tonumber(gate[3]) then return { 4, '' } end
-if tries >= tonumber(gate[5]) then return { 6, gate[5] } end
-if stock <= 0 then return { 5, '' } end
-local seq = tonumber(gate[6] or 0) + 1
-redis.call('HSET', KEYS[1], 'stock', stock - 1, 'seq', seq, user, (tries + 1) .. ':' .. ARGV[3],
-  ARGV[3], seq .. ' ' .. ARGV[1] .. ' ' .. ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'e', ARGV[4])
-return { 1, ARGV[3] }
+local gate = redis.call('HMGET', KEYS[1], 'stock', 'starts', 'ends', 'closed', 'limit', 'seq', unpack(places))
+local stock, starts, ends, limit = tonumber(gate[1]), tonumber(gate[2]), tonumber(gate[3]), tonumber(gate[5])
+local seq = tonumber(gate[6] or 0)
+local changed, own = {}, {}
+
+-- A submission whose task died without a result (dead letter) holds nobody back.
+local function has_died(key)
+  local record = redis.call('GET', ARGV[2] .. key)
+  return record and cjson.decode(record).state == 'FAILURE'
+end
+
+local function admit(place, known, key, envelope, user)
+  if not stock or not starts then return 'no_gate' end
+  if now < starts then return 'not_started:' .. gate[2] end
+  local tries = 0
+  if known then
+    local colon = string.find(known, ':', 1, true)
+    tries = tonumber(string.sub(known, 1, colon - 1))
+    local held = string.sub(known, colon + 1)
+    if held ~= '' and not has_died(held) then return 'in:' .. held end
+  end
+  if gate[4] == '1' or now >= ends then return 'ended' end
+  if tries >= limit then return 'limit:' .. gate[5] end
+  if stock <= 0 then return 'sold_out' end
+  stock = stock - 1
+  seq = seq + 1
+  -- `%d`: a number joined to a string as it is goes through floating point formatting.
+  own[place] = string.format('%d:%s', tries + 1, key)
+  local n = #changed
+  changed[n + 1], changed[n + 2] = place, own[place]
+  changed[n + 3], changed[n + 4] = key, string.format('%d %s %s', seq, ARGV[1], user)
+  redis.call('XADD', KEYS[2], '*', 'e', envelope)
+  return 'admitted'
+end
+
+local replies = {}
+for i, place in ipairs(places) do
+  local at = 3 * i
+  replies[i] = admit(place, own[place] or gate[6 + i], ARGV[at + 1], ARGV[at + 2], ARGV[at])
+end
+if #changed > 0 then
+  redis.call('HSET', KEYS[1], 'stock', stock, 'seq', seq, unpack(changed))
+end
+return table.concat(replies, ' ')
