@@ -33,7 +33,7 @@ const ROUNDS: usize = 3;
 /// Connections of wrk.
 const CONNECTIONS: usize = 256;
 /// Orders placed by the worker in its scenario.
-const PLACED: usize = 50_000;
+const PLACED: usize = 200_000;
 /// Orders due in the sweep's scenario.
 const SWEPT: usize = 100_000;
 

@@ -186,6 +186,7 @@ CREATE TABLE seckill_activities (
     price_fen      BIGINT       NOT NULL,
     stock          BIGINT       NOT NULL,
     stock_left     BIGINT       NOT NULL,
+    returns        INT UNSIGNED NOT NULL DEFAULT 0, -- grows when units come back: what was read of the entries is out of date
     per_user_limit INT          NOT NULL,
     pay_deadline_s INT          NOT NULL,
     starts_at      DATETIME(3)  NOT NULL,

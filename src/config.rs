@@ -196,7 +196,7 @@ pub struct Seckill {
 
 impl Default for Seckill {
     fn default() -> Self {
-        Self { sold_out_memory_ms: 200, batch_size: 512, batches_in_flight: 2, tick_ms: 250 }
+        Self { sold_out_memory_ms: 200, batch_size: 512, batches_in_flight: 4, tick_ms: 250 }
     }
 }
 

@@ -16,7 +16,10 @@ pub use create::{Quote, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
 pub use model::{Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, Release, SeckillOrder, Status};
 
+use std::collections::BTreeMap;
+
 use sqlx::Connection;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::UserId;
@@ -194,14 +197,23 @@ pub async fn time_out_unstarted(app: &App, ids: &[OrderId], now: At) -> Result<V
     Ok(all)
 }
 
+/// Orders that one task of the expiry queue closes.
+const EXPIRE_TOGETHER: usize = 100;
+
 /// Tells the queues of orders whose creation was committed: their expiry, or their grant when they are paid already.
 pub async fn announce_created(app: &App, orders: &[(OrderId, At, bool)]) -> anyhow::Result<()> {
     count("created", orders.len());
-    let waiting: Vec<engine::Item<Expire>> = orders
-        .iter()
-        .filter(|(_, _, paid)| !paid)
-        .map(|&(order_id, expires_at, _)| engine::Item::at(order_id.uuid(), Expire { order_id }, expires_at))
-        .collect();
+    let mut deadlines: BTreeMap<At, Vec<OrderId>> = BTreeMap::new();
+    for &(order, expires_at, _) in orders.iter().filter(|(_, _, paid)| !paid) {
+        deadlines.entry(expires_at).or_default().push(order);
+    }
+    let mut waiting = Vec::new();
+    for (due, together) in deadlines {
+        for chunk in together.chunks(EXPIRE_TOGETHER) {
+            let key = if let [alone] = chunk { alone.uuid() } else { Uuid::now_v7() };
+            waiting.push(engine::Item::at(key, Expire { orders: chunk.to_vec() }, due));
+        }
+    }
     if !waiting.is_empty() {
         app.engine.enqueue(&waiting).await?;
     }

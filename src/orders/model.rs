@@ -271,11 +271,12 @@ impl SeckillOrder {
     }
 }
 
-/// Closes the order when its time to pay is over; due at that time, keyed by the order's id.
+/// Closes orders when their time to pay is over; due at that time. For one order it is keyed by the order's id, so that
+/// paying takes it back; orders made together share one, which passes over those that are paid by then.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Expire {
-    /// The order.
-    pub order_id: OrderId,
+    /// The orders.
+    pub orders: Vec<OrderId>,
 }
 
 impl Task for Expire {

@@ -1,5 +1,6 @@
 //! Handlers of the expiry and late queues, and the passes over what is owed.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,13 +27,33 @@ const ERROR_KEPT: usize = 300;
 
 /// Times out orders whose time to pay is over.
 pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
-    let ids: Vec<OrderId> = jobs.iter().map(|job| job.args.order_id).collect();
-    if let Err(error) = orders::time_out_unstarted(&app, &ids, app.clock.now()).await {
-        let why = error.to_string();
-        return ids.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{why}"))).collect();
+    let ids: Vec<OrderId> = jobs.iter().flat_map(|job| &job.args.orders).copied().collect();
+    let closed: HashSet<OrderId> = match orders::time_out_unstarted(&app, &ids, app.clock.now()).await {
+        Ok(closed) => closed.into_iter().collect(),
+        Err(error) => {
+            let why = error.to_string();
+            return jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{why}"))).collect();
+        }
+    };
+    // What is left is paid by now, has a started payment, or is not due.
+    let left = |job: &Job<Expire>| job.args.orders.iter().filter(|id| !closed.contains(id)).copied().collect();
+    let rest: Vec<Vec<OrderId>> = jobs.iter().map(left).collect();
+    stream::iter(rest).map(|left| expire_each(&app, left)).buffered(CONCURRENCY).collect().await
+}
+
+/// What becomes of a task with these orders: the worst of what becomes of each.
+async fn expire_each(app: &App, orders: Vec<OrderId>) -> Outcome {
+    let mut whole = Outcome::done();
+    for id in orders {
+        whole = match (whole, expire_one(app, id).await) {
+            (failed @ Outcome::Retry(_), _) | (_, failed @ Outcome::Retry(_)) => failed,
+            (Outcome::Again(one), Outcome::Again(other)) => Outcome::Again(one.min(other)),
+            (again @ Outcome::Again(_), _) | (_, again @ Outcome::Again(_)) => again,
+            (missing @ Outcome::Failure { .. }, _) => missing,
+            (_, outcome) => outcome,
+        };
     }
-    // Those that are timed out by now say so at the first look; what is left has a started payment, or is not due.
-    stream::iter(ids).map(|id| expire_one(&app, id)).buffered(CONCURRENCY).collect().await
+    whole
 }
 
 async fn expire_one(app: &App, id: OrderId) -> Outcome {

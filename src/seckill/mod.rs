@@ -19,7 +19,7 @@ mod redis;
 mod store;
 pub mod tasks;
 
-pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place};
+pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place, Placement};
 pub use placing::{give_back, place, retake};
 pub use reconcile::{Correction, confirmed_difference, look_after_gates, reconcile, return_units};
 pub use redis::{KEEP_AFTER_END, queue};
@@ -237,6 +237,7 @@ pub async fn create_activity(app: &App, new: NewActivity) -> Result<Activity> {
         price_fen: new.price,
         stock: new.stock,
         stock_left: new.stock,
+        returns: 0,
         per_user_limit: new.per_user_limit,
         pay_deadline_s: new.pay_deadline_s,
         starts_at: new.starts_at,

@@ -39,6 +39,8 @@ pub struct Activity {
     pub stock: i64,
     /// Units not held by a live entry.
     pub stock_left: i64,
+    /// Grows when units come back.
+    pub returns: u32,
     /// How often one user may be given a unit, those given back included.
     pub per_user_limit: i32,
     /// Seconds to pay an order of it.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -15,12 +14,21 @@ use crate::orders::{self, Order, OrderId, SeckillOrder};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
 
+/// What became of each submission, and the orders made for them.
+type Placed = (Vec<Placement>, Vec<SeckillOrder>);
+
 /// Places submissions of one activity, in the order given, in one transaction. What each became.
 ///
-/// Safe to run again, and twice at once: the activity's row is locked first, so batches of one activity run one after
-/// the other, and each sees what the one before committed. An entry's id is its submission's task key.
+/// Safe to run again, and twice at once. An entry's id is its submission's task key, and the unique keys of the entries
+/// say that nobody is placed twice. Batches of one activity are placed side by side, each taking its units with its last
+/// statement ([`ahead`]); one that met another there, or finds too few units, goes [`in_turn`].
 pub async fn place(app: &App, activity: ActivityId, submissions: &[(EntryId, UserId)]) -> Result<Vec<Placement>> {
-    let (placements, created) = retrying(|| place_in_one_transaction(app, activity, submissions)).await?;
+    let (placements, created) = match ahead(app, activity, submissions).await {
+        Ok(Some(placed)) => placed,
+        Ok(None) => retrying(|| in_turn(app, activity, submissions)).await?,
+        Err(error) if met_another(&error) => retrying(|| in_turn(app, activity, submissions)).await?,
+        Err(error) => return Err(error),
+    };
     let announced: Vec<_> =
         created.iter().map(|order| (order.id, order.expires_at, order.price.as_fen() == 0)).collect();
     if let Err(error) = orders::announce_created(app, &announced).await {
@@ -30,44 +38,95 @@ pub async fn place(app: &App, activity: ActivityId, submissions: &[(EntryId, Use
     Ok(placements)
 }
 
-async fn place_in_one_transaction(
-    app: &App,
-    activity: ActivityId,
-    submissions: &[(EntryId, UserId)],
-) -> Result<(Vec<Placement>, Vec<SeckillOrder>)> {
+/// Whether a batch was in the way of another: a key that both wrote, or a lock that both wanted.
+fn met_another(error: &Error) -> bool {
+    let Error::Internal(error) = error else { return false };
+    let found = error.chain().find_map(|cause| cause.downcast_ref::<sqlx::Error>());
+    found.is_some_and(|error| db::violated(error).is_some() || db::trouble(error) == db::Trouble::Contention)
+}
+
+/// Places without holding up other batches: everything is read and written first, and the units are taken last, if
+/// nothing that was read has changed since. `None` when it has, or when somebody would hear that nothing is left: only
+/// [`in_turn`] says that.
+async fn ahead(app: &App, activity: ActivityId, submissions: &[(EntryId, UserId)]) -> Result<Option<Placed>> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
-    let users: Vec<UserId> = submissions.iter().map(|(_, user)| *user).collect();
-    // Before the lock: who owns the course does not depend on what the batch before this one does.
-    let Some(course) = store::find_activity(&mut tx, activity).await?.map(|found| found.course_id) else {
+    let Some(found) = store::find_activity(&mut tx, activity).await? else { return Ok(None) };
+    let owners = owners(&mut tx, &found, submissions).await?;
+    let entries = entries(&mut tx, activity, submissions).await?;
+    let plan = plan(&found, submissions, &entries, &owners);
+    if plan.iter().any(|step| step.placement == Placement::SoldOut) {
+        return Ok(None);
+    }
+    let created = insert(app, &mut tx, &found, &plan, now).await?;
+    if !created.is_empty() {
+        let units = i64::try_from(created.len()).unwrap_or(i64::MAX);
+        if !store::take_stock_since(&mut tx, activity, units, found.returns).await? {
+            return Ok(None);
+        }
+    }
+    tx.commit().await?;
+    Ok(Some((plan.into_iter().map(|step| step.placement).collect(), created)))
+}
+
+/// Places under the lock of the activity's row: batches run one after the other, each sees what the one before
+/// committed.
+async fn in_turn(app: &App, activity: ActivityId, submissions: &[(EntryId, UserId)]) -> Result<Placed> {
+    let now = app.clock.now();
+    let mut tx = app.db.begin().await?;
+    let Some(found) = store::lock_activity(&mut tx, activity).await? else {
         return Ok((vec![Placement::NoActivity; submissions.len()], Vec::new()));
     };
-    let mut owners = HashSet::new();
-    for chunk in users.chunks(db::CHUNK) {
-        owners.extend(crate::catalogue::owners(&mut tx, course, chunk).await?);
-    }
-    let found = store::lock_activity(&mut tx, activity).await?.context("an activity vanished")?;
-    let mut entries = Vec::new();
-    for chunk in users.chunks(db::CHUNK) {
-        entries.extend(store::entries_of(&mut tx, activity, chunk).await?);
-    }
+    let owners = owners(&mut tx, &found, submissions).await?;
+    let entries = entries(&mut tx, activity, submissions).await?;
     let plan = plan(&found, submissions, &entries, &owners);
-    let points_earned = orders::points_earned(&app.config.orders, found.price_fen)?;
-    let created: Vec<SeckillOrder> =
-        plan.iter().filter_map(|step| step.new_order(&found, points_earned, now)).collect();
+    let created = insert(app, &mut tx, &found, &plan, now).await?;
     if !created.is_empty() {
         let units = i64::try_from(created.len()).unwrap_or(i64::MAX);
         if !store::take_stock(&mut tx, activity, units).await? {
             return Err(Error::Internal(anyhow::anyhow!("the stock of {activity} changed under its lock")));
         }
-        orders::insert_seckill(&mut tx, &created, now).await?;
-        let rows: Vec<_> = plan.iter().filter_map(Step::new_entry).collect();
-        for chunk in rows.chunks(db::CHUNK) {
-            store::insert_entries(&mut tx, activity, chunk, now).await?;
-        }
     }
     tx.commit().await?;
     Ok((plan.into_iter().map(|step| step.placement).collect(), created))
+}
+
+/// Which of the submissions' users own the course.
+async fn owners(conn: &mut Conn, activity: &Activity, submissions: &[(EntryId, UserId)]) -> Result<HashSet<UserId>> {
+    let mut owners = HashSet::new();
+    for chunk in users(submissions).chunks(db::CHUNK) {
+        owners.extend(crate::catalogue::owners(conn, activity.course_id, chunk).await?);
+    }
+    Ok(owners)
+}
+
+/// The entries that the submissions' users have.
+async fn entries(conn: &mut Conn, activity: ActivityId, submissions: &[(EntryId, UserId)]) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for chunk in users(submissions).chunks(db::CHUNK) {
+        entries.extend(store::entries_of(conn, activity, chunk).await?);
+    }
+    Ok(entries)
+}
+
+fn users(submissions: &[(EntryId, UserId)]) -> Vec<UserId> {
+    submissions.iter().map(|(_, user)| *user).collect()
+}
+
+/// Inserts the orders of a plan and their entries.
+async fn insert(app: &App, conn: &mut Conn, activity: &Activity, plan: &[Step], now: At) -> Result<Vec<SeckillOrder>> {
+    let points_earned = orders::points_earned(&app.config.orders, activity.price_fen)?;
+    let created: Vec<SeckillOrder> =
+        plan.iter().filter_map(|step| step.new_order(activity, points_earned, now)).collect();
+    if created.is_empty() {
+        return Ok(created);
+    }
+    orders::insert_seckill(conn, &created, now).await?;
+    let rows: Vec<_> = plan.iter().filter_map(Step::new_entry).collect();
+    for chunk in rows.chunks(db::CHUNK) {
+        store::insert_entries(conn, activity.id, chunk, now).await?;
+    }
+    Ok(created)
 }
 
 /// What one submission becomes, and whether an order must be inserted for it.
@@ -209,6 +268,7 @@ mod tests {
             price_fen: Money::fen(1),
             stock: 10,
             stock_left: left,
+            returns: 0,
             per_user_limit: limit,
             pay_deadline_s: 60,
             starts_at: at,

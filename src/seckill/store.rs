@@ -9,8 +9,8 @@ use crate::orders::OrderId;
 use crate::platform::clock::At;
 use crate::platform::db::{Conn, push_in, recurs};
 
-const COLUMNS: &str = "SELECT id, course_id, title, price_fen, stock, stock_left, per_user_limit, pay_deadline_s, \
-     starts_at, ends_at, closed_at, created_at FROM seckill_activities ";
+const COLUMNS: &str = "SELECT id, course_id, title, price_fen, stock, stock_left, returns, per_user_limit, \
+     pay_deadline_s, starts_at, ends_at, closed_at, created_at FROM seckill_activities ";
 
 /// A unit taken by a submission.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -94,13 +94,28 @@ pub async fn take_stock(conn: &mut Conn, id: ActivityId, units: i64) -> Result<b
     Ok(done.rows_affected() == 1)
 }
 
+/// Takes `units` from what is left if none came back since `seen` returns; false when some did or not so many are left.
+pub async fn take_stock_since(conn: &mut Conn, id: ActivityId, units: i64, seen: u32) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE seckill_activities SET stock_left = stock_left - ? WHERE id = ? AND stock_left >= ? AND returns = ?",
+    )
+    .bind(units)
+    .bind(id)
+    .bind(units)
+    .bind(seen)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Gives `units` back to what is left.
 pub async fn give_stock(conn: &mut Conn, id: ActivityId, units: i64) -> Result<bool> {
-    let done = sqlx::query("UPDATE seckill_activities SET stock_left = stock_left + ? WHERE id = ?")
-        .bind(units)
-        .bind(id)
-        .execute(conn)
-        .await?;
+    let done =
+        sqlx::query("UPDATE seckill_activities SET stock_left = stock_left + ?, returns = returns + 1 WHERE id = ?")
+            .bind(units)
+            .bind(id)
+            .execute(conn)
+            .await?;
     Ok(done.rows_affected() == 1)
 }
 

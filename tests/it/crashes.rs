@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use onrush::{check, seckill};
 use sqlx::Connection;
 
 use crate::seckill::{Sale, assert_clean, people};
@@ -153,7 +154,12 @@ async fn redis_emptied_in_the_middle_of_a_sale_sells_no_unit_twice_and_strands_n
     })
     .await;
     assert_eq!(h.count("SELECT stock_left FROM seckill_activities").await, 0);
-    assert_clean(&h).await;
+    // A gate that was built while a batch had been read and not yet committed offers too much, until it is compared.
+    h.eventually(async || {
+        seckill::look_after_gates(&h.app).await.unwrap();
+        check::findings(&h.app, false).await.unwrap().iter().all(|finding| finding.violations.is_empty())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

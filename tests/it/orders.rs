@@ -7,7 +7,8 @@ use onrush::auth::UserId;
 use onrush::catalogue::CourseId;
 use onrush::engine::{Job, Outcome, Task, TaskId};
 use onrush::error::Result;
-use onrush::orders::{self, Closing, Grant, Order, OrderId, OrderKind, Release, SeckillOrder, Status};
+use onrush::orders::{self, Closing, Expire, Grant, Order, OrderId, OrderKind, Release, SeckillOrder, Status};
+use onrush::payments;
 use onrush::platform::clock::At;
 use onrush::platform::db::Conn;
 use onrush::platform::money::Money;
@@ -673,15 +674,25 @@ async fn seckill_orders_are_inserted_in_one_go_and_one_for_nothing_is_paid() {
     tx.commit().await.unwrap();
     let announced: Vec<_> = all.iter().map(|o| (o.id, o.expires_at, o.price == Money::ZERO)).collect();
     orders::announce_created(&h.app, &announced).await.unwrap();
-    assert_eq!(h.app.engine.depth(&"expiry".parse().unwrap()).await.unwrap().delayed, 449);
+    assert_eq!(
+        h.app.engine.depth(&"expiry".parse().unwrap()).await.unwrap().delayed,
+        5,
+        "449 orders with one deadline"
+    );
     assert_eq!(h.app.engine.depth(&"grant".parse().unwrap()).await.unwrap().depth, 1);
     let (free, paid_for) = (row(&h, all[0].id).await, row(&h, all[7].id).await);
     assert_eq!((free.status, free.kind, free.paid_at), (Status::Paid, OrderKind::Seckill, Some(h.now())));
     assert_eq!((paid_for.status, paid_for.payable, paid_for.points_earned), (Status::Unpaid, Money::fen(700), 7));
     assert_eq!(seen(&h, &people[7], all[7].id).await["items"][0]["price_fen"], 700);
-    // paying takes the expiry back
+    // An order that was paid meanwhile is passed over when the others' time is over.
     pay(&h, all[7].id).await;
-    assert_eq!(h.app.engine.depth(&"expiry".parse().unwrap()).await.unwrap().delayed, 448);
+    h.advance(Duration::from_secs(60));
+    let expire = Expire { orders: all.iter().map(|order| order.id).collect() };
+    let id = TaskId { key: Uuid::now_v7(), queue: "expiry".parse().unwrap() };
+    let ended = payments::expire(h.app.clone(), vec![Job { id, attempt: 1, delivery: 1, args: expire }]).await;
+    assert!(matches!(ended[..], [Outcome::Success(_)]), "{ended:?}");
+    assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE status = 3").await, 448);
+    assert_eq!(row(&h, all[7].id).await.status, Status::Paid);
 }
 
 #[tokio::test(flavor = "multi_thread")]

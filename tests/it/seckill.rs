@@ -1,11 +1,12 @@
 //! Seckill from outside: admission, placement, polling, returns, and what a newcomer might do wrong.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use onrush::auth::UserId;
 use onrush::platform::clock::At;
-use onrush::{check, seckill};
+use onrush::{check, orders, seckill};
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -314,6 +315,36 @@ async fn creating_an_activity_twice_under_one_id_creates_one() {
     let again = Sale::with(&h, json!({ "id": id, "stock": 9 })).await;
     assert_eq!((first.id.as_str(), again.id.as_str()), (id.as_str(), id.as_str()));
     assert_eq!(h.count("SELECT stock FROM seckill_activities").await, 7);
+}
+
+/// What Redis never does by itself, but a Redis that lost its memory, and a worker that came back from the dead, do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn batches_side_by_side_place_nobody_twice_and_sell_what_there_is() {
+    let h = Harness::new().await;
+    let sale = Sale::open(&h, 40).await;
+    let buyers: Vec<UserId> = people(&h, 60).await.iter().map(|person| UserId::from_uuid(person.id)).collect();
+    // Everybody is in two batches with two submissions, and every batch is delivered twice.
+    let submissions: Vec<(seckill::EntryId, UserId)> =
+        buyers.iter().chain(buyers.iter().rev()).map(|&user| (seckill::EntryId::new(), user)).collect();
+    let batches: Vec<_> = submissions.chunks(15).flat_map(|batch| [batch, batch]).collect();
+    let placed = join_all(batches.iter().map(|batch| seckill::place(&h.app, sale.activity(), batch))).await;
+    let placed: Vec<_> = placed.into_iter().flat_map(|placed| placed.unwrap()).collect();
+    let won = |placement: &seckill::Placement| match placement {
+        seckill::Placement::Won { order, .. } => Some(*order),
+        _ => None,
+    };
+    let orders: HashSet<_> = placed.iter().filter_map(won).collect();
+    assert_eq!(orders.len(), 40);
+    // The same submission was told the same, whoever placed it first, and so was the same user.
+    let mut told: HashMap<UserId, HashSet<Option<orders::OrderId>>> = HashMap::new();
+    for (&(_, user), placement) in batches.iter().flat_map(|batch| batch.iter()).zip(&placed) {
+        told.entry(user).or_default().insert(won(placement));
+    }
+    assert_eq!(told.values().filter(|orders| orders.len() == 1 && !orders.contains(&None)).count(), 40);
+    assert_eq!(h.count("SELECT COUNT(*) FROM seckill_entries WHERE live = 1").await, 40);
+    assert_eq!(h.count("SELECT COUNT(*) FROM orders").await, 40);
+    assert_eq!(h.count("SELECT COUNT(*) FROM order_items").await, 40);
+    assert_eq!(h.count("SELECT stock_left FROM seckill_activities").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
