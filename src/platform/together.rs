@@ -15,8 +15,11 @@ const MAX_TOGETHER: usize = 128;
 
 /// Questions of type `Q` about things of type `K`, with answers of type `A`. What waits is bounded by who asks.
 pub struct Together<K, Q, A, E> {
-    waiting: Mutex<HashMap<K, Vec<Waiting<Q, A, E>>>>,
+    waiting: Mutex<Queues<K, Q, A, E>>,
 }
+
+/// Who waits, by what they ask about.
+type Queues<K, Q, A, E> = HashMap<K, Vec<Waiting<Q, A, E>>>;
 
 struct Waiting<Q, A, E> {
     question: Q,
@@ -71,7 +74,7 @@ where
         heard.await.map_err(|_| NotAsked)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Vec<Waiting<Q, A, E>>>> {
+    fn lock(&self) -> MutexGuard<'_, Queues<K, Q, A, E>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
