@@ -1,15 +1,17 @@
 //! The side of the engine that everybody uses: enqueue, take back, ask.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use redis::{AsyncCommands, RedisError};
+use serde::Serialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::envelope::{Envelope, Record, VERSION};
+use super::call::{self, Call, Member, Unique};
+use super::envelope::{Envelope, Record};
 use super::keys::{GROUP, Keys, QueueName};
 use super::task::{State, Task, TaskId};
 use super::waiters::Waiters;
@@ -22,6 +24,8 @@ use crate::platform::together::Together;
 const ENQUEUE_CHUNK: usize = 200;
 /// A task that has not ended keeps another of the same key out for this long; after it the first may have been lost.
 const UNIQUE_FOR: Duration = Duration::from_secs(60);
+/// A task that is to be stopped is remembered for this long.
+const REVOKED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// What is known of a queue as a whole is forgotten when nothing has moved in it for this long.
 pub(super) const META_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -47,6 +51,20 @@ impl<T> Item<T> {
     }
 }
 
+/// What became of a task that was to be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Revoked {
+    /// It does not run.
+    Now,
+    /// It runs; its handler was told.
+    Told,
+    /// It has ended before.
+    Ended,
+    /// There is no such task.
+    Unknown,
+}
+
 /// What Redis knows of a task.
 #[derive(Debug, Clone)]
 pub struct Status {
@@ -56,13 +74,15 @@ pub struct Status {
     pub owner: Option<String>,
     /// What it ended with; null before its end.
     pub result: Value,
+    /// How far it is, as its handler says: (done, of).
+    pub progress: Option<(u64, u64)>,
     /// Tasks before it in its queue, while it waits.
     pub ahead: u64,
 }
 
 impl Status {
     fn pending(owner: Option<String>, ahead: u64) -> Self {
-        Self { state: State::Pending, owner, result: Value::Null, ahead }
+        Self { state: State::Pending, owner, result: Value::Null, progress: None, ahead }
     }
 
     /// From the task's record and from what the queue's meta says of it, where `done` tasks have left the stream.
@@ -71,9 +91,10 @@ impl Status {
         let place = waiting.next().and_then(|seq| seq.parse::<u64>().ok());
         let ahead = place.map_or(0, |seq| seq.saturating_sub(done).saturating_sub(1));
         if let Some(record) = record.and_then(|text| serde_json::from_str::<Record>(&text).ok()) {
-            return Some(Self { state: record.state, owner: record.owner, result: record.result, ahead });
+            let Record { state, owner, result, progress, .. } = record;
+            return Some(Self { state, owner, result, progress, ahead });
         }
-        place.map(|_| Self::pending(waiting.nth(1).map(str::to_owned), ahead))
+        place.map(|_| Self::pending(waiting.nth(2).map(str::to_owned), ahead))
     }
 }
 
@@ -122,25 +143,114 @@ impl Engine {
 
     /// Enqueues tasks of one kind; those already on their way are left as they are. Returns how many were taken on.
     pub async fn enqueue<T: Task>(&self, items: &[Item<T>]) -> anyhow::Result<u64> {
-        let keys = self.keys(&queue_of::<T>()?);
+        let queue = queue_of::<T>()?;
         let now = self.clock.now().ms();
-        let mut taken = 0;
-        for chunk in items.chunks(ENQUEUE_CHUNK) {
+        let entry = |item: &Item<T>| (envelope_of(item.key, &item.args, now, None), item.due);
+        let entries: Vec<_> = items.iter().map(entry).collect();
+        let taken = self.send(&queue, &entries, Unique::UntilDone).await?;
+        Ok(taken.into_iter().filter(|taken| *taken).count() as u64)
+    }
+
+    /// Enqueues a task of any kind, at its time if it has one; false when, by `unique`, another one stays in its place.
+    pub async fn call(&self, call: &Call, due: Option<At>, unique: Unique) -> anyhow::Result<bool> {
+        let envelope = call.envelope(self.clock.now().ms());
+        Ok(self.send(&call.queue, &[(envelope, due)], unique).await? == [true])
+    }
+
+    /// Enqueues the first of `calls`; each other one when the one before it has ended well, with what that ended with.
+    /// When one fails the rest do not run. A task of the chain is known once the one before it has ended.
+    pub async fn chain(&self, calls: &[Call]) -> anyhow::Result<()> {
+        let Some((first, then)) = calls.split_first() else { return Ok(()) };
+        let envelope = Envelope { then: then.to_vec(), ..first.envelope(self.clock.now().ms()) };
+        self.send(&first.queue, &[(envelope, None)], Unique::UntilDone).await?;
+        Ok(())
+    }
+
+    /// Enqueues `members` side by side, and `callback` when all of them have ended well, with their results in order.
+    /// When one fails for good the callback fails with that reason and does not run.
+    pub async fn group(&self, members: &[Call], callback: &Call) -> anyhow::Result<()> {
+        let (group, now) = (Uuid::now_v7(), self.clock.now().ms());
+        if members.is_empty() {
+            let envelope = Envelope { previous: Some(call::raw(&[(); 0])), ..callback.envelope(now) };
+            self.send(&callback.queue, &[(envelope, None)], Unique::UntilDone).await?;
+        }
+        let mut by_queue: BTreeMap<&QueueName, Vec<(Envelope, Option<At>)>> = BTreeMap::new();
+        for (number, call) in members.iter().enumerate() {
+            let member = Member { group, number, of: members.len(), callback: Box::new(callback.clone()) };
+            let envelope = Envelope { member: Some(member), ..call.envelope(now) };
+            by_queue.entry(&call.queue).or_default().push((envelope, None));
+        }
+        for (queue, entries) in by_queue {
+            self.send(queue, &entries, Unique::UntilDone).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends envelopes to one queue; says of each whether it was taken on.
+    pub(super) async fn send(
+        &self,
+        queue: &QueueName,
+        entries: &[(Envelope, Option<At>)],
+        unique: Unique,
+    ) -> anyhow::Result<Vec<bool>> {
+        let keys = self.keys(queue);
+        let (mode, once_for) = match unique {
+            Unique::UntilDone => ("keep", Duration::ZERO),
+            Unique::For(length) => ("once", length),
+            Unique::Replace => ("replace", Duration::ZERO),
+        };
+        let mut all = Vec::with_capacity(entries.len());
+        for chunk in entries.chunks(ENQUEUE_CHUNK) {
             let mut call = scripts::ENQUEUE.prepare_invoke();
             call.key(keys.stream()).key(keys.delayed()).key(keys.envelopes()).key(keys.meta());
-            call.arg(now).arg(millis(UNIQUE_FOR)).arg(millis(META_LIFE));
-            for item in chunk {
-                let key = item.key.as_simple().to_string();
-                let envelope = envelope_of(item.key, &item.args, now, None);
-                call.key(keys.task(&key)).arg(key).arg(envelope.text()).arg(item.due.map_or(0, At::ms));
+            call.arg(self.clock.now().ms()).arg(millis(UNIQUE_FOR)).arg(millis(META_LIFE));
+            call.arg(GROUP).arg(mode).arg(millis(once_for).max(1));
+            for (envelope, due) in chunk {
+                call.key(keys.task(envelope.key.as_simple()));
+                call.arg(envelope.key.as_simple().to_string()).arg(envelope.text()).arg(due.map_or(0, At::ms));
             }
-            let n: u64 = call
+            if mode == "once" {
+                for (envelope, _) in chunk {
+                    call.key(keys.once(envelope.key.as_simple()));
+                }
+            }
+            let taken: Vec<bool> = call
                 .invoke_async(&mut self.redis.commands())
                 .await
-                .with_context(|| format!("enqueueing {}", T::NAME))?;
-            taken += n;
+                .with_context(|| format!("enqueueing in {queue}"))?;
+            all.extend(taken);
         }
-        Ok(taken)
+        Ok(all)
+    }
+
+    /// Takes a task back: one that has not begun does not run; one that runs is told to stop, and its handler decides.
+    pub async fn revoke(&self, id: &TaskId) -> anyhow::Result<Revoked> {
+        let keys = self.keys(&id.queue);
+        let key = id.key.as_simple().to_string();
+        let now = self.clock.now().ms();
+        let word: String = scripts::REVOKE
+            .key(keys.stream())
+            .key(keys.delayed())
+            .key(keys.envelopes())
+            .key(keys.meta())
+            .key(keys.task(&key))
+            .key(keys.revoked())
+            .arg(GROUP)
+            .arg(key)
+            .arg(Record::revoked(now).text())
+            .arg(millis(self.settings.result_ttl))
+            .arg(now)
+            .arg(millis(REVOKED_FOR))
+            .arg(keys.done())
+            .invoke_async(&mut self.redis.commands())
+            .await
+            .context("taking a task back")?;
+        Ok(match word.as_str() {
+            "revoked" => Revoked::Now,
+            "running" => Revoked::Told,
+            "ended" => Revoked::Ended,
+            _ => Revoked::Unknown,
+        })
     }
 
     /// Takes delayed tasks of one kind back. Returns how many were still waiting.
@@ -154,7 +264,7 @@ impl Engine {
             call.arg(millis(self.settings.result_ttl));
             for key in chunk {
                 let key = key.as_simple().to_string();
-                call.key(keys.task(&key)).arg(key).arg(Record::revoked(T::NAME, now).text());
+                call.key(keys.task(&key)).arg(key).arg(Record::revoked(now).text());
             }
             let n: u64 = call
                 .invoke_async(&mut self.redis.commands())
@@ -279,7 +389,5 @@ fn queue_of<T: Task>() -> anyhow::Result<QueueName> {
 
 /// The envelope of a task that is enqueued `now` (ms since 1970), by `owner` where that matters.
 pub fn envelope_of<T: Task>(key: Uuid, args: &T, now: i64, owner: Option<String>) -> Envelope {
-    // A type whose values cannot be written is no argument: the handler's side then says so, in the dead letters.
-    let args = serde_json::value::to_raw_value(args).unwrap_or_else(|_| RawValue::NULL.to_owned());
-    Envelope { v: VERSION, key, name: T::NAME.to_owned(), args, attempt: 1, at: now, owner }
+    Envelope { owner, ..Envelope::new(key, T::NAME, call::raw(args), now) }
 }

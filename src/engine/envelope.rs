@@ -9,6 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::call::{Call, Member};
 use super::task::State;
 
 /// The version of [`Envelope`] that this program writes, and the newest one it understands.
@@ -33,9 +34,34 @@ pub struct Envelope {
     /// Who may ask about it, where that matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// What the task before it in a chain ended with, or the members of its group, in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Box<RawValue>>,
+    /// What comes after it in its chain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Call>,
+    /// Its part in a group: of a chain, that of its last task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Member>,
 }
 
 impl Envelope {
+    /// Of a task enqueued `now` (ms since 1970).
+    pub fn new(key: Uuid, name: &str, args: Box<RawValue>, now: i64) -> Self {
+        Self {
+            v: VERSION,
+            key,
+            name: name.to_owned(),
+            args,
+            attempt: 1,
+            at: now,
+            owner: None,
+            previous: None,
+            then: Vec::new(),
+            member: None,
+        }
+    }
+
     /// The envelope in `text`, or why it is none.
     pub fn parse(text: &str) -> Result<Self, String> {
         #[derive(Deserialize)]
@@ -76,6 +102,9 @@ pub struct Record {
     /// When it ended, in ms since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<i64>,
+    /// How far it is, as its handler says: (done, of).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<(u64, u64)>,
     /// Who ran it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
@@ -95,21 +124,23 @@ impl Record {
             at: envelope.at,
             started_at: None,
             ended_at: None,
+            progress: None,
             worker: None,
             result: Value::Null,
         }
     }
 
-    /// Of a task of this name that was taken back `now` (ms since 1970).
-    pub fn revoked(name: &str, now: i64) -> Self {
+    /// Of a task that was taken back `now` (ms since 1970), and about which nothing else is at hand.
+    pub fn revoked(now: i64) -> Self {
         Self {
             state: State::Revoked,
-            name: name.to_owned(),
+            name: String::new(),
             owner: None,
             attempt: 0,
             at: now,
             started_at: None,
             ended_at: Some(now),
+            progress: None,
             worker: None,
             result: Value::Null,
         }

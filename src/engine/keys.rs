@@ -5,14 +5,29 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// The consumer group of every stream.
 pub const GROUP: &str = "workers";
 
 /// A queue's name: segments of `a-z 0-9 _ -` joined by `/`; what follows the first `/` names the partition.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct QueueName(String);
+
+impl TryFrom<String> for QueueName {
+    type Error = NotAQueue;
+    fn try_from(text: String) -> Result<Self, NotAQueue> {
+        text.parse()
+    }
+}
+
+impl From<QueueName> for String {
+    fn from(queue: QueueName) -> Self {
+        queue.0
+    }
+}
 
 /// The text is not a queue's name.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -92,9 +107,25 @@ impl Keys {
         format!("{}:dead", self.base)
     }
     /// Hash: the counters `seq` (tasks that entered the stream) and `done` (tasks that left it), and by its key each
-    /// task that has not ended: `<seq> <since, ms>[ <owner>]`.
+    /// task that has not ended: `<seq> <since, ms> <entry of the stream, or ->[ <owner>]`.
     pub fn meta(&self) -> String {
         format!("{}:meta", self.base)
+    }
+    /// Hash: running tasks that are to be stopped, by task key.
+    pub fn revoked(&self) -> String {
+        format!("{}:revoked", self.base)
+    }
+    /// Stream of what follows ended tasks and is not on its way yet.
+    pub fn outbox(&self) -> String {
+        format!("{}:outbox", self.base)
+    }
+    /// Hash: the results of a group's members that have ended.
+    pub fn group(&self, group: impl fmt::Display) -> String {
+        format!("{}:group:{group}", self.base)
+    }
+    /// Lives as long as a task with this key may not come again.
+    pub fn once(&self, key: impl fmt::Display) -> String {
+        format!("{}:once:{key}", self.base)
     }
     /// The record of one task.
     pub fn task(&self, key: impl fmt::Display) -> String {

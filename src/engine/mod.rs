@@ -15,7 +15,9 @@
 //!
 //! Redis may lose all of this. What must not be lost is owed by a row in MySQL, and driven again by a sweep.
 
+mod call;
 mod client;
+mod control;
 mod envelope;
 mod keys;
 mod registry;
@@ -24,11 +26,13 @@ mod task;
 mod waiters;
 mod worker;
 
-pub use client::{Engine, Item, QueueDepth, Status, envelope_of};
+pub use call::{Call, Member, Unique};
+pub use client::{Engine, Item, QueueDepth, Revoked, Status, envelope_of};
+pub use control::Control;
 pub use envelope::{Envelope, Record};
 pub use keys::{Keys, QueueName};
 pub use registry::{Partitions, QueueSpec, Registry};
-pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId};
+pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
 pub use worker::Worker;
 
 use std::time::Duration;

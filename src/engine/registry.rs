@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
+use super::control::Control;
 use super::envelope::Envelope;
 use super::keys::QueueName;
-use super::task::{Job, Outcome, Retry, Task, TaskId};
+use super::task::{Job, Outcome, Retry, Task, TaskId, TimeLimit};
 
 /// A queue as this process consumes it.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +39,19 @@ pub(super) struct Delivery {
     pub id: TaskId,
     /// How often it was delivered in this attempt, from 1.
     pub delivery: u32,
+    pub control: Arc<Control>,
 }
 
 type Handler<C> = Arc<dyn Fn(C, Vec<Delivery>) -> BoxFuture<'static, Vec<Outcome>> + Send + Sync>;
 
 /// One kind of task with its handler.
 pub(super) struct Registered<C> {
+    pub queue: &'static str,
     pub retry: Retry,
+    pub limit: TimeLimit,
+    pub keep_result: Option<Duration>,
+    pub places: Option<Arc<Semaphore>>,
+    pub secret: bool,
     pub parses: fn(&str) -> Result<(), String>,
     pub run: Handler<C>,
 }
@@ -88,7 +97,10 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
                 .into_iter()
                 .map(|d| {
                     let args = serde_json::from_str(d.envelope.args.get())?;
-                    Ok(Job { id: d.id, attempt: d.envelope.attempt, delivery: d.delivery, args })
+                    let previous =
+                        d.envelope.previous.as_ref().map(|json| serde_json::from_str(json.get())).transpose()?;
+                    let (attempt, delivery) = (d.envelope.attempt, d.delivery);
+                    Ok(Job { id: d.id, attempt, delivery, args, previous, control: d.control })
                 })
                 .collect();
             match jobs {
@@ -98,7 +110,19 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
             }
         });
         let parses = |args: &str| serde_json::from_str::<T>(args).map(|_| ()).map_err(|e| e.to_string());
-        self.tasks.insert(T::NAME, Registered { retry: T::RETRY, parses, run });
+        self.tasks.insert(
+            T::NAME,
+            Registered {
+                queue: T::QUEUE,
+                retry: T::RETRY,
+                limit: T::LIMIT,
+                keep_result: T::KEEP_RESULT,
+                places: T::CONCURRENCY.map(|places| Arc::new(Semaphore::new(places))),
+                secret: T::SECRET,
+                parses,
+                run,
+            },
+        );
         self
     }
 
@@ -129,6 +153,16 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
             all.push((spec.name, queues));
         }
         Ok(all)
+    }
+
+    /// The queue that tasks of this name go to, where there is such a task.
+    pub fn queue_of(&self, name: &str) -> Option<&'static str> {
+        self.tasks.get(name).map(|task| task.queue)
+    }
+
+    /// Whether arguments of tasks of this name may not be shown; nor those of tasks that nobody here knows.
+    pub fn is_secret(&self, name: &str) -> bool {
+        self.tasks.get(name).is_none_or(|task| task.secret)
     }
 
     /// The names of all tasks, for a test that each one's queue is consumed.

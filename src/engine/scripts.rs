@@ -13,6 +13,8 @@ macro_rules! script {
 script!(ENQUEUE, "lua/enqueue.lua");
 script!(PROMOTE, "lua/promote.lua");
 script!(UNSCHEDULE, "lua/unschedule.lua");
+script!(REVOKE, "lua/revoke.lua");
+script!(JOIN, "lua/join.lua");
 script!(START, "lua/start.lua");
 script!(RENEW, "lua/renew.lua");
 script!(FINISH, "lua/finish.lua");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::call::Call;
+use super::control::Control;
 use super::keys::{NotAQueue, QueueName};
 
 /// A kind of background work, declared as the type of its arguments.
@@ -19,6 +22,29 @@ pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
     const QUEUE: &'static str;
     /// When an attempt failed.
     const RETRY: Retry = Retry::DEFAULT;
+    /// How long an attempt may take.
+    const LIMIT: TimeLimit = TimeLimit::NONE;
+    /// How long the result is kept; by default as long as `engine.result_ttl_s` says.
+    const KEEP_RESULT: Option<Duration> = None;
+    /// Calls of its handler under way at once in one process, at most; by default as many as its queue lets.
+    const CONCURRENCY: Option<usize> = None;
+    /// Whether the arguments are nobody's to see.
+    const SECRET: bool = false;
+}
+
+/// How long an attempt may take. A batch has the limits of one task.
+#[derive(Debug, Clone, Copy)]
+pub struct TimeLimit {
+    /// Then the handler is told to stop ([`Job::control`]).
+    pub soft: Option<Duration>,
+    /// Then it is aborted and the attempt has failed. Not for a handler that uses the database: a statement must not be
+    /// abandoned half way (see `platform::db`).
+    pub hard: Option<Duration>,
+}
+
+impl TimeLimit {
+    /// As long as it takes.
+    pub const NONE: Self = Self { soft: None, hard: None };
 }
 
 /// How a failed attempt is repeated: exponentially with jitter.
@@ -86,6 +112,17 @@ pub struct Job<T> {
     pub delivery: u32,
     /// The arguments.
     pub args: T,
+    /// What the task before it in its chain ended with; for the callback of a group, what its members did, in order.
+    pub previous: Option<Value>,
+    /// When to stop, and how to tell how far it is.
+    pub control: Arc<Control>,
+}
+
+impl<T> Job<T> {
+    /// A first delivery, for handlers that are called by hand.
+    pub fn new(id: TaskId, args: T) -> Self {
+        Self { id, attempt: 1, delivery: 1, args, previous: None, control: Arc::default() }
+    }
 }
 
 /// A Redis command that runs inside the acknowledgement, on a key of the same queue: all of it or none.
@@ -118,8 +155,17 @@ pub enum Outcome {
         /// Commands inside the acknowledgement.
         effects: Vec<Effect>,
     },
+    /// Done, with its result; and these tasks are enqueued, in the same step as the acknowledgement.
+    SuccessThen {
+        /// The result that a poller sees.
+        result: Value,
+        /// What follows.
+        calls: Vec<Call>,
+    },
     /// This attempt failed; try again by the task's [`Retry`].
     Retry(anyhow::Error),
+    /// This attempt failed and so would every other: the task goes to the dead letters.
+    Fatal(anyhow::Error),
     /// Try again at a time of the handler's choosing; does not count as a failed attempt.
     Again(Duration),
 }

@@ -8,12 +8,13 @@
 //! runs, and gives back what was read and not begun.
 
 mod finish;
+mod forward;
 mod keeper;
 mod lease;
 mod run;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::client::{Engine, millis};
+use super::control::Control;
 use super::keys::{GROUP, Keys, QueueName};
 use super::registry::{QueueSpec, Registry};
 use crate::platform::loops::{Loops, Pulse};
@@ -50,6 +52,8 @@ struct Lane<C> {
     queue: QueueName,
     keys: Keys,
     permits: Arc<Semaphore>,
+    /// Tasks that run here now, by their keys.
+    running: Arc<Mutex<HashMap<Uuid, Arc<Control>>>>,
     stop: CancellationToken,
 }
 
@@ -61,6 +65,7 @@ impl<C> Clone for Lane<C> {
             queue: self.queue.clone(),
             keys: self.keys.clone(),
             permits: self.permits.clone(),
+            running: self.running.clone(),
             stop: self.stop.clone(),
         }
     }
@@ -95,7 +100,15 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     fn open(self: Arc<Self>, spec: QueueSpec, queue: QueueName, stop: CancellationToken, loops: &Loops) {
         let keys = self.engine.keys(&queue);
         let permits = Arc::new(Semaphore::new(spec.concurrency));
-        let lane = Lane { worker: self, spec, queue: queue.clone(), keys, permits, stop: stop.clone() };
+        let lane = Lane {
+            worker: self,
+            spec,
+            queue: queue.clone(),
+            keys,
+            permits,
+            running: Arc::default(),
+            stop: stop.clone(),
+        };
         let (reader, tracker) = (lane.clone(), loops.tracker().clone());
         loops.spawn_until(format!("read:{queue}"), STALL_AFTER, stop.clone(), move |pulse| {
             let (lane, tracker) = (reader.clone(), tracker.clone());

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use onrush::engine::{
-    Effect, Engine, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, State, Status, Task, TaskId, Worker,
+    Call, Effect, Engine, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, Status, Task,
+    TaskId, TimeLimit, Unique, Worker,
 };
 use onrush::platform::loops::Loops;
 use serde::{Deserialize, Serialize};
@@ -371,4 +372,226 @@ async fn a_poll_tells_how_many_are_ahead() {
     for (ahead, id) in ids.iter().enumerate() {
         assert_eq!(s.bench.engine.status(id).await.unwrap().unwrap().ahead, ahead as u64);
     }
+}
+
+/// A step of a chain, or a member of a group: gives back what it was given and what came before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Step {
+    n: u32,
+    fails: bool,
+}
+
+impl Task for Step {
+    const NAME: &'static str = "test.step";
+    const QUEUE: &'static str = "steps";
+    const RETRY: Retry = Retry { attempts: 1, base: Duration::from_millis(10), cap: Duration::from_millis(20) };
+}
+
+/// The same, on another queue.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Sum {}
+
+impl Task for Sum {
+    const NAME: &'static str = "test.sum";
+    const QUEUE: &'static str = "test";
+}
+
+async fn step(_: Bench, job: Job<Step>) -> Outcome {
+    if job.args.fails {
+        return Outcome::Fatal(anyhow::anyhow!("as asked"));
+    }
+    Outcome::Success(json!({ "n": job.args.n, "before": job.previous }))
+}
+
+async fn sum(bench: Bench, job: Job<Sum>) -> Outcome {
+    bench.runs.fetch_add(1, Ordering::SeqCst);
+    Outcome::Success(json!({ "previous": job.previous }))
+}
+
+/// Tells how far it is, then waits until it is told to stop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Long {
+    soft: bool,
+}
+
+impl Task for Long {
+    const NAME: &'static str = "test.long";
+    const QUEUE: &'static str = "test";
+    const RETRY: Retry = Retry { attempts: 2, base: Duration::from_millis(10), cap: Duration::from_millis(20) };
+    const LIMIT: TimeLimit =
+        TimeLimit { soft: Some(Duration::from_millis(200)), hard: Some(Duration::from_millis(400)) };
+}
+
+async fn long(bench: Bench, job: Job<Long>) -> Outcome {
+    bench.runs.fetch_add(1, Ordering::SeqCst);
+    assert!(job.control.deadline().is_some());
+    job.control.stop().cancelled().await;
+    if job.args.soft {
+        return Outcome::Success(json!("stopped"));
+    }
+    std::future::pending().await
+}
+
+async fn stoppable(bench: Bench, job: Job<Work>) -> Outcome {
+    if job.args.what != "stoppable" {
+        return one(bench, job).await;
+    }
+    bench.runs.fetch_add(1, Ordering::SeqCst);
+    job.control.set_progress(3, 10);
+    job.control.stop().cancelled().await;
+    Outcome::Retry(anyhow::anyhow!("stopped"))
+}
+
+impl Setup {
+    fn start_all(&self) {
+        let registry = Registry::default()
+            .queue(SPEC)
+            .single(stoppable)
+            .single(sum)
+            .single(long)
+            .queue(QueueSpec { name: "steps", batch: 10, concurrency: 2 })
+            .single(step);
+        Worker::start(self.bench.engine.clone(), registry, self.bench.clone(), &self.loops);
+    }
+
+    /// Waits also for a task that is not known yet.
+    async fn end_of(&self, call: &Call) -> Status {
+        let id = call.id();
+        self.h
+            .eventually(async || self.bench.engine.status(&id).await.unwrap().is_some_and(|s| s.state.is_final()))
+            .await;
+        self.bench.engine.status(&id).await.unwrap().unwrap()
+    }
+
+    async fn call(&self, key: Uuid, what: &str, unique: Unique) -> bool {
+        let call = Call::keyed(key, &Work { what: what.to_owned() }).unwrap();
+        self.bench.engine.call(&call, None, unique).await.unwrap()
+    }
+}
+
+fn steps<const N: usize>(fails: [bool; N]) -> Vec<Call> {
+    let step = |(n, fails)| Call::of(&Step { n, fails }).unwrap();
+    (0..).zip(fails).map(step).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_hands_each_result_on_and_ends_at_the_first_failure() {
+    let s = Setup::new().await;
+    s.start_all();
+    let mut calls = steps([false, false]);
+    // The last one is on another queue.
+    calls.push(Call::of(&Sum {}).unwrap());
+    s.bench.engine.chain(&calls).await.unwrap();
+    let last = s.end_of(&calls[2]).await;
+    assert_eq!(last.result, json!({ "previous": { "n": 1, "before": { "n": 0, "before": null } } }));
+
+    let mut broken = steps([false, true]);
+    broken.push(Call::of(&Sum {}).unwrap());
+    s.bench.engine.chain(&broken).await.unwrap();
+    assert_eq!(s.end_of(&broken[1]).await.state, State::Failure);
+    assert!(s.bench.engine.status(&broken[2].id()).await.unwrap().is_none());
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_calls_back_once_with_every_result_in_order() {
+    let s = Setup::new().await;
+    let (members, callback) = (steps([false; 30]), Call::of(&Sum {}).unwrap());
+    s.bench.engine.group(&members, &callback).await.unwrap();
+    s.start_all();
+    let results = s.end_of(&callback).await.result["previous"].clone();
+    let numbers: Vec<u64> = results.as_array().unwrap().iter().map(|r| r["n"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..30).collect::<Vec<_>>());
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+
+    let nobody = Call::of(&Sum {}).unwrap();
+    s.bench.engine.group(&[], &nobody).await.unwrap();
+    assert_eq!(s.end_of(&nobody).await.result, json!({ "previous": [] }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_a_member_that_fails_does_not_call_back_and_says_why() {
+    let s = Setup::new().await;
+    s.start_all();
+    let (members, callback) = (steps([false, true, false]), Call::of(&Sum {}).unwrap());
+    s.bench.engine.group(&members, &callback).await.unwrap();
+    let status = s.end_of(&callback).await;
+    assert_eq!(status.state, State::Failure);
+    assert!(status.result["error"].as_str().unwrap().contains("of its group failed"));
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lay_in_the_outbox_of_a_dead_worker_goes_on_its_way_once() {
+    let s = Setup::new().await;
+    let call = Call::of(&Sum {}).unwrap();
+    let follow = json!([{ "calls": [call] }]).to_string();
+    // Written twice, as by a worker that died before it could cross it out.
+    let outbox = s.bench.engine.keys(&queue()).outbox();
+    for _ in 0..2 {
+        let _: String = s.redis(redis::cmd("XADD").arg(&outbox).arg("*").arg("f").arg(&follow)).await;
+    }
+    s.start_all();
+    assert_eq!(s.end_of(&call).await.state, State::Success);
+    s.h.eventually(async || s.redis::<u64>(redis::cmd("XLEN").arg(&outbox)).await == 0).await;
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_comes_again_is_kept_replaced_or_refused_as_asked() {
+    let s = Setup::new().await;
+    let key = Uuid::now_v7();
+    assert!(s.call(key, "first", Unique::UntilDone).await);
+    assert!(!s.call(key, "second", Unique::UntilDone).await);
+    assert!(s.call(key, "third", Unique::Replace).await);
+    s.start_all();
+    let id = TaskId { key, queue: queue() };
+    assert_eq!(s.ended(&id).await.result["did"], "third");
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+
+    let once = Uuid::now_v7();
+    let hour = Unique::For(Duration::from_secs(3600));
+    assert!(s.call(once, "once", hour).await);
+    s.ended(&TaskId { key: once, queue: queue() }).await;
+    assert!(!s.call(once, "again", hour).await);
+    assert!(s.call(once, "another rule", Unique::UntilDone).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_taken_back_before_it_runs_and_told_while_it_does() {
+    let s = Setup::new().await;
+    let (waiting, later) = (s.enqueue("never").await, Uuid::now_v7());
+    let due = s.h.now().plus(Duration::from_secs(3600));
+    s.bench.engine.enqueue(&[Item::at(later, Work { what: "never".to_owned() }, due)]).await.unwrap();
+    let later = TaskId { key: later, queue: queue() };
+    for id in [&waiting, &later] {
+        assert_eq!(s.bench.engine.revoke(id).await.unwrap(), Revoked::Now);
+        assert_eq!(s.bench.engine.status(id).await.unwrap().unwrap().state, State::Revoked);
+    }
+    assert_eq!(s.bench.engine.revoke(&waiting).await.unwrap(), Revoked::Ended);
+    let nobody = TaskId { key: Uuid::now_v7(), queue: queue() };
+    assert_eq!(s.bench.engine.revoke(&nobody).await.unwrap(), Revoked::Unknown);
+    s.start_all();
+    let running = s.enqueue("stoppable").await;
+    // Its progress can be seen while it runs.
+    let progress = async || s.bench.engine.status(&running).await.unwrap().unwrap().progress == Some((3, 10));
+    s.h.eventually(progress).await;
+    assert_eq!(s.bench.engine.revoke(&running).await.unwrap(), Revoked::Told);
+    assert_eq!(s.ended(&running).await.state, State::Revoked);
+    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
+    assert!(s.dead().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_past_its_limit_is_told_to_stop_and_then_aborted() {
+    let s = Setup::new().await;
+    s.start_all();
+    let (soft, hard) = (Call::of(&Long { soft: true }).unwrap(), Call::of(&Long { soft: false }).unwrap());
+    for call in [&soft, &hard] {
+        assert!(s.bench.engine.call(call, None, Unique::UntilDone).await.unwrap());
+    }
+    let ended = s.end_of(&soft).await;
+    assert_eq!((ended.state, ended.result), (State::Success, json!("stopped")));
+    let ended = s.end_of(&hard).await;
+    assert_eq!((ended.state, ended.result), (State::Failure, json!({ "error": "ran longer than its limit" })));
 }

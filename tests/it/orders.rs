@@ -63,7 +63,7 @@ async fn cancel(h: &Harness, id: OrderId) {
 
 fn job<T: Task>(order: OrderId, args: T) -> Job<T> {
     let id = TaskId { key: order.uuid(), queue: T::QUEUE.parse().unwrap() };
-    Job { id, attempt: 1, delivery: 1, args }
+    Job::new(id, args)
 }
 
 async fn grant(h: &Harness, ids: &[OrderId]) {
@@ -689,7 +689,7 @@ async fn seckill_orders_are_inserted_in_one_go_and_one_for_nothing_is_paid() {
     h.advance(Duration::from_secs(60));
     let expire = Expire { orders: all.iter().map(|order| order.id).collect() };
     let id = TaskId { key: Uuid::now_v7(), queue: "expiry".parse().unwrap() };
-    let ended = payments::expire(h.app.clone(), vec![Job { id, attempt: 1, delivery: 1, args: expire }]).await;
+    let ended = payments::expire(h.app.clone(), vec![Job::new(id, expire)]).await;
     assert!(matches!(ended[..], [Outcome::Success(_)]), "{ended:?}");
     assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE status = 3").await, 448);
     assert_eq!(row(&h, all[7].id).await.status, Status::Paid);

@@ -112,11 +112,11 @@ async fn raw_notify(h: &Harness, body: Vec<u8>, timestamp: Option<String>, signa
 async fn resolve_late(h: &Harness) -> usize {
     let owed: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM payments WHERE resolution = 'owed'").fetch_all(&h.app.db).await.unwrap();
-    let job = |id: &Uuid| Job {
-        id: TaskId { key: *id, queue: "late".parse().unwrap() },
-        attempt: 1,
-        delivery: 1,
-        args: ResolveLate { payment_id: payments::PaymentId::from_uuid(*id) },
+    let job = |id: &Uuid| {
+        Job::new(
+            TaskId { key: *id, queue: "late".parse().unwrap() },
+            ResolveLate { payment_id: payments::PaymentId::from_uuid(*id) },
+        )
     };
     let outcomes =
         payments::resolve_late(h.app.clone(), owed.iter().map(job).collect(), |_, _, _| Box::pin(async { Ok(true) }))
@@ -131,11 +131,11 @@ async fn release(h: &Harness) {
         .fetch_all(&h.app.db)
         .await
         .unwrap();
-    let job = |id: &Uuid| Job {
-        id: TaskId { key: *id, queue: "release".parse().unwrap() },
-        attempt: 1,
-        delivery: 1,
-        args: orders::Release { order_id: OrderId::from_uuid(*id) },
+    let job = |id: &Uuid| {
+        Job::new(
+            TaskId { key: *id, queue: "release".parse().unwrap() },
+            orders::Release { order_id: OrderId::from_uuid(*id) },
+        )
     };
     let part: orders::ReleasePart = |_, _, _| Box::pin(async { Ok(()) });
     let outcomes = orders::jobs::release(h.app.clone(), dead.iter().map(job).collect(), part).await;

@@ -1,37 +1,59 @@
--- Enqueues tasks, each unique by its key.
+-- Enqueues tasks, each unique by its key, and says of each whether it was taken on.
 --
--- A task whose key is on its way already (it waits, since less than `unique` ms) is left as it is. A task with a due
--- time goes to the delayed set and replaces what waits there under the same key.
+-- A task is on its way when it waits in the stream or runs (since less than `unique` ms; after that it may have been
+-- lost). By the mode, one whose key is on its way already is
+--   keep     left as it is; one that waits for its time is replaced by one with a time of its own
+--   once     left as it is, also when it has ended, for as long as its once-key lives
+--   replace  taken out, if no worker has it yet, and the new one added
 --
--- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. one record per task
--- ARGV  1 now (ms), 2 unique (ms), 3 life of meta (ms), then per task: key, envelope, due (ms, 0 = now)
--- reply how many were taken on
-local now, unique = tonumber(ARGV[1]), tonumber(ARGV[2])
-local tasks = #KEYS - 4
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. a record per task, then (once) a once-key per task
+-- ARGV  1 now (ms), 2 unique (ms), 3 life of meta (ms), 4 group, 5 mode, 6 life of once-keys (ms), then per task: key,
+--       envelope, due (ms, 0 = now)
+-- reply 1 or 0 per task
+local now, unique, group, mode = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[4], ARGV[5]
+local tasks = (#ARGV - 6) / 3
 local keys = {}
 for i = 1, tasks do
-  keys[i] = ARGV[1 + 3 * i]
+  keys[i] = ARGV[4 + 3 * i]
 end
 local waiting = redis.call('HMGET', KEYS[4], unpack(keys))
 local seq, seen = nil, {}
-local entered, due_at, envelopes, old = {}, {}, {}, {}
+local entered, due_at, envelopes, old, replies = {}, {}, {}, {}, {}
+
+local function on_its_way(i)
+  if seen[keys[i]] then return true end
+  local since, entry = string.match(waiting[i] or '', '^%d+ (%d+) (%S+)')
+  if not since or now - tonumber(since) >= unique then return false end
+  if mode ~= 'replace' then return true end
+  if entry ~= '-' and #redis.call('XRANGE', KEYS[1], entry, entry) > 0 then
+    local pending = redis.pcall('XPENDING', KEYS[1], group, entry, entry, 1)
+    if pending.err or #pending == 0 then redis.call('XDEL', KEYS[1], entry) end
+  end
+  redis.call('ZREM', KEYS[2], keys[i])
+  redis.call('HDEL', KEYS[3], keys[i])
+  return false
+end
+
 for i = 1, tasks do
-  local key, envelope, due = keys[i], ARGV[2 + 3 * i], tonumber(ARGV[3 + 3 * i])
-  local since = seen[key] or (waiting[i] and tonumber(string.match(waiting[i], ' (%d+)')))
-  if due > 0 then
+  local key, envelope, due = keys[i], ARGV[5 + 3 * i], tonumber(ARGV[6 + 3 * i])
+  local taken = mode ~= 'once' or redis.call('SET', KEYS[4 + tasks + i], 1, 'NX', 'PX', ARGV[6])
+  if taken and due > 0 then
+    if mode == 'replace' then on_its_way(i) end
     due_at[#due_at + 1] = due
     due_at[#due_at + 1] = key
     envelopes[#envelopes + 1] = key
     envelopes[#envelopes + 1] = envelope
-    old[#old + 1] = KEYS[4 + i]
-  elseif not since or now - since >= unique then
+  elseif taken and not on_its_way(i) then
     seq = (seq or tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)) + 1
-    seen[key] = now
+    seen[key] = true
+    local entry = redis.call('XADD', KEYS[1], '*', 'e', envelope)
     entered[#entered + 1] = key
-    entered[#entered + 1] = seq .. ' ' .. ARGV[1]
-    old[#old + 1] = KEYS[4 + i]
-    redis.call('XADD', KEYS[1], '*', 'e', envelope)
+    entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)
+  else
+    taken = false
   end
+  if taken then old[#old + 1] = KEYS[4 + i] end
+  replies[i] = taken and 1 or 0
 end
 if #due_at > 0 then
   redis.call('ZADD', KEYS[2], unpack(due_at))
@@ -44,4 +66,4 @@ end
 if #old > 0 then
   redis.call('DEL', unpack(old))
 end
-return #old
+return replies

@@ -1,11 +1,11 @@
 -- Ends deliveries: result, acknowledgement, retry or dead letter, and effects, all or nothing per task, and only for
 -- a task whose delivery this consumer still owns.
 --
--- KEYS  1 stream, 2 meta, 3 delayed, 4 envelopes, 5 dead, then the records, one per task, then the effects' keys
+-- KEYS  1 stream, 2 meta, 3 delayed, 4 envelopes, 5 dead, 6 revoked, 7 outbox, then the records, one per task, then the effects' keys
 -- ARGV  1 group, 2 consumer, 3 now (ms), 4 done channel, 5 dead letters kept, 6 life of meta (ms),
 --       7 lowest and 8 highest of the entry ids, 9 number of tasks, then per task:
---         entry id, key, what ('end' | 'retry' | 'dead'), record, record's life (ms), due (ms), envelope, reason,
---         number of effects, then per effect: key's index in KEYS, command, number of arguments, arguments...
+--         entry id, key, what ('end' | 'retry' | 'dead'), record, record's life (ms), due (ms), envelope, reason, what
+--         follows ('' or for the outbox), number of effects, then per effect: key's index in KEYS, command, number of arguments, arguments...
 -- reply how many were still owned
 local stream, meta, delayed, envelopes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, now, tasks = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[9])
@@ -16,26 +16,27 @@ end
 local at, entries, ended, waits = 10, {}, {}, {}
 for i = 1, tasks do
   local entry, key, what = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local effects = tonumber(ARGV[at + 8])
+  local effects = tonumber(ARGV[at + 9])
   -- Other deliveries of this consumer may lie between and fill the answer: then this one is looked for by itself.
   local mine = held[entry] or #redis.call('XPENDING', stream, group, entry, entry, 1, consumer) == 1
   if mine then
     entries[#entries + 1] = entry
-    redis.call('SET', KEYS[5 + i], ARGV[at + 3], 'PX', ARGV[at + 4])
+    redis.call('SET', KEYS[7 + i], ARGV[at + 3], 'PX', ARGV[at + 4])
     if what == 'retry' then
       local due = ARGV[at + 5]
       redis.call('HSET', envelopes, key, ARGV[at + 6])
       redis.call('ZADD', delayed, due, key)
       waits[#waits + 1] = key
-      waits[#waits + 1] = '0 ' .. due
+      waits[#waits + 1] = '0 ' .. due .. ' -'
     else
       ended[#ended + 1] = key
+      if ARGV[at + 8] ~= '' then redis.call('XADD', KEYS[7], '*', 'f', ARGV[at + 8]) end
       if what == 'dead' then
         redis.call('XADD', dead, 'MAXLEN', '~', ARGV[5], '*', 'e', ARGV[at + 6], 'reason', ARGV[at + 7], 'at', now)
       end
     end
   end
-  at = at + 9
+  at = at + 10
   for _ = 1, effects do
     local index, command, count = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2])
     if mine then
@@ -53,6 +54,7 @@ if #entries > 0 then
 end
 if #ended > 0 then
   redis.call('HDEL', meta, unpack(ended))
+  redis.call('HDEL', KEYS[6], unpack(ended))
   redis.call('PUBLISH', ARGV[4], table.concat(ended, ' '))
 end
 return #entries

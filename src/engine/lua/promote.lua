@@ -1,8 +1,8 @@
--- Moves delayed tasks whose time has come to the stream, the earliest first.
+-- Moves delayed tasks whose time has come to the stream, the earliest first; tells also which tasks are to be stopped.
 --
--- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta
+-- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta, 5 revoked
 -- ARGV  1 now (ms), 2 at most so many, 3 life of meta (ms)
--- reply {moved, milliseconds until the next one is due (-1: none waits)}
+-- reply {moved, milliseconds until the next one is due (-1: none waits), keys of running tasks that were revoked}
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
 if #due > 0 then
   local texts = redis.call('HMGET', KEYS[2], unpack(due))
@@ -11,9 +11,9 @@ if #due > 0 then
   for i, key in ipairs(due) do
     if texts[i] then
       seq = seq + 1
+      local entry = redis.call('XADD', KEYS[3], '*', 'e', texts[i])
       entered[#entered + 1] = key
-      entered[#entered + 1] = seq .. ' ' .. ARGV[1]
-      redis.call('XADD', KEYS[3], '*', 'e', texts[i])
+      entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)
     end
   end
   redis.call('ZREM', KEYS[1], unpack(due))
@@ -23,8 +23,10 @@ if #due > 0 then
     if redis.call('PTTL', KEYS[4]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[4], ARGV[3]) end
   end
 end
+local revoked = redis.call('HKEYS', KEYS[5])
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local pause = -1
 if next[2] then
-  return { #due, math.max(0, math.ceil(tonumber(next[2]) - tonumber(ARGV[1]))) }
+  pause = math.max(0, math.ceil(tonumber(next[2]) - tonumber(ARGV[1])))
 end
-return { #due, -1 }
+return { #due, pause, revoked }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::super::call::{self, Call, Follow};
 use super::super::client::{META_LIFE, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::GROUP;
@@ -24,8 +25,9 @@ const FINISH_CHUNK: usize = 512;
 
 /// How a delivery ends.
 pub(super) enum Ending {
-    Success(Value, Vec<Effect>),
+    Success { result: Value, effects: Vec<Effect>, calls: Vec<Call> },
     Failure(Value, Vec<Effect>),
+    Revoked,
     Retry { pause: Duration, attempt: u32, why: String },
     Dead(String),
 }
@@ -33,7 +35,8 @@ pub(super) enum Ending {
 impl Ending {
     fn label(&self) -> &'static str {
         match self {
-            Self::Success(..) => "success",
+            Self::Success { .. } => "success",
+            Self::Revoked => "revoked",
             Self::Failure(..) => "failure",
             Self::Retry { .. } => "retry",
             Self::Dead(_) => "dead",
@@ -43,7 +46,8 @@ impl Ending {
     /// The script's word for it, and the state of the record.
     fn what(&self) -> (&'static str, State) {
         match self {
-            Self::Success(..) => ("end", State::Success),
+            Self::Success { .. } => ("end", State::Success),
+            Self::Revoked => ("end", State::Revoked),
             Self::Failure(..) => ("end", State::Failure),
             Self::Retry { .. } => ("retry", State::Retry),
             Self::Dead(_) => ("dead", State::Failure),
@@ -52,8 +56,8 @@ impl Ending {
 
     fn effects(&self) -> &[Effect] {
         match self {
-            Self::Success(_, effects) | Self::Failure(_, effects) => effects,
-            Self::Retry { .. } | Self::Dead(_) => &[],
+            Self::Success { effects, .. } | Self::Failure(_, effects) => effects,
+            Self::Retry { .. } | Self::Dead(_) | Self::Revoked => &[],
         }
     }
 }
@@ -86,6 +90,11 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         for _ in 0..FINISH_ATTEMPTS {
             match self.try_finish(endings).await {
                 Ok(owned) => {
+                    if endings.iter().any(|(delivery, ending)| follows(delivery, ending))
+                        && let Err(error) = self.forward().await
+                    {
+                        tracing::warn!(queue = %self.queue, error = format!("{error:#}"), "what follows waits for the keeper");
+                    }
                     if owned < endings.len() {
                         tracing::warn!(queue = %self.queue, lost = endings.len() - owned, "some deliveries belonged to another worker by now");
                     }
@@ -104,22 +113,29 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     async fn try_finish(&self, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
         let engine = &self.worker.engine;
         let now = engine.clock.now().ms();
-        let life_ms = millis(engine.settings.result_ttl);
+        let life = |name: &str| self.worker.registry.tasks.get(name).and_then(|task| task.keep_result);
         let ids = endings.iter().map(|(delivery, _)| delivery.entry.as_str());
         let (lowest, highest) = (ids.clone().min_by_key(|id| order(id)), ids.max_by_key(|id| order(id)));
         let mut call = scripts::FINISH.prepare_invoke();
         let keys = &self.keys;
         call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
+        call.key(keys.revoked()).key(keys.outbox());
         for (delivery, _) in endings {
             call.key(keys.task(delivery.envelope.key.as_simple()));
         }
         call.arg(GROUP).arg(&self.worker.consumer).arg(now).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
         call.arg(millis(META_LIFE)).arg(lowest).arg(highest).arg(endings.len());
-        let mut next_key = 5 + endings.len();
+        let mut next_key = 7 + endings.len();
         for (delivery, ending) in endings {
-            let written = self.written(delivery, ending, now, life_ms);
+            let life = life(&delivery.envelope.name).unwrap_or(engine.settings.result_ttl);
+            let written = self.written(delivery, ending, now, millis(life));
             call.arg(&delivery.entry).arg(delivery.envelope.key.as_simple().to_string()).arg(ending.what().0);
-            call.arg(written.record).arg(written.life_ms).arg(written.due).arg(written.envelope).arg(written.reason);
+            call.arg(written.record)
+                .arg(written.life_ms)
+                .arg(written.due)
+                .arg(written.envelope)
+                .arg(written.reason)
+                .arg(written.follow);
             let effects = ending.effects();
             call.arg(effects.len());
             for effect in effects {
@@ -141,7 +157,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         record.ended_at = Some(now);
         let mut written = Written { life_ms, ..Written::default() };
         match ending {
-            Ending::Success(result, _) | Ending::Failure(result, _) => record.result = result.clone(),
+            Ending::Success { result, .. } | Ending::Failure(result, _) => record.result = result.clone(),
+            Ending::Revoked => {}
             Ending::Retry { pause, attempt, why } => {
                 record.result = json!({ "error": why });
                 let pause_ms = millis(*pause);
@@ -155,12 +172,14 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 written.reason.clone_from(why);
             }
         }
+        written.follow = follow(delivery, ending, &record.result);
         written.record = record.text();
         written
     }
 
     fn record(&self, delivery: &Delivery, state: State) -> Record {
-        Record { worker: Some(self.worker.consumer.clone()), ..Record::of(&delivery.envelope, state) }
+        let worker = Some(self.worker.consumer.clone());
+        Record { worker, progress: delivery.control.progress(), ..Record::of(&delivery.envelope, state) }
     }
 
     /// Writes that tasks run, for those who look at them.
@@ -198,10 +217,44 @@ struct Written {
     due: i64,
     envelope: String,
     reason: String,
+    follow: String,
 }
 
 /// An entry's id by its order in the stream: its millisecond and its number in it.
 fn order(id: &str) -> (u64, u64) {
     let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
     (ms.parse().unwrap_or(0), seq.parse().unwrap_or(0))
+}
+
+/// Whether anything follows the task, should it end so.
+fn follows(delivery: &Delivery, ending: &Ending) -> bool {
+    let calls = matches!(ending, Ending::Success { calls, .. } if !calls.is_empty());
+    calls || !delivery.envelope.then.is_empty() || delivery.envelope.member.is_some()
+}
+
+/// What the outbox is given: the tasks that the handler asked for, the next of the chain, the group's news.
+fn follow(delivery: &Delivery, ending: &Ending, result: &Value) -> String {
+    if !follows(delivery, ending) || matches!(ending, Ending::Retry { .. }) {
+        return String::new();
+    }
+    let (envelope, well) = (&delivery.envelope, matches!(ending, Ending::Success { .. }));
+    let mut all = Vec::new();
+    if let Ending::Success { calls, .. } = ending
+        && !calls.is_empty()
+    {
+        all.push(Follow::Calls(calls.clone()));
+    }
+    match (envelope.then.split_first(), &envelope.member) {
+        (Some((next, then)), member) if well => {
+            let (call, then, member) = (next.clone(), then.to_vec(), member.clone());
+            all.push(Follow::Next { call, then, previous: call::raw(result), member });
+        }
+        // A chain that has broken ends for its group too.
+        (_, Some(member)) => {
+            let (member, result) = (member.clone(), call::raw(result));
+            all.push(Follow::Ended { member, result, failed: !well });
+        }
+        _ => {}
+    }
+    if all.is_empty() { String::new() } else { serde_json::to_string(&all).unwrap_or_default() }
 }

@@ -1,12 +1,14 @@
 //! The loop of a partition that keeps it going: moves what is due, takes over from the dead, removes consumers that are
 //! gone. Every process runs it; scripts and conditions in Redis make one of them win.
 
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use redis::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use super::super::client::{META_LIFE, millis};
 use super::super::keys::GROUP;
@@ -34,10 +36,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let due = |last: Option<Instant>, period: Duration| last.is_none_or(|at| at.elapsed() >= period);
         while !pulse.stopping() {
             pulse.beat();
-            let (moved, next_ms) = self.promote().await?;
+            let (moved, next_ms, revoked) = self.promote().await?;
+            self.tell(&revoked);
             if moved >= i64::from(PROMOTE_CHUNK) {
                 continue;
             }
+            self.forward().await?;
             if due(recovered, recover_period) {
                 self.recover(&pulse, &tracker).await?;
                 recovered = Some(Instant::now());
@@ -52,12 +56,23 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         Ok(())
     }
 
-    async fn promote(&self) -> anyhow::Result<(i64, i64)> {
+    /// Tells running tasks that they were taken back.
+    fn tell(&self, revoked: &[String]) {
+        if revoked.is_empty() {
+            return;
+        }
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = revoked.iter().filter_map(|key| Uuid::try_parse(key).ok());
+        keys.filter_map(|key| running.get(&key)).for_each(|control| control.revoke());
+    }
+
+    async fn promote(&self) -> anyhow::Result<(i64, i64, Vec<String>)> {
         scripts::PROMOTE
             .key(self.keys.delayed())
             .key(self.keys.envelopes())
             .key(self.keys.stream())
             .key(self.keys.meta())
+            .key(self.keys.revoked())
             .arg(self.worker.engine.clock.now().ms())
             .arg(PROMOTE_CHUNK)
             .arg(millis(META_LIFE))

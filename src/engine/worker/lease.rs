@@ -27,13 +27,23 @@ impl Lease {
         let entries = deliveries.iter().chain(batch.unreadable.iter().map(|(delivery, _)| delivery));
         let entries: Vec<String> = entries.map(|delivery| delivery.entry.clone()).collect();
         let renewal = tokio::spawn(async move {
-            tokio::time::sleep(STARTED_AFTER).await;
-            if let Err(error) = lane.mark_started(started_at, &deliveries).await {
-                tracing::debug!(queue = %lane.queue, error = format!("{error:#}"), "tasks could not be marked as started");
-            }
             let period = lane.worker.engine.settings.lease / 3;
+            let mut next = tokio::time::Instant::now() + period;
+            tokio::time::sleep(STARTED_AFTER).await;
             loop {
-                tokio::time::sleep(period).await;
+                // At first all of them, then whoever has news.
+                if let Err(error) = lane.mark_started(started_at, &deliveries).await {
+                    tracing::debug!(queue = %lane.queue, error = format!("{error:#}"), "tasks could not be marked as started");
+                }
+                let news = futures_util::future::select_all(deliveries.iter().map(|d| Box::pin(d.control.changed())));
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    _ = news, if !deliveries.is_empty() => {
+                        tokio::time::sleep(STARTED_AFTER).await;
+                        continue;
+                    }
+                }
+                next += period;
                 if !holding.load(Ordering::SeqCst) {
                     return;
                 }

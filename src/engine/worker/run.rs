@@ -1,14 +1,15 @@
 //! From entries of the stream to what their handlers say of them.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Instant;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
-use super::super::envelope::{Envelope, VERSION};
+use super::super::control::Control;
+use super::super::envelope::Envelope;
 use super::super::registry::{Delivery, Registered};
 use super::super::task::{Outcome, Retry, TaskId};
 use super::Lane;
@@ -42,7 +43,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 Err(why) => (no_envelope(), Some(text), Some(why)),
             };
             let id = TaskId { key: envelope.key, queue: self.queue.clone() };
-            let read = Delivery { entry, raw, envelope: Arc::new(envelope), id, delivery };
+            let limit = self.worker.registry.tasks.get(envelope.name.as_str()).and_then(|task| task.limit.soft);
+            let control = Arc::new(Control::new(limit.map(|limit| self.worker.engine.clock.now().plus(limit))));
+            let read = Delivery { entry, raw, envelope: Arc::new(envelope), id, delivery, control };
             match fault {
                 None => batch.readable.push(read),
                 Some(why) => batch.unreadable.push((read, why)),
@@ -58,6 +61,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             let dead = batch.unreadable.into_iter().map(|(delivery, why)| (delivery, Ending::Dead(why))).collect();
             self.finish(UNREADABLE, dead).await;
         }
+        let keys: HashSet<Uuid> = batch.readable.iter().map(|delivery| delivery.envelope.key).collect();
+        let running = batch.readable.iter().map(|delivery| (delivery.envelope.key, delivery.control.clone()));
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).extend(running);
         let mut groups: HashMap<String, Vec<Delivery>> = HashMap::new();
         for delivery in batch.readable {
             match groups.get_mut(&delivery.envelope.name) {
@@ -68,6 +74,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         for (name, group) in groups {
             self.run_group(&name, group).await;
         }
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| !keys.contains(key));
         drop(lease);
         drop(permit);
     }
@@ -125,7 +132,35 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// `None` when the handler panicked.
     async fn run(&self, task: &Registered<C>, batch: Vec<Delivery>) -> Option<Vec<Outcome>> {
-        tokio::spawn((task.run)(self.worker.context.clone(), batch)).await.ok()
+        let _place = match &task.places {
+            Some(places) => places.acquire().await.ok(),
+            None => None,
+        };
+        let controls: Vec<_> = batch.iter().map(|delivery| delivery.control.clone()).collect();
+        let late = batch.len();
+        let mut handler = tokio::spawn((task.run)(self.worker.context.clone(), batch));
+        let stop = async {
+            pause(task.limit.soft).await;
+            controls.iter().for_each(|control| control.stop().cancel());
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            outcomes = &mut handler => outcomes.ok(),
+            () = stop => None,
+            () = pause(task.limit.hard) => {
+                handler.abort();
+                let why = || Outcome::Retry(anyhow::anyhow!("ran longer than its limit"));
+                Some((0..late).map(|_| why()).collect())
+            }
+        }
+    }
+}
+
+/// Sleeps; for ever without a length.
+async fn pause(length: Option<Duration>) {
+    match length {
+        Some(length) => tokio::time::sleep(length).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -134,17 +169,20 @@ const UNREADABLE: &str = "unreadable";
 
 /// What stands for an envelope that cannot be read; the text itself goes to the dead letters.
 fn no_envelope() -> Envelope {
-    let (key, name, args) = (Uuid::now_v7(), UNREADABLE.to_owned(), RawValue::NULL.to_owned());
-    Envelope { v: VERSION, key, name, args, attempt: 1, at: 0, owner: None }
+    Envelope::new(Uuid::now_v7(), UNREADABLE, RawValue::NULL.to_owned(), 0)
 }
 
 fn ending(delivery: &Delivery, outcome: Outcome, retry: Retry) -> Ending {
     let attempt = delivery.envelope.attempt;
     match outcome {
-        Outcome::Success(result) => Ending::Success(result, Vec::new()),
-        Outcome::SuccessWith { result, effects } => Ending::Success(result, effects),
+        Outcome::Success(result) => Ending::Success { result, effects: Vec::new(), calls: Vec::new() },
+        Outcome::SuccessWith { result, effects } => Ending::Success { result, effects, calls: Vec::new() },
+        Outcome::SuccessThen { result, calls } => Ending::Success { result, effects: Vec::new(), calls },
         Outcome::Failure { result, effects } => Ending::Failure(result, effects),
+        // Its handler has heard, and stopped.
+        Outcome::Again(_) | Outcome::Retry(_) if delivery.control.is_revoked() => Ending::Revoked,
         Outcome::Again(pause) => Ending::Retry { pause, attempt, why: String::new() },
+        Outcome::Fatal(error) => Ending::Dead(format!("{error:#}")),
         Outcome::Retry(error) => {
             let why = format!("{error:#}");
             if attempt >= retry.attempts {

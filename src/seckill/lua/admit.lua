@@ -19,10 +19,12 @@ local stock, starts, ends, limit = tonumber(gate[1]), tonumber(gate[2]), tonumbe
 local seq = tonumber(gate[6] or 0)
 local changed, own = {}, {}
 
--- A submission whose task died without a result (dead letter) holds nobody back.
+-- A submission whose task died without a result (dead letter), or was taken back, holds nobody back.
 local function has_died(key)
   local record = redis.call('GET', ARGV[2] .. key)
-  return record and cjson.decode(record).state == 'FAILURE'
+  if not record then return false end
+  local state = cjson.decode(record).state
+  return state == 'FAILURE' or state == 'REVOKED'
 end
 
 local function admit(place, known, key, envelope, user)
@@ -42,10 +44,10 @@ local function admit(place, known, key, envelope, user)
   seq = seq + 1
   -- `%d`: a number joined to a string as it is goes through floating point formatting.
   own[place] = string.format('%d:%s', tries + 1, key)
+  local entry = redis.call('XADD', KEYS[2], '*', 'e', envelope)
   local n = #changed
   changed[n + 1], changed[n + 2] = place, own[place]
-  changed[n + 3], changed[n + 4] = key, string.format('%d %s %s', seq, ARGV[1], user)
-  redis.call('XADD', KEYS[2], '*', 'e', envelope)
+  changed[n + 3], changed[n + 4] = key, string.format('%d %s %s %s', seq, ARGV[1], entry, user)
   return 'admitted'
 end
 

@@ -103,10 +103,7 @@ async fn an_expiry_that_comes_too_soon_waits_for_the_deadline() {
     let expire = |no: &str| {
         let order_id: OrderId = no.parse().unwrap();
         let id = TaskId { key: order_id.uuid(), queue: "expiry".parse().unwrap() };
-        payments::expire(
-            h.app.clone(),
-            vec![Job { id, attempt: 1, delivery: 1, args: Expire { orders: vec![order_id] } }],
-        )
+        payments::expire(h.app.clone(), vec![Job::new(id, Expire { orders: vec![order_id] })])
     };
     assert!(matches!(expire(&no).await[..], [Outcome::Again(pause)] if pause == DEADLINE));
     assert_eq!(status(&h, &alice, &no).await, "unpaid");

@@ -1,0 +1,27 @@
+-- Takes a task back before it runs; one that runs is noted, for its worker to tell it.
+--
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 record, 6 revoked
+-- ARGV  1 group, 2 key, 3 record, 4 record's life (ms), 5 now (ms), 6 life of the note (ms), 7 done channel
+-- reply 'revoked', 'running', 'ended' or 'unknown'
+local key = ARGV[2]
+local waiting = redis.call('HGET', KEYS[4], key)
+local revoked = redis.call('ZREM', KEYS[2], key) == 1
+if revoked then
+  redis.call('HDEL', KEYS[3], key)
+elseif not waiting then
+  return redis.call('EXISTS', KEYS[5]) == 1 and 'ended' or 'unknown'
+else
+  local entry = string.match(waiting, '^%d+ %d+ (%S+)')
+  local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
+  if not pending.err and #pending > 0 then
+    redis.call('HSET', KEYS[6], key, ARGV[5])
+    redis.call('PEXPIRE', KEYS[6], ARGV[6])
+    return 'running'
+  end
+  redis.call('XDEL', KEYS[1], entry)
+  redis.call('HINCRBY', KEYS[4], 'done', 1)
+end
+redis.call('HDEL', KEYS[4], key)
+redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[4])
+redis.call('PUBLISH', ARGV[7], key)
+return 'revoked'

@@ -1,0 +1,118 @@
+//! The outbox: what follows a task is written with its acknowledgement, into the same slot, and goes on its way from
+//! there. It may go twice (two forwarders, or one that died before it could cross it out): tasks that follow have keys
+//! of their own, by which the second is known.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use redis::streams::StreamRangeReply;
+use serde_json::value::RawValue;
+
+use super::super::call::{self, Follow, Member, Unique};
+use super::super::client::millis;
+use super::super::envelope::{Envelope, Record};
+use super::super::scripts;
+use super::super::task::State;
+use super::Lane;
+
+/// What is sent at once.
+const FORWARD_CHUNK: usize = 100;
+/// A group is remembered for this long after its last member's end.
+const GROUP_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What was sent once is not sent again for this long.
+const ONCE: Unique = Unique::For(Duration::from_secs(24 * 3600));
+
+impl<C: Clone + Send + Sync + 'static> Lane<C> {
+    /// Sends what lies in the outbox.
+    pub(super) async fn forward(&self) -> anyhow::Result<()> {
+        let engine = &self.worker.engine;
+        loop {
+            let waiting: StreamRangeReply = redis::cmd("XRANGE")
+                .arg(self.keys.outbox())
+                .arg("-")
+                .arg("+")
+                .arg("COUNT")
+                .arg(FORWARD_CHUNK)
+                .query_async(&mut engine.redis.commands())
+                .await
+                .context("reading an outbox")?;
+            for entry in &waiting.ids {
+                let text: String = entry.get("f").unwrap_or_default();
+                match serde_json::from_str::<Vec<Follow>>(&text) {
+                    Ok(all) => {
+                        for follow in all {
+                            self.send(follow).await?;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(queue = %self.queue, %error, text, "what follows cannot be read and is dropped")
+                    }
+                }
+                redis::cmd("XDEL")
+                    .arg(self.keys.outbox())
+                    .arg(&entry.id)
+                    .query_async::<i64>(&mut engine.redis.commands())
+                    .await
+                    .context("crossing out what was sent")?;
+            }
+            if waiting.ids.len() < FORWARD_CHUNK {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn send(&self, follow: Follow) -> anyhow::Result<()> {
+        let engine = &self.worker.engine;
+        let now = engine.clock.now().ms();
+        match follow {
+            Follow::Calls(calls) => {
+                for call in calls {
+                    engine.call(&call, None, ONCE).await?;
+                }
+            }
+            Follow::Next { call, then, previous, member } => {
+                let envelope = Envelope { previous: Some(previous), then, member, ..call.envelope(now) };
+                engine.send(&call.queue, &[(envelope, None)], ONCE).await?;
+            }
+            Follow::Ended { member, result, failed } => self.join(&member, &result, failed, now).await?,
+        }
+        Ok(())
+    }
+
+    /// A member of a group has ended.
+    async fn join(&self, member: &Member, result: &RawValue, failed: bool, now: i64) -> anyhow::Result<()> {
+        let engine = &self.worker.engine;
+        let keys = engine.keys(&member.callback.queue);
+        let (what, results): (String, Vec<String>) = scripts::JOIN
+            .key(keys.group(member.group.as_simple()))
+            .arg(member.number)
+            .arg(result.get())
+            .arg(i32::from(failed))
+            .arg(member.of)
+            .arg(millis(GROUP_LIFE))
+            .invoke_async(&mut engine.redis.commands())
+            .await
+            .context("joining a group")?;
+        let callback = &member.callback;
+        if what == "done" {
+            let all: Vec<Box<RawValue>> =
+                results.into_iter().map(RawValue::from_string).collect::<Result<_, _>>().context("reading results")?;
+            let envelope = Envelope { previous: Some(call::raw(&all)), ..callback.envelope(now) };
+            engine.send(&callback.queue, &[(envelope, None)], ONCE).await?;
+        } else if what == "failed" {
+            let mut record = Record::of(&callback.envelope(now), State::Failure);
+            record.result = serde_json::json!({ "error": format!("member {} of its group failed", member.number) });
+            record.ended_at = Some(now);
+            redis::cmd("SET")
+                .arg(keys.task(callback.key.as_simple()))
+                .arg(record.text())
+                .arg("NX")
+                .arg("PX")
+                .arg(millis(engine.settings.result_ttl))
+                .query_async::<()>(&mut engine.redis.commands())
+                .await
+                .context("writing that a group failed")?;
+        }
+        Ok(())
+    }
+}
