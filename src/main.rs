@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use jiff::tz::TimeZone;
 use onrush::app::App;
 use onrush::config::{Config, Http};
 use onrush::dev::{demo, playground};
+use onrush::engine::schedule::Crontab;
 use onrush::ops;
 use onrush::platform::clock::Clock;
 use onrush::platform::{db, telemetry};
@@ -57,6 +59,7 @@ enum Command {
     /// It needs no settings and no servers. The repository keeps it in openapi/openapi.json; `/openapi.json` of a
     /// running service gives the same.
     Openapi,
+    Crontab(CrontabArgs),
 }
 
 // Where the settings come from, for every command that connects. (Not a doc comment: it would become their help.)
@@ -125,6 +128,29 @@ struct DevArgs {
     pay_deadline_s: Option<u64>,
 }
 
+/// Says when a crontab expression runs, or what is wrong with it.
+///
+/// It needs no settings and no servers. The fields are `minute hour day_of_month month_of_year day_of_week`, with
+/// Celery's meaning.
+#[derive(Args)]
+struct CrontabArgs {
+    /// The expression, in quotes, such as "30 7 * * mon-fri".
+    #[arg(required_unless_present = "batch")]
+    expression: Option<String>,
+    /// The time zone whose wall clock counts, by its IANA name.
+    #[arg(long, default_value = "UTC", value_name = "ZONE")]
+    tz: String,
+    /// Runs after this instant, RFC 3339; now when absent.
+    #[arg(long, value_name = "INSTANT")]
+    from: Option<jiff::Timestamp>,
+    /// How many runs are told.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Reads lines `expression<TAB>instant<TAB>zone` and answers each with the values of its fields and its next run.
+    #[arg(long, conflicts_with_all = ["expression", "tz", "from", "count"])]
+    batch: bool,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -152,6 +178,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check(args).await,
         Command::Ready => ready().await,
         Command::Openapi => openapi(),
+        Command::Crontab(args) => crontab(args),
     }
 }
 
@@ -258,4 +285,35 @@ async fn ready() -> anyhow::Result<ExitCode> {
 fn openapi() -> anyhow::Result<ExitCode> {
     println!("{}", onrush::routes::document().to_pretty_json().context("writing the OpenAPI document")?);
     Ok(ExitCode::SUCCESS)
+}
+
+fn crontab(args: CrontabArgs) -> anyhow::Result<ExitCode> {
+    if args.batch {
+        for line in std::io::stdin().lines() {
+            println!("{}", crontab_line(&line.context("reading lines")?));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let expression: Crontab = args.expression.unwrap_or_default().parse()?;
+    let zone = TimeZone::get(&args.tz).context("reading --tz")?;
+    let mut at = args.from.unwrap_or_else(|| Clock::System.now().timestamp());
+    for _ in 0..args.count {
+        let Some(next) = expression.next_after(at, &zone) else { break };
+        println!("{}", next.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z"));
+        at = next;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The answer to one line of a batch: `0,30|7|…<TAB>next run`, or `error<TAB>why`.
+fn crontab_line(line: &str) -> String {
+    let answer = || -> anyhow::Result<String> {
+        let mut parts = line.split('\t');
+        let mut part = || parts.next().context("a line has an expression, an instant and a zone");
+        let (expression, instant, zone) = (part()?.parse::<Crontab>()?, part()?, TimeZone::get(part()?)?);
+        let next = expression.next_after(instant.parse()?, &zone).context("has no next run")?;
+        let fields = expression.values().map(|values| values.iter().map(u8::to_string).collect::<Vec<_>>().join(","));
+        Ok(format!("{}\t{next}", fields.join("|")))
+    };
+    answer().unwrap_or_else(|error| format!("error\t{error:#}"))
 }

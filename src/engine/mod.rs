@@ -21,6 +21,7 @@ mod control;
 mod envelope;
 mod keys;
 mod registry;
+pub mod schedule;
 mod scripts;
 mod task;
 mod waiters;

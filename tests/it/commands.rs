@@ -176,3 +176,14 @@ async fn a_long_poll_is_answered_when_the_process_stops() {
     process.terminate().await;
     assert_eq!(poll.await.unwrap().expect(200)["code"], 102);
 }
+
+#[tokio::test]
+async fn crontab_tells_the_next_runs_or_the_bad_field() {
+    let args = ["crontab", "30 7 * * mon", "--tz", "Asia/Shanghai", "--from", "2026-11-21T00:00:00Z", "--count", "2"];
+    let output = onrush(&args, &[]).await;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(told, "2026-11-23T07:30:00+08:00\n2026-11-30T07:30:00+08:00\n", "{}", errors(&output));
+    let output = onrush(&["crontab", "30 24 * * mon"], &[]).await;
+    assert!(!output.status.success());
+    assert!(errors(&output).contains("hour: `24` is not in 0..23"), "{}", errors(&output));
+}

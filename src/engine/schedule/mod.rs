@@ -1,0 +1,6 @@
+//! Schedules.
+
+mod calendar;
+mod crontab;
+
+pub use crontab::{Crontab, Fault, NotACrontab};
