@@ -212,7 +212,7 @@ mod tests {
                 let mut made_up = false;
                 while skipped < wall {
                     made_up |= matches(&crontab, skipped);
-                    skipped = skipped + 1.minute();
+                    skipped += 1.minute();
                 }
                 let runs = if crontab.is_hourly() { matches(&crontab, wall) } else { first_pass && (made_up || matches(&crontab, wall)) };
                 if runs {

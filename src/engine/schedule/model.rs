@@ -1,0 +1,254 @@
+//! What a schedule is, and what may be wrong with one.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use jiff::tz::TimeZone;
+use uuid::Uuid;
+
+use super::crontab::NotACrontab;
+use super::tasks::Tasks;
+use super::timing::Timing;
+use crate::platform::clock::At;
+use crate::platform::extract::FieldFault;
+use crate::platform::id::Id;
+
+/// Marks the ids of schedules.
+pub struct ScheduleMark;
+/// A schedule's id.
+pub type ScheduleId = Id<ScheduleMark>;
+
+/// Longest arguments, in bytes.
+const MAX_ARGS: usize = 16 * 1024;
+/// Longest interval: a year.
+const MAX_EVERY_S: i64 = 366 * 24 * 3600;
+/// Missed occurrences that [`CatchUp::Each`] runs, at most.
+pub const MAX_CATCH_UP: i32 = 1000;
+
+/// How a schedule's times are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Every so many seconds.
+    Interval,
+    /// By a crontab expression.
+    Crontab,
+    /// At one instant.
+    Once,
+}
+
+impl Kind {
+    /// As MySQL and JSON have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interval => "interval",
+            Self::Crontab => "crontab",
+            Self::Once => "once",
+        }
+    }
+
+    /// The field that it needs and no other kind takes.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Interval => "every_s",
+            Self::Crontab => "crontab",
+            Self::Once => "run_at",
+        }
+    }
+
+    /// From what MySQL and JSON have.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Interval, Self::Crontab, Self::Once].into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// What becomes of occurrences that nobody was there to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CatchUp {
+    /// They are left out.
+    Skip,
+    /// One run stands for all of them.
+    Once,
+    /// Each runs, the latest `catch_up_max` of them.
+    Each,
+}
+
+impl CatchUp {
+    /// As MySQL and JSON have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Once => "once",
+            Self::Each => "each",
+        }
+    }
+
+    /// From what MySQL and JSON have.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Skip, Self::Once, Self::Each].into_iter().find(|policy| policy.as_str() == text)
+    }
+}
+
+impl TryFrom<String> for Kind {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("`{text}` is not a kind of schedule"))
+    }
+}
+impl TryFrom<String> for CatchUp {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("`{text}` is not a catch-up policy"))
+    }
+}
+
+/// What a person decides about a schedule.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Definition {
+    /// Its name, unlike all others.
+    pub name: String,
+    /// The task that it enqueues.
+    pub task: String,
+    /// The task's arguments, a JSON object.
+    pub args: String,
+    /// How its times are given.
+    #[sqlx(try_from = "String")]
+    pub kind: Kind,
+    /// [`Kind::Interval`]: the pause, in seconds.
+    pub every_s: Option<i64>,
+    /// [`Kind::Crontab`]: the expression.
+    pub crontab: Option<String>,
+    /// [`Kind::Once`]: the instant.
+    pub run_at: Option<At>,
+    /// The zone whose wall clock a crontab means, by its IANA name.
+    pub time_zone: String,
+    /// The first occurrence of an interval; a crontab does not run before it.
+    pub starts_at: At,
+    /// Whether it runs at all.
+    pub enabled: bool,
+    /// What becomes of missed occurrences.
+    #[sqlx(try_from = "String")]
+    pub catch_up: CatchUp,
+    /// With [`CatchUp::Each`], so many of them.
+    pub catch_up_max: i32,
+    /// Whether an occurrence runs while the task of the one before has not ended; else it is left out.
+    pub overlap: bool,
+}
+
+/// A schedule as MySQL has it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Schedule {
+    /// Its id.
+    pub id: ScheduleId,
+    /// What was decided about it.
+    #[sqlx(flatten)]
+    pub definition: Definition,
+    /// The next occurrence; none when it is disabled or over.
+    pub next_run_at: Option<At>,
+    /// When it last enqueued its task.
+    pub last_run_at: Option<At>,
+    /// Tasks enqueued so far.
+    pub total_runs: i64,
+    /// The id of the last one.
+    pub last_task: Option<String>,
+    /// Why it was set aside.
+    pub last_error: Option<String>,
+    /// Grows with each edit.
+    pub version: i64,
+    /// When it was made.
+    pub created_at: At,
+    /// When it was last edited.
+    pub updated_at: At,
+}
+
+impl Definition {
+    /// Every fault, by field.
+    pub fn faults(&self, tasks: &Tasks) -> Vec<FieldFault> {
+        let mut faults = self.timing().err().unwrap_or_default();
+        let given = [
+            (Kind::Interval, self.every_s.is_some()),
+            (Kind::Crontab, self.crontab.is_some()),
+            (Kind::Once, self.run_at.is_some()),
+        ];
+        for (kind, _) in given.into_iter().filter(|(kind, given)| *given && *kind != self.kind) {
+            faults.push(FieldFault::new(kind.field(), format!("goes with the kind `{}` alone", kind.as_str())));
+        }
+        if self.args.len() > MAX_ARGS {
+            faults.push(FieldFault::new("args", format!("must be at most {MAX_ARGS} bytes")));
+        }
+        faults.extend(tasks.fault(&self.task, &self.args));
+        faults
+    }
+
+    /// When it runs; else every fault of what says so.
+    pub fn timing(&self) -> Result<Timing, Vec<FieldFault>> {
+        let mut faults = Vec::new();
+        let zone = TimeZone::get(&self.time_zone)
+            .map_err(|_| faults.push(FieldFault::new("time_zone", "must be an IANA name, such as Asia/Shanghai")))
+            .ok();
+        let start = self.starts_at;
+        let timing = match (self.kind, self.every_s, &self.crontab, self.run_at) {
+            (Kind::Interval, Some(seconds), ..) if (1..=MAX_EVERY_S).contains(&seconds) => {
+                Some(Timing::Interval { every: Duration::from_secs(seconds.unsigned_abs()), start })
+            }
+            (Kind::Interval, ..) => {
+                faults.push(FieldFault::new("every_s", format!("an interval needs 1..{MAX_EVERY_S} seconds")));
+                None
+            }
+            (Kind::Crontab, _, Some(text), _) => match text.parse() {
+                Ok(crontab) => zone.clone().map(|zone| Timing::Crontab { crontab, zone, start }),
+                Err(NotACrontab(bad)) => {
+                    faults.extend(bad.into_iter().map(|b| FieldFault::new(format!("crontab.{}", b.field), b.reason)));
+                    None
+                }
+            },
+            (Kind::Crontab, ..) => {
+                faults.push(FieldFault::new("crontab", "a crontab needs its expression, such as `30 7 * * mon-fri`"));
+                None
+            }
+            (Kind::Once, _, _, Some(at)) => Some(Timing::Once(at)),
+            (Kind::Once, ..) => {
+                faults.push(FieldFault::new("run_at", "a date needs its instant, such as 2026-11-11T00:00:00Z"));
+                None
+            }
+        };
+        timing.filter(|_| faults.is_empty()).ok_or(faults)
+    }
+
+    /// The first occurrence after `now`, if it is enabled and has one.
+    pub fn next_run(&self, now: At) -> Option<At> {
+        let timing = self.timing().ok().filter(|_| self.enabled)?;
+        timing.next_after(now)
+    }
+
+    /// Whether `other` has other occurrences.
+    pub fn runs_otherwise_than(&self, other: &Self) -> bool {
+        let times = |d: &Self| {
+            let (crontab, zone) = (d.crontab.clone(), d.time_zone.clone());
+            (d.kind, d.every_s, crontab, d.run_at, zone, d.starts_at, d.enabled)
+        };
+        times(self) != times(other)
+    }
+}
+
+impl Schedule {
+    /// The key of the task of one occurrence: the same whoever enqueues it, another one after an edit.
+    pub fn task_key(&self, occurrence: At) -> Uuid {
+        let mut named = digest::Context::new(&digest::SHA256);
+        named.update(self.id.uuid().as_bytes());
+        named.update(&self.version.to_be_bytes());
+        named.update(&occurrence.ms().to_be_bytes());
+        let mut key = [0; 16];
+        key.copy_from_slice(&named.finish().as_ref()[..16]);
+        Uuid::from_bytes(key)
+    }
+
+    /// Its next occurrences, at most `count`.
+    pub fn next_runs(&self, count: usize) -> Vec<At> {
+        match (self.next_run_at, self.definition.timing()) {
+            (Some(next), Ok(timing)) => timing.from(next, count),
+            _ => Vec::new(),
+        }
+    }
+}
