@@ -1,5 +1,8 @@
-//! Every background task and every periodic job, in one list.
+//! Every background task and every periodic job, in one list; the periodic ones that are schedules in [`passes`].
 
+mod passes;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -8,19 +11,14 @@ use futures_util::future::BoxFuture;
 use crate::app::App;
 use crate::config::Config;
 use crate::dev::sandbox;
+use crate::engine::schedule::{RunHere, Scheduler};
 use crate::engine::{QueueSpec, Registry};
-use crate::{auth, idempotency, orders, payments, seckill};
+use crate::{orders, payments, seckill};
 
-/// What is owed is driven again this often.
-const REDRIVE_PERIOD: Duration = Duration::from_secs(5);
+pub use passes::{own_schedules, run_pass, schedulable};
+
 /// The gates of activities are built where missing, compared and corrected this often.
 const GATES_PERIOD: Duration = Duration::from_secs(1);
-/// What is past its time is forgotten this often.
-const PRUNE_PERIOD: Duration = Duration::from_secs(3600);
-/// Started payments are looked through for a question to ask this often.
-const QUERY_PERIOD: Duration = Duration::from_secs(2);
-/// Due refunds are looked for this often.
-const REFUND_PERIOD: Duration = Duration::from_secs(1);
 /// The sandbox gateway sends what is due this often.
 const SANDBOX_PERIOD: Duration = Duration::from_millis(200);
 
@@ -28,7 +26,8 @@ const SANDBOX_PERIOD: Duration = Duration::from_millis(200);
 pub fn registry(config: &Config) -> Registry<App> {
     let seckill_queue =
         QueueSpec { name: "seckill", batch: config.seckill.batch_size, concurrency: config.seckill.batches_in_flight };
-    Registry::default()
+    let registry = passes::register(Registry::default());
+    registry
         .queue(QueueSpec { name: "expiry", batch: 100, concurrency: 2 })
         .batch(payments::expire)
         .queue(QueueSpec { name: "grant", batch: 100, concurrency: 2 })
@@ -41,8 +40,9 @@ pub fn registry(config: &Config) -> Registry<App> {
         .batch(seckill::jobs::place)
 }
 
-/// Starts the periodic jobs of the scheduler role. Each is an idempotent pass, bounded in size; two processes that
-/// run the same one at once are harmless.
+/// Starts the scheduler, and the loops of the scheduler role that are not schedules: what must run more often than once
+/// a second, and what builds the gates, since a unit must be on sale again within a second and a sale begin in its
+/// second. Each is an idempotent pass, bounded in size; two processes that run the same one at once are harmless.
 pub fn start_periodic(app: &App) {
     let every = |name: &str, period: Duration, pass: fn(App) -> BoxFuture<'static, anyhow::Result<()>>| {
         let app = app.clone();
@@ -51,19 +51,18 @@ pub fn start_periodic(app: &App) {
     let tick = Duration::from_millis(app.config.seckill.tick_ms);
     every("seckill.returns", tick, |app| async move { Ok(seckill::return_units(&app).await.map(drop)?) }.boxed());
     every("seckill.gates", GATES_PERIOD, |app| async move { Ok(seckill::look_after_gates(&app).await?) }.boxed());
-    every("orders.redrive", REDRIVE_PERIOD, |app| async move { orders::redrive(&app).await }.boxed());
-    every("auth.prune", PRUNE_PERIOD, |app| async move { auth::prune(&app).await }.boxed());
-    every("idempotency.prune", PRUNE_PERIOD, |app| async move { idempotency::prune(&app).await }.boxed());
-    every("payments.query", QUERY_PERIOD, |app| async move { payments::query_started(&app).await.map(drop) }.boxed());
-    every("payments.refund", REFUND_PERIOD, |app| async move { payments::drive_refunds(&app).await.map(drop) }.boxed());
-    every("payments.redrive", REDRIVE_PERIOD, |app| async move { payments::redrive_late(&app).await }.boxed());
-    let (swept, sweep_period) = (app.clone(), Duration::from_secs(app.config.orders.sweep_period_s));
-    app.loops.every("payments.sweep", sweep_period, move |pulse| {
-        let app = swept.clone();
-        // A long sweep is not a stalled one.
-        async move { payments::sweep(&app, || pulse.beat()).await.map(drop) }
-    });
     if app.config.payments.sandbox {
         every("sandbox.deliver", SANDBOX_PERIOD, |app| async move { sandbox::deliver(&app).await.map(drop) }.boxed());
     }
+    scheduler(app).start(own_schedules(&app.config, app.clock.now()));
+}
+
+/// The scheduler of a process.
+pub fn scheduler(app: &App) -> Scheduler {
+    let context = app.clone();
+    let run_here: RunHere = Arc::new(move |task| {
+        let app = context.clone();
+        async move { run_pass(app, task).await.map_or(Ok(()), |ran| ran.map(drop)) }.boxed()
+    });
+    Scheduler::new(app.db.clone(), app.engine.clone(), schedulable(), app.loops.clone(), run_here)
 }

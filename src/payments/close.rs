@@ -119,11 +119,6 @@ pub(super) async fn end_at_gateway(app: &App, payment: &Payment) -> Result<bool>
 
 /// Closes every order that is due, page by page; ends early when the process stops. Returns how many were due.
 pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
-    sweep(app, || ()).await
-}
-
-/// As [`sweep_due`], with a word after each page: a long sweep is not a stalled one.
-pub async fn sweep(app: &App, page_done: impl Fn()) -> anyhow::Result<u64> {
     let stopping = || app.loops.stop_signal().is_cancelled();
     let mut count = 0;
     while !stopping() {
@@ -132,7 +127,6 @@ pub async fn sweep(app: &App, page_done: impl Fn()) -> anyhow::Result<u64> {
         drop(conn);
         let moved = orders::time_out_unstarted(app, &due, app.clock.now()).await?;
         count += moved.len() as u64;
-        page_done();
         // A page in which nothing moved is held by somebody else: the next sweep looks again.
         if due.len() < SWEEP_PAGE as usize || moved.is_empty() {
             break;
@@ -146,7 +140,6 @@ pub async fn sweep(app: &App, page_done: impl Fn()) -> anyhow::Result<u64> {
         count += due.len() as u64;
         let ids = due.iter().map(|(_, id)| *id);
         stream::iter(ids).for_each_concurrent(CONCURRENCY, |id| try_close(app, &gateways, id)).await;
-        page_done();
         // The next page begins behind this one: orders that cannot be closed now do not hold up those after them.
         after = due.last().copied();
         if due.len() < STARTED_PAGE as usize {

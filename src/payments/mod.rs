@@ -24,7 +24,7 @@ mod sandbox;
 mod settle;
 mod store;
 
-pub use close::{Closed, close_order, sweep, sweep_due};
+pub use close::{Closed, close_order, sweep_due};
 pub use jobs::{drive_refunds, expire, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
 pub use model::{BillLine, DayBill, Gateway, PaymentId, RefundId};

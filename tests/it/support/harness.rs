@@ -129,6 +129,21 @@ impl Harness {
     pub fn start_workers(&self) {
         Worker::start(self.app.engine.clone(), jobs::registry(&self.app.config), self.app.clone(), &self.app.loops);
         jobs::start_periodic(&self.app);
+        if matches!(self.app.clock, Clock::Manual(_)) {
+            self.start_passes();
+        }
+    }
+
+    /// Runs the passes at their periods in real time. No schedule comes due on a clock that stands still.
+    fn start_passes(&self) {
+        for schedule in jobs::own_schedules(&self.app.config, self.now()) {
+            let Some(seconds) = schedule.every_s else { continue };
+            let (app, task) = (self.app.clone(), schedule.task);
+            self.app.loops.every(format!("pass:{task}"), Duration::from_secs(seconds.unsigned_abs()), move |_| {
+                let (app, task) = (app.clone(), task.clone());
+                async move { jobs::run_pass(app, &task).await.expect("a pass").map(drop) }
+            });
+        }
     }
 
     /// Another service on the same database and Redis, in this process, with its own memory and the same clock.
