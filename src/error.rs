@@ -94,6 +94,8 @@ refusals! {
     LimitReached = 409 "limit_reached" "The limit per user is reached";
     /// A change that the activity's state does not allow.
     ActivityState = 409 "activity_state" "The activity's state does not allow this";
+    /// The name is another schedule's.
+    ScheduleExists = 409 "schedule_exists" "The name belongs to another schedule";
     /// The sale is over.
     Ended = 410 "ended" "The sale has ended";
     /// The body is longer than the limit.

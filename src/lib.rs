@@ -10,6 +10,7 @@
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`routes`] and [`jobs`]: every route and every background task, in one list each.
+//! * [`admin`]: what administrators see and set of the machinery: schedules.
 //! * [`serve`]: runs all that, by role, and stops it in order.
 //! * [`dev`]: what `onrush dev` needs: private servers, demo data, the sandbox payment gateway.
 //! * [`check`]: the invariants that must always hold, proved on a live system.
@@ -28,6 +29,7 @@ pub mod payments;
 pub mod seckill;
 pub mod wallet;
 
+pub mod admin;
 pub mod check;
 pub mod dev;
 pub mod edge;

@@ -24,6 +24,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::admin;
 use crate::app::App;
 use crate::auth;
 use crate::catalogue;
@@ -78,6 +79,8 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(seckill::http::create_activity))
         .routes(routes!(seckill::http::change_activity))
         .routes(routes!(seckill::http::close_activity))
+        .routes(routes!(admin::schedules::list, admin::schedules::create))
+        .routes(routes!(admin::schedules::show, admin::schedules::change, admin::schedules::delete))
 }
 
 /// Routes whose handlers touch Redis only. Each names its whole path: a nested router takes the path apart once more

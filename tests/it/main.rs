@@ -15,6 +15,7 @@ mod limits;
 mod orders;
 mod payments;
 mod playground;
+mod schedules;
 mod seckill;
 mod skeleton;
 mod wallet;

@@ -1,0 +1,153 @@
+//! Handlers of `/admin/schedules`.
+
+mod body;
+mod view;
+
+use axum::Json as Answer;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use self::body::{ChangeSchedule, CreateSchedule, NewSchedule, refused};
+use self::view::ScheduleView;
+use crate::app::App;
+use crate::auth::Admin;
+use crate::engine::schedule::{self, Definition, Schedule, ScheduleId, Written};
+use crate::error::{Kind, Problem, Result, invalid, refuse};
+use crate::platform::clock::At;
+use crate::platform::extract::{Json, Path, Query};
+use crate::platform::page::{Page, PageQuery};
+
+/// An edit that finds the schedule edited in the meantime looks again, so often.
+const EDIT_ATTEMPTS: usize = 5;
+
+/// Every schedule, newest first.
+#[utoipa::path(get, path = "/admin/schedules", tag = "admin", operation_id = "list_schedules", security(("bearer" = [])),
+    params(PageQuery),
+    responses(
+        (status = 200, body = Page<ScheduleView>, description = "A page of schedules"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Query(page): Query<PageQuery>,
+) -> Result<Answer<Page<ScheduleView>>> {
+    let mut conn = app.db.acquire().await?;
+    let found = schedule::list(&mut conn, page.before(), page.fetch()).await?;
+    drop(conn);
+    let views = futures_util::future::join_all(found.into_iter().map(|schedule| ScheduleView::of(&app, schedule)));
+    Ok(Answer(page.page(views.await, |view: &ScheduleView| view.id)))
+}
+
+/// Makes a schedule. The same `id` again answers the schedule that is there.
+#[utoipa::path(post, path = "/admin/schedules", tag = "admin", operation_id = "create_schedule", security(("bearer" = [])),
+    request_body = CreateSchedule,
+    responses(
+        (status = 201, body = ScheduleView, description = "The schedule, with its next runs"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`schedule_exists`: another schedule has the name"),
+    ))]
+pub async fn create(
+    State(app): State<App>,
+    _: Admin,
+    Json(NewSchedule(body)): Json<NewSchedule>,
+) -> Result<(StatusCode, Answer<ScheduleView>)> {
+    let now = app.clock.now();
+    let id = body.id();
+    let definition = body.definition(&app.config.time_zone, now).map_err(refused)?;
+    let mut conn = app.db.acquire().await?;
+    // The id counts before the name: a repeat of a request finds its own schedule under both.
+    let there = schedule::find(&mut conn, id).await?;
+    if there.is_none() {
+        must_run(&definition, now)?;
+        match schedule::create(&mut conn, id, &definition, now).await? {
+            Written::Yes | Written::No => {}
+            // Two first tries at once: the name may be taken by the other one.
+            Written::NameTaken if schedule::find(&mut conn, id).await?.is_some() => {}
+            Written::NameTaken => return Err(name_taken(&definition.name).into()),
+        }
+    }
+    drop(conn);
+    let made = find(&app, id).await?;
+    Ok((StatusCode::CREATED, Answer(ScheduleView::of(&app, made).await)))
+}
+
+/// One schedule.
+#[utoipa::path(get, path = "/admin/schedules/{id}", tag = "admin", operation_id = "show_schedule", security(("bearer" = [])),
+    params(("id" = ScheduleId, Path)),
+    responses(
+        (status = 200, body = ScheduleView, description = "The schedule"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn show(State(app): State<App>, _: Admin, Path(id): Path<ScheduleId>) -> Result<Answer<ScheduleView>> {
+    let found = find(&app, id).await?;
+    Ok(Answer(ScheduleView::of(&app, found).await))
+}
+
+/// Changes a schedule while it runs; what is absent stays. When its times change, the next run is the first one after
+/// the present.
+#[utoipa::path(patch, path = "/admin/schedules/{id}", tag = "admin", operation_id = "change_schedule", security(("bearer" = [])),
+    request_body = ChangeSchedule, params(("id" = ScheduleId, Path)),
+    responses(
+        (status = 200, body = ScheduleView, description = "The schedule, with its next runs"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`schedule_exists`: another schedule has the name"),
+    ))]
+pub async fn change(
+    State(app): State<App>,
+    _: Admin,
+    Path(id): Path<ScheduleId>,
+    Json(body): Json<ChangeSchedule>,
+) -> Result<Answer<ScheduleView>> {
+    for _ in 0..EDIT_ATTEMPTS {
+        let before = find(&app, id).await?;
+        let definition = body.applied_to(&before.definition).map_err(refused)?;
+        let now = app.clock.now();
+        if definition.runs_otherwise_than(&before.definition) {
+            must_run(&definition, now)?;
+        }
+        let mut conn = app.db.acquire().await?;
+        match schedule::edit(&mut conn, &before, &definition, now).await? {
+            Written::Yes => {
+                drop(conn);
+                let changed = find(&app, id).await?;
+                return Ok(Answer(ScheduleView::of(&app, changed).await));
+            }
+            Written::No => {}
+            Written::NameTaken => return Err(name_taken(&definition.name).into()),
+        }
+    }
+    Err(refuse(Kind::Unavailable, "others are editing this schedule").retry_after(1).into())
+}
+
+/// Removes a schedule, if it is there. One of the product's own comes back at the next start: disable it instead.
+#[utoipa::path(delete, path = "/admin/schedules/{id}", tag = "admin", operation_id = "delete_schedule", security(("bearer" = [])),
+    params(("id" = ScheduleId, Path)),
+    responses(
+        (status = 204, description = "It is not there any more"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn delete(State(app): State<App>, _: Admin, Path(id): Path<ScheduleId>) -> Result<StatusCode> {
+    let mut conn = app.db.acquire().await?;
+    schedule::delete(&mut conn, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn find(app: &App, id: ScheduleId) -> Result<Schedule> {
+    let mut conn = app.db.acquire().await?;
+    Ok(schedule::find(&mut conn, id).await?.ok_or(Kind::NotFound)?)
+}
+
+/// A schedule that is on and would never run is a mistake.
+fn must_run(definition: &Definition, now: At) -> Result<()> {
+    if definition.enabled && definition.next_run(now).is_none() {
+        return Err(invalid(definition.kind.field(), "leaves no run after the present"));
+    }
+    Ok(())
+}
+
+fn name_taken(name: &str) -> crate::error::Refusal {
+    refuse(Kind::ScheduleExists, format!("another schedule is called {name}"))
+}
