@@ -13,6 +13,8 @@
 //! A **queue** may be partitioned (`seckill/<activity>`): each partition has its own keys, all with one hash tag, so
 //! that every script works on Redis Cluster. A task's id carries its queue, so a poll knows where to look.
 //!
+//! What runs at an interval, by a crontab or at a date is a row of MySQL: [`schedule`].
+//!
 //! Redis may lose all of this. What must not be lost is owed by a row in MySQL, and driven again by a sweep.
 
 mod call;
