@@ -3,21 +3,16 @@
 use anyhow::Context;
 use uuid::Uuid;
 
-use super::super::client::{Engine, Item};
-use super::super::task::{Task, TaskId};
+use super::super::call::{Call, Unique};
+use super::super::client::Engine;
+use super::super::task::Task;
 
-/// Enqueues one task for each of `keys`, those that the queue has heard of left out: also when they have ended.
+/// Enqueues one task for each of `keys`, each once: two leaders may do it at the same time, or one after the other.
 pub(super) async fn enqueue<T: Task>(engine: Engine, args: String, keys: Vec<Uuid>) -> anyhow::Result<()> {
-    let queue = T::QUEUE.parse().with_context(|| format!("queue of {}", T::NAME))?;
-    let mut id = TaskId { key: Uuid::nil(), queue };
-    let mut items = Vec::with_capacity(keys.len());
+    let args: T = serde_json::from_str(&args).with_context(|| format!("arguments of {}", T::NAME))?;
     for key in keys {
-        id.key = key;
-        // Two leaders that look here at once both enqueue; while the task waits the queue takes it on once.
-        if engine.status(&id).await?.is_none() {
-            let args: T = serde_json::from_str(&args).with_context(|| format!("arguments of {}", T::NAME))?;
-            items.push(Item::now(key, args));
-        }
+        let call = Call::keyed(key, &args).with_context(|| format!("queue of {}", T::NAME))?;
+        engine.call(&call, None, Unique::For(engine.settings().result_ttl)).await?;
     }
-    engine.enqueue(&items).await.map(drop)
+    Ok(())
 }
