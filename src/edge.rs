@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -18,34 +17,25 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
+use crate::platform::crowd::{Crowd, Place};
 use crate::routes::API;
 
-/// What the layer knows.
-#[derive(Clone)]
-pub struct Edge {
-    max_in_flight: usize,
-    in_flight: Arc<AtomicUsize>,
-}
-
-impl Edge {
-    /// For a router of `app`.
-    pub fn new(app: &App) -> Self {
-        Self { max_in_flight: app.config.http.max_in_flight, in_flight: Arc::default() }
-    }
-}
-
 /// The layer.
-pub async fn edge(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+pub async fn edge(State(crowd): State<Crowd>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (id, header) = request_id(&request);
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
     let span = tracing::info_span!("request", request.id = id, http.method = %method, http.route = route);
-    let response = match edge.enter(route, request.uri().query().unwrap_or("")) {
-        Ok(_under_way) => run(request, next).instrument(span.clone()).await,
+    let response = match enter(&crowd, route) {
+        Ok(place) => {
+            if let Some(place) = &place {
+                request.extensions_mut().insert(place.clone());
+            }
+            run(request, next).instrument(span.clone()).await
+        }
         Err(error) => error.into_response(),
     };
     let mut response = span.in_scope(|| error::problems(response, &id));
@@ -74,37 +64,19 @@ fn request_id(request: &Request) -> (String, HeaderValue) {
     (id, header)
 }
 
-/// A request under way; counted out also when its client goes away.
-struct UnderWay(Option<Arc<AtomicUsize>>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        if let Some(in_flight) = &self.0 {
-            in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
+/// Takes on at most `http.max_in_flight` requests of the API; one more is told to come back. Who asks after the
+/// process's health is always answered.
+fn enter(crowd: &Crowd, route: &str) -> Result<Option<Arc<Place>>, Error> {
+    if !route.starts_with(API) {
+        return Ok(None);
     }
-}
-
-impl Edge {
-    /// Takes on at most `http.max_in_flight` requests of the API; one more is told to come back. Long polls and event
-    /// streams have a bound of their own, and who asks after the process's health is always answered.
-    fn enter(&self, route: &str, query: &str) -> Result<UnderWay, Error> {
-        let waits = route.starts_with(TASKS) && (route.ends_with("/events") || query.contains("wait="));
-        if !route.starts_with(API) || waits {
-            return Ok(UnderWay(None));
-        }
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let under_way = UnderWay(Some(self.in_flight.clone()));
-        if before >= self.max_in_flight {
-            metrics::counter!("onrush_http_shed_total").increment(1);
-            return Err(refuse(Kind::Overloaded, "").retry_after(1).into());
-        }
-        Ok(under_way)
+    let place = crowd.enter();
+    if place.is_none() {
+        metrics::counter!("onrush_http_shed_total").increment(1);
+        return Err(refuse(Kind::Overloaded, "").retry_after(1).into());
     }
+    Ok(place)
 }
-
-/// Routes whose requests may wait for long.
-const TASKS: &str = "/api/v1/tasks/";
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Response {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));

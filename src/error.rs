@@ -72,6 +72,8 @@ refusals! {
     PhoneTaken = 409 "phone_taken" "The phone number is registered";
     /// The id is a course's already, and the course is another one.
     CourseExists = 409 "course_exists" "The id belongs to another course";
+    /// The id is an activity's already, and the activity is another one.
+    ActivityExists = 409 "activity_exists" "The id belongs to another activity";
     /// A course is not on sale.
     CourseUnavailable = 409 "course_unavailable" "A course is not on sale";
     /// The user has the course already.
@@ -347,6 +349,7 @@ impl From<&Fault> for Refusal {
             Fault::NotJson => refuse(Kind::NotJson, "send `Content-Type: application/json`"),
             Fault::TooLarge => refuse(Kind::BodyTooLarge, ""),
             Fault::Incomplete => refuse(Kind::BodyIncomplete, ""),
+            Fault::TooSlow => refuse(Kind::RequestTimeout, ""),
             Fault::Malformed(why) => refuse(Kind::MalformedJson, why.clone()),
             Fault::Invalid(faults) => {
                 let mut refusal = refuse(Kind::Invalid, "");
@@ -441,6 +444,10 @@ fn render(refusal: &Refusal, request_id: &str) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     if let Some(seconds) = refusal.retry_after_s {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if refusal.kind == Kind::RequestTimeout {
+        // What is still to come of the body is not waited for.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if refusal.kind.status() == StatusCode::UNAUTHORIZED {
         // RFC 9110 wants a challenge with every 401.

@@ -120,7 +120,7 @@ struct DevArgs {
     /// The port of the API; when it is taken, the next free one.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Forgets all data first.
+    /// Forgets all data first; the settings in the directory stay.
     #[arg(long)]
     fresh: bool,
     /// Seconds to pay an order; else what the settings in the directory say (60 at first, 1800 in production).

@@ -7,6 +7,7 @@
 //!   timeout strikes (a sqlx future must never be dropped half way, see `platform::db`);
 //! * **operations**: health, readiness, metrics and the documentation, outside `/api/v1` and outside load shedding.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument;
 use utoipa::OpenApi;
@@ -29,11 +31,12 @@ use crate::app::App;
 use crate::auth;
 use crate::catalogue;
 use crate::dev::sandbox;
-use crate::edge::{self, Edge};
+use crate::edge;
 use crate::error::{self, Error, Kind};
 use crate::ops;
 use crate::orders;
 use crate::payments;
+use crate::platform::crowd::{Crowd, Place};
 use crate::seckill;
 use crate::wallet;
 
@@ -136,7 +139,9 @@ pub fn router(app: &App) -> Router {
 fn bounded(app: &App, routes: Router<App>) -> Router<App> {
     routes
         .layer(from_fn(run_detached))
-        .layer(DefaultBodyLimit::max(app.config.http.body_limit_bytes))
+        // By the announced length at once, else when it is exceeded.
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyLimitLayer::new(app.config.http.body_limit_bytes))
         .layer(compression())
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, app.config.request_timeout()))
 }
@@ -157,7 +162,7 @@ fn around(app: &App, routes: Router<App>) -> Router {
         Some(cors) => routes.layer(cors),
         None => routes,
     };
-    routes.layer(from_fn_with_state(Edge::new(app), edge::edge)).with_state(app.clone())
+    routes.layer(from_fn_with_state(Crowd::new(app.config.http.max_in_flight), edge::edge)).with_state(app.clone())
 }
 
 /// Answers shorter than this are sent as they are: compressing them saves nothing.
@@ -172,7 +177,13 @@ fn compression() -> CompressionLayer<impl Predicate> {
 /// Runs the rest of the request in a task of its own: when this future is dropped (the client went away, the timeout
 /// struck), the handler still runs to its end.
 async fn run_detached(request: Request, next: Next) -> Response {
-    match tokio::spawn(next.run(request).in_current_span()).await {
+    // It keeps its place among the requests under way until then.
+    let place = request.extensions().get::<Arc<Place>>().cloned();
+    let handler = async move {
+        let _place = place;
+        next.run(request).await
+    };
+    match tokio::spawn(handler.in_current_span()).await {
         Ok(response) => response,
         Err(panic) => Error::Internal(anyhow::anyhow!("handler {panic}")).into_response(),
     }

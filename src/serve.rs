@@ -205,6 +205,10 @@ async fn connection(
     router: Router,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
+    // Reading a head has a bound of its own, from its first byte.
+    if !matches!(tokio::time::timeout(routes::HEADER_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
+        return;
+    }
     // Only a hint to the system; a connection without it works.
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {

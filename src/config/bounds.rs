@@ -61,6 +61,11 @@ impl Config {
                 && !self.http.public_url.ends_with('/'),
             "ONRUSH_HTTP__PUBLIC_URL must look like https://shop.example.com, without a trailing slash",
         );
+        let mut origins = self.http.cors_origins.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+        must(
+            origins.all(is_origin),
+            "ONRUSH_HTTP__CORS_ORIGINS must be origins, such as https://shop.example.com,http://localhost:5173",
+        );
         must(
             (1024..=16 << 20).contains(&self.http.body_limit_bytes),
             "ONRUSH_HTTP__BODY_LIMIT_BYTES must be 1024..16777216",
@@ -147,4 +152,10 @@ impl Config {
             "ONRUSH_TIME_ZONE must be an IANA name, such as Asia/Shanghai",
         );
     }
+}
+
+/// A scheme and a host, perhaps with a port, and nothing behind it.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ', '*']))
 }

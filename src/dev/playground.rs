@@ -43,7 +43,7 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.dir).with_context(|| format!("creating {}", options.dir.display()))?;
     let mut lock = take(&options.dir)?;
-    let settings = settings_file(&options.dir, options.fresh)?;
+    let settings = settings_file(&options.dir)?;
     let servers = start_servers(&options).await?;
     // Stopped whatever happens below; a process that is killed leaves that to `supervise.sh`.
     let served = serve(&options, &settings, &servers, &mut lock).await;
@@ -116,9 +116,9 @@ fn write_owner(lock: &mut File, base: &str) -> anyhow::Result<()> {
 }
 
 /// The settings of the playground: made once, with secrets of its own, and a person's to edit.
-fn settings_file(dir: &Path, fresh: bool) -> anyhow::Result<PathBuf> {
+fn settings_file(dir: &Path) -> anyhow::Result<PathBuf> {
     let path = dir.join("onrush.toml");
-    if fresh || !path.exists() {
+    if !path.exists() {
         let secret = || {
             let random: [u8; 32] = aws_lc_rs::rand::generate(&aws_lc_rs::rand::SystemRandom::new())
                 .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?

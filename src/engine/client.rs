@@ -24,6 +24,8 @@ use crate::platform::together::Together;
 const ENQUEUE_CHUNK: usize = 200;
 /// A task that has not ended keeps another of the same key out for this long; after it the first may have been lost.
 const UNIQUE_FOR: Duration = Duration::from_secs(60);
+/// Members of a group: the script that joins them reads all their results at once.
+const MAX_MEMBERS: usize = 1000;
 /// A task that is to be stopped is remembered for this long.
 const REVOKED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// What is known of a queue as a whole is forgotten when nothing has moved in it for this long.
@@ -167,8 +169,10 @@ impl Engine {
     }
 
     /// Enqueues `members` side by side, and `callback` when all of them have ended well, with their results in order.
-    /// When one fails for good the callback fails with that reason and does not run.
+    /// When one fails for good the callback fails with that reason and does not run. At most
+    /// 1000 members.
     pub async fn group(&self, members: &[Call], callback: &Call) -> anyhow::Result<()> {
+        anyhow::ensure!(members.len() <= MAX_MEMBERS, "a group has at most {MAX_MEMBERS} members");
         let (group, now) = (Uuid::now_v7(), self.clock.now().ms());
         if members.is_empty() {
             let envelope = Envelope { previous: Some(call::raw(&[(); 0])), ..callback.envelope(now) };
@@ -290,16 +294,17 @@ impl Engine {
     async fn look(&self, queue: &QueueName, task_keys: Vec<Uuid>) -> Result<Vec<Option<Status>>, RedisError> {
         let keys = self.keys(queue);
         let mut asked = redis::pipe();
-        asked.cmd("MGET");
-        for key in &task_keys {
-            asked.arg(keys.task(key.as_simple()));
-        }
+        // Who waits first: a task that ends between the two answers is then found twice, and not missed.
         asked.cmd("HMGET").arg(keys.meta()).arg("done");
         for key in &task_keys {
             asked.arg(key.as_simple().to_string());
         }
+        asked.cmd("MGET");
+        for key in &task_keys {
+            asked.arg(keys.task(key.as_simple()));
+        }
         type Texts = Vec<Option<String>>;
-        let (records, meta): (Texts, Texts) = asked.query_async(&mut self.redis.commands()).await?;
+        let (meta, records): (Texts, Texts) = asked.query_async(&mut self.redis.commands()).await?;
         let done = meta.first().cloned().flatten().and_then(|done| done.parse().ok()).unwrap_or(0);
         let waiting = meta.into_iter().skip(1);
         let mut found: Vec<_> =

@@ -46,6 +46,8 @@ type Handler<C> = Arc<dyn Fn(C, Vec<Delivery>) -> BoxFuture<'static, Vec<Outcome
 
 /// One kind of task with its handler.
 pub(super) struct Registered<C> {
+    /// Whether its handler takes one: those that were read together run, end and fail apart.
+    pub each: bool,
     pub queue: &'static str,
     pub retry: Retry,
     pub limit: TimeLimit,
@@ -113,6 +115,7 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
         self.tasks.insert(
             T::NAME,
             Registered {
+                each: false,
                 queue: T::QUEUE,
                 retry: T::RETRY,
                 limit: T::LIMIT,
@@ -133,13 +136,17 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
         F: Fn(C, Job<T>) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Outcome> + Send + 'static,
     {
-        self.batch(move |context: C, jobs: Vec<Job<T>>| {
+        let mut registry = self.batch(move |context: C, jobs: Vec<Job<T>>| {
             let handler = handler.clone();
             async move {
                 let each = jobs.into_iter().map(|job| handler(context.clone(), job));
                 futures_util::future::join_all(each).await
             }
-        })
+        });
+        if let Some(task) = registry.tasks.get_mut(T::NAME) {
+            task.each = true;
+        }
+        registry
     }
 
     /// Every queue by its name, with the partitions it has now.

@@ -31,6 +31,8 @@ use crate::platform::loops::{Loops, Pulse};
 
 /// A read waits this long for work; also how long a stop may wait for a reader.
 const BLOCK: Duration = Duration::from_millis(500);
+/// And its answer this long to come.
+const READ_GRACE: Duration = Duration::from_secs(3);
 /// Which partitions exist is asked this often.
 const PARTITIONS_PERIOD: Duration = Duration::from_millis(500);
 /// A loop without a step for this long makes the process not ready.
@@ -180,8 +182,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 permit = self.permits.clone().acquire_owned() => permit.context("taking a permit")?,
                 () = pulse.sleep(BLOCK) => continue,
             };
-            let reply: Result<Value, redis::RedisError> = redis::cmd("XREADGROUP")
-                .arg("GROUP")
+            let mut read = redis::cmd("XREADGROUP");
+            read.arg("GROUP")
                 .arg(GROUP)
                 .arg(&self.worker.consumer)
                 .arg("COUNT")
@@ -190,10 +192,10 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 .arg(millis(BLOCK))
                 .arg("STREAMS")
                 .arg(self.keys.stream())
-                .arg(">")
-                .query_async(&mut connection)
-                .await;
-            let reply = match reply {
+                .arg(">");
+            // A server that is gone without a word would never answer; what it gave out is taken over.
+            let reply = tokio::time::timeout(BLOCK + READ_GRACE, read.query_async::<Value>(&mut connection)).await;
+            let reply = match reply.context("the server did not answer a read in time")? {
                 Ok(reply) => reply,
                 // The stream is gone (Redis was emptied): the group is made again and reading goes on.
                 Err(error) if keeper::is_no_group(&error) => {

@@ -149,16 +149,22 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
     Ok(count)
 }
 
-/// What one sweep has learned about the gateways.
+/// What one pass has learned about the gateways.
 #[derive(Default)]
-struct Gateways {
+pub(super) struct Gateways {
     failures: AtomicUsize,
     answers: AtomicUsize,
 }
 
 impl Gateways {
+    /// An order was closed, or could not be.
+    pub(super) fn heard(&self, well: bool) {
+        let count = if well { &self.answers } else { &self.failures };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether asking is in vain for now.
-    fn are_silent(&self) -> bool {
+    pub(super) fn are_silent(&self) -> bool {
         self.answers.load(Ordering::Relaxed) == 0 && self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
     }
 }
@@ -168,13 +174,9 @@ async fn try_close(app: &App, gateways: &Gateways, id: OrderId) {
     if gateways.are_silent() {
         return;
     }
-    match close_order(app, id, Closing::TimedOut).await {
-        Ok(_) => {
-            gateways.answers.fetch_add(1, Ordering::Relaxed);
-        }
-        Err(error) => {
-            gateways.failures.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(order.no = %id, %error, "due order could not be closed yet");
-        }
+    let closed = close_order(app, id, Closing::TimedOut).await;
+    gateways.heard(closed.is_ok());
+    if let Err(error) = closed {
+        tracing::warn!(order.no = %id, %error, "due order could not be closed yet");
     }
 }

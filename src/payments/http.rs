@@ -1,7 +1,6 @@
 //! Routes of payments: pay and cancel an order, and what gateways and browsers call back.
 
 use axum::Json as Reply;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -13,7 +12,7 @@ use crate::auth::CurrentUser;
 use crate::error::{Kind, Problem, Result, invalid, refuse};
 use crate::orders::{self, Closing, OrderId, Status};
 use crate::platform::clock::At;
-use crate::platform::extract::{Json, Path, Query};
+use crate::platform::extract::{Json, Path, Query, RawBody};
 
 /// How to pay.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -143,7 +142,7 @@ pub async fn notify(
     State(app): State<App>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    RawBody(body): RawBody,
 ) -> Result<Response> {
     let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
     let settled = super::notified(&app, gateway, &headers, &body).await?;

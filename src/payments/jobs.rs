@@ -1,6 +1,6 @@
 //! Handlers of the expiry and late queues, and the passes over what is owed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::json;
 
-use super::close::{self, CONCURRENCY, Closed, close_order};
+use super::close::{self, CONCURRENCY, Closed, Gateways, close_order};
 use super::gateway;
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
@@ -36,32 +36,42 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
         }
     };
     // What is left is paid by now, has a started payment, or is not due.
-    let left = |job: &Job<Expire>| job.args.orders.iter().filter(|id| !closed.contains(id)).copied().collect();
-    let rest: Vec<Vec<OrderId>> = jobs.iter().map(left).collect();
-    stream::iter(rest).map(|left| expire_each(&app, left)).buffered(CONCURRENCY).collect().await
-}
-
-/// What becomes of a task with these orders: the worst of what becomes of each.
-async fn expire_each(app: &App, orders: Vec<OrderId>) -> Outcome {
-    let mut whole = Outcome::done();
-    for id in orders {
-        whole = match (whole, expire_one(app, id).await) {
-            (failed @ Outcome::Retry(_), _) | (_, failed @ Outcome::Retry(_)) => failed,
-            (Outcome::Again(one), Outcome::Again(other)) => Outcome::Again(one.min(other)),
-            (again @ Outcome::Again(_), _) | (_, again @ Outcome::Again(_)) => again,
-            (missing @ Outcome::Failure { .. }, _) => missing,
-            (_, outcome) => outcome,
-        };
+    let left: Vec<OrderId> = ids.into_iter().filter(|id| !closed.contains(id)).collect();
+    let gateways = Gateways::default();
+    let ended: Vec<Outcome> =
+        stream::iter(left.clone()).map(|id| expire_one(&app, &gateways, id)).buffered(CONCURRENCY).collect().await;
+    let mut ended: HashMap<OrderId, Outcome> = left.into_iter().zip(ended).collect();
+    let mut all = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let outcomes = job.args.orders.iter().filter_map(|id| ended.remove(id));
+        all.push(outcomes.fold(Outcome::done(), worse));
     }
-    whole
+    all
 }
 
-async fn expire_one(app: &App, id: OrderId) -> Outcome {
-    match close_order(app, id, Closing::TimedOut).await {
+/// What becomes of a task with two orders, one of which ends so and the other so.
+fn worse(one: Outcome, other: Outcome) -> Outcome {
+    match (one, other) {
+        (failed @ Outcome::Retry(_), _) | (_, failed @ Outcome::Retry(_)) => failed,
+        (Outcome::Again(one), Outcome::Again(other)) => Outcome::Again(one.min(other)),
+        (again @ Outcome::Again(_), _) | (_, again @ Outcome::Again(_)) => again,
+        (missing @ Outcome::Failure { .. }, _) => missing,
+        (_, outcome) => outcome,
+    }
+}
+
+async fn expire_one(app: &App, gateways: &Gateways, id: OrderId) -> Outcome {
+    let left_to_sweep = || Outcome::Success(json!({ "left_to": "sweep" }));
+    if gateways.are_silent() {
+        return left_to_sweep();
+    }
+    let closed = close_order(app, id, Closing::TimedOut).await;
+    gateways.heard(closed.is_ok());
+    match closed {
         Ok(Closed::Now | Closed::Was(_)) => Outcome::done(),
         Ok(Closed::NotDue(at)) => Outcome::Again(at.since(app.clock.now())),
         // It stays unpaid and due. The sweep finds it, and knows better than this task how often to ask.
-        Err(error) if error.kind() == Kind::GatewayUnavailable => Outcome::Success(json!({ "left_to": "sweep" })),
+        Err(error) if error.kind() == Kind::GatewayUnavailable => left_to_sweep(),
         Err(error) if error.kind() == Kind::NotFound => {
             Outcome::Failure { result: json!({ "error": "there is no such order" }), effects: Vec::new() }
         }

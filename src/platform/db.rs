@@ -26,6 +26,10 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// Opens a pool of at most `size` connections; a request waits at most `acquire_timeout` for one.
 pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow::Result<Db> {
     let options = MySqlConnectOptions::from_str(url).context("parsing DATABASE_URL")?;
+    let place = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    };
     MySqlPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(acquire_timeout)
@@ -41,7 +45,7 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
         })
         .connect_with(options)
         .await
-        .context("connecting to MySQL")
+        .with_context(|| format!("connecting to MySQL at {place} (DATABASE_URL); does it run, and may this user in?"))
 }
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");

@@ -5,6 +5,8 @@
 //! (`garde`) run, and their word about a place already noted is left out. So a request shape is made of plain JSON
 //! types with rules on them, and is turned into ids, money and states after that.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -38,6 +40,8 @@ pub enum Fault {
     TooLarge,
     /// The body did not arrive whole.
     Incomplete,
+    /// The body did not arrive in time.
+    TooSlow,
     /// The body is not JSON (or not UTF-8): where and why.
     Malformed(String),
     /// The shape or a rule is not met: every place.
@@ -64,13 +68,13 @@ where
 {
     type Rejection = Fault;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Fault> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
             return Err(Fault::NotJson);
         }
-        let bytes = body_bytes(request).await?;
+        let RawBody(bytes) = RawBody::from_request(request, state).await?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| Fault::Malformed(e.to_string()))?;
         parse(value, false).map(Self)
     }
@@ -131,11 +135,23 @@ fn split_path_fault(message: &str) -> (String, String) {
     (field.to_owned(), why.to_owned())
 }
 
+/// A body that takes longer to arrive is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// The raw body, within the limit that the router sets.
-pub async fn body_bytes(request: Request) -> Result<axum::body::Bytes, Fault> {
-    axum::body::Bytes::from_request(request, &()).await.map_err(|rejection| {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Fault::TooLarge } else { Fault::Incomplete }
-    })
+#[derive(Debug)]
+pub struct RawBody(pub axum::body::Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for RawBody {
+    type Rejection = Fault;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Fault> {
+        let arriving = axum::body::Bytes::from_request(request, &());
+        let arrived = tokio::time::timeout(BODY_TIMEOUT, arriving).await.map_err(|_| Fault::TooSlow)?;
+        arrived.map(Self).map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Fault::TooLarge } else { Fault::Incomplete }
+        })
+    }
 }
 
 /// More faults than this are not told one by one.

@@ -3,6 +3,7 @@
 //! Nothing in here imports anything else of the crate.
 
 pub mod clock;
+pub mod crowd;
 pub mod db;
 pub mod extract;
 pub mod id;

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 /// Questions that one call takes, so that none holds up Redis for long: about half a millisecond.
 const MAX_TOGETHER: usize = 128;
 
-/// Questions of type `Q` about things of type `K`, with answers of type `A`. What waits is bounded by who asks.
+/// Questions of type `Q` about things of type `K`, with answers of type `A`. What waits is bounded by who asks: the
+/// question of one who has left is not asked.
 pub struct Together<K, Q, A, E> {
     waiting: Mutex<Queues<K, Q, A, E>>,
 }
@@ -110,22 +111,28 @@ where
                 Ok(answers) => {
                     asking.into_iter().zip(answers).for_each(|(asking, answer)| drop(asking.send(Ok(answer))))
                 }
-                Err(error) => asking.into_iter().for_each(|asking| drop(asking.send(Err(error.clone())))),
+                Err(error) => {
+                    // What failed for these fails for those behind them: nobody waits for one time-out after another.
+                    let behind = self.take(usize::MAX).into_iter().map(|waiting| waiting.answer);
+                    asking.into_iter().chain(behind).for_each(|asking| drop(asking.send(Err(error.clone()))));
+                }
             }
-            batch = self.take();
+            batch = self.take(MAX_TOGETHER);
         }
     }
 
-    /// Who waits, at most [`MAX_TOGETHER`]. When nobody does the queue is closed: the next question opens another.
-    fn take(&mut self) -> Vec<Waiting<Q, A, E>> {
+    /// Who waits, at most so many, without those who have left. When nobody does the queue is closed: the next question
+    /// opens another.
+    fn take(&mut self, most: usize) -> Vec<Waiting<Q, A, E>> {
         let mut waiting = self.together.lock();
-        let Some(queue) = waiting.get_mut(&self.about) else { return Vec::new() };
+        let Some(queue) = waiting.get_mut(&self.about).filter(|_| self.open) else { return Vec::new() };
+        queue.retain(|waiting| !waiting.answer.is_closed());
         if queue.is_empty() {
             waiting.remove(&self.about);
             self.open = false;
             return Vec::new();
         }
-        let n = queue.len().min(MAX_TOGETHER);
+        let n = queue.len().min(most);
         queue.drain(..n).collect()
     }
 }

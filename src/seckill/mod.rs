@@ -12,6 +12,7 @@
 
 pub mod http;
 pub mod jobs;
+mod memory;
 mod model;
 mod placing;
 mod reconcile;
@@ -24,87 +25,19 @@ pub use placing::{give_back, place, retake};
 pub use reconcile::{Correction, confirmed_difference, look_after_gates, reconcile, return_units};
 pub use redis::{KEEP_AFTER_END, queue};
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ::redis::RedisError;
 use anyhow::Context;
 
+use self::memory::{Memory, submissions};
 use self::model::Admission;
 use self::redis::Gate;
 use crate::app::App;
 use crate::auth::UserId;
 use crate::engine::TaskId;
-use crate::error::{Kind, Result, invalid, refuse};
+use crate::error::{Error, Kind, Result, invalid, refuse};
 use crate::platform::db;
 use crate::platform::money::Money;
-use crate::platform::together::Together;
-
-/// What this process remembers of activities: never the truth, and never for long.
-struct Memory {
-    /// Seen sold out at.
-    sold_out: RwLock<HashMap<ActivityId, Instant>>,
-    /// Asked for and not found at: keeps made-up ids from reaching MySQL each time.
-    unknown: RwLock<HashMap<ActivityId, Instant>>,
-    /// One build of a gate at a time in this process.
-    building: tokio::sync::Mutex<()>,
-    /// Submissions on their way to the gates.
-    admissions: Arc<Together<ActivityId, (UserId, EntryId), Admission, RedisError>>,
-    /// Kept: finding a counter by its labels costs more than the rest of a refusal.
-    admitted: metrics::Counter,
-    refused_sold_out: metrics::Counter,
-}
-
-/// Asks the gate, together with whoever asks at the same time.
-async fn ask(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
-    let asking = app.clone();
-    let admit = move |submissions: Vec<(UserId, EntryId)>| {
-        let app = asking.clone();
-        async move { Gate::of(&app.engine, activity).admit(&app, &submissions).await }
-    };
-    let answer = memory.admissions.ask(&activity, (user, EntryId::new()), admit).await;
-    Ok(answer.map_err(anyhow::Error::from)?.context("asking the gate")?)
-}
-
-/// The counter of submissions with this outcome.
-fn submissions(outcome: &'static str) -> metrics::Counter {
-    metrics::counter!("onrush_seckill_submissions_total", "outcome" => outcome)
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self {
-            sold_out: RwLock::default(),
-            unknown: RwLock::default(),
-            building: tokio::sync::Mutex::default(),
-            admissions: Arc::default(),
-            admitted: submissions("admitted"),
-            refused_sold_out: submissions(Kind::SoldOut.name()),
-        }
-    }
-}
-
-/// Ids a memory holds; past it everything older than its time is dropped, or all of it.
-const MEMORY_SIZE: usize = 4096;
-/// An unknown activity is not asked for again for this long.
-const UNKNOWN_FOR: Duration = Duration::from_secs(1);
-
-fn remembers(memory: &RwLock<HashMap<ActivityId, Instant>>, id: ActivityId, length: Duration) -> bool {
-    let memory = memory.read().unwrap_or_else(PoisonError::into_inner);
-    memory.get(&id).is_some_and(|seen| seen.elapsed() < length)
-}
-
-fn remember(memory: &RwLock<HashMap<ActivityId, Instant>>, id: ActivityId, length: Duration) {
-    let mut memory = memory.write().unwrap_or_else(PoisonError::into_inner);
-    if memory.len() >= MEMORY_SIZE {
-        memory.retain(|_, seen| seen.elapsed() < length);
-        if memory.len() >= MEMORY_SIZE {
-            memory.clear();
-        }
-    }
-    memory.insert(id, Instant::now());
-}
 
 /// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered.
 pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<TaskId> {
@@ -127,43 +60,72 @@ pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<Tas
 }
 
 async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
-    let sold_out_for = Duration::from_millis(app.config.seckill.sold_out_memory_ms);
-    if remembers(&memory.sold_out, activity, sold_out_for) {
+    if memory.is_sold_out(activity, user, Duration::from_millis(app.config.seckill.sold_out_memory_ms)) {
         return Ok(Admission::SoldOut);
     }
     let mut admission = ask(app, memory, activity, user).await?;
     if admission == Admission::NoGate {
-        open_gate_detached(app, activity).await?;
+        have_gate_built(app, memory, activity).await?;
         admission = ask(app, memory, activity, user).await?;
     }
     if admission == Admission::SoldOut {
-        remember(&memory.sold_out, activity, sold_out_for);
+        memory.saw_sold_out(activity);
     }
     Ok(admission)
 }
 
-/// Builds a missing gate in a task of its own: the submission's client may leave, a sqlx future may not be dropped.
-async fn open_gate_detached(app: &App, activity: ActivityId) -> Result<()> {
-    let app = app.clone();
-    let built = tokio::spawn(async move {
-        let memory = app.local::<Memory>();
-        // Thousands may miss the gate at once: one of them builds, the others find it built.
-        let _one = memory.building.lock().await;
-        if remembers(&memory.unknown, activity, UNKNOWN_FOR) {
-            return Err(Kind::NotFound.into());
+/// Asks the gate, together with whoever asks at the same time.
+async fn ask(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
+    let asking = app.clone();
+    let admit = move |submissions: Vec<(UserId, EntryId)>| {
+        let app = asking.clone();
+        async move { Gate::of(&app.engine, activity).admit(&app, &submissions).await }
+    };
+    let answer = memory.admissions.ask(&activity, (user, EntryId::new()), admit).await;
+    Ok(answer.map_err(anyhow::Error::from)?.context("asking the gate")?)
+}
+
+/// Builds a missing gate, once for all who miss it at the same time, and in a task of its own: clients may leave, a
+/// sqlx future may not be dropped.
+async fn have_gate_built(app: &App, memory: &Memory, activity: ActivityId) -> Result<()> {
+    let building = app.clone();
+    let build = move |waiting: Vec<()>| {
+        let app = building.clone();
+        async move {
+            match build_asked_for(&app, activity).await {
+                Ok(()) => Ok(waiting),
+                Err(error) => {
+                    if let Error::Internal(cause) = &error {
+                        tracing::warn!(activity.id = %activity, error = format!("{cause:#}"), "gate could not be built");
+                    }
+                    Err(error.kind())
+                }
+            }
         }
-        let mut conn = app.db.acquire().await?;
-        let Some(found) = store::find_activity(&mut conn, activity).await? else {
-            remember(&memory.unknown, activity, UNKNOWN_FOR);
-            return Err(Kind::NotFound.into());
-        };
-        drop(conn);
-        if app.clock.now() > found.ends_at.plus(redis::KEEP_AFTER_END) {
-            return Err(Kind::Ended.into());
-        }
-        open_gate(&app, activity).await
-    });
-    built.await.context("building a gate")?
+    };
+    memory.building.ask(&activity, (), build).await.map_err(anyhow::Error::from)?.map_err(Error::from)
+}
+
+/// Builds the gate of an activity that a submission names: there may be none, or it may be long over.
+async fn build_asked_for(app: &App, activity: ActivityId) -> Result<()> {
+    let memory = app.local::<Memory>();
+    if memory.is_unknown(activity) {
+        return Err(Kind::NotFound.into());
+    }
+    // Built by another process, or for those who asked just before.
+    if Gate::of(&app.engine, activity).exists(app).await? {
+        return Ok(());
+    }
+    let mut conn = app.db.acquire().await?;
+    let Some(found) = store::find_activity(&mut conn, activity).await? else {
+        memory.saw_unknown(activity);
+        return Err(Kind::NotFound.into());
+    };
+    drop(conn);
+    if app.clock.now() > found.ends_at.plus(redis::KEEP_AFTER_END) {
+        return Err(Kind::Ended.into());
+    }
+    open_gate(app, activity).await
 }
 
 /// Users written to a gate in one call.
@@ -217,7 +179,8 @@ pub struct NewActivity {
     pub ends_at: crate::platform::clock::At,
 }
 
-/// Creates an activity and opens its gate. The same id again answers the activity as it is.
+/// Creates an activity and opens its gate. The same id again, for the same activity, answers it as it is; for another
+/// one it is refused.
 pub async fn create_activity(app: &App, new: NewActivity) -> Result<Activity> {
     let now = app.clock.now();
     if new.ends_at <= now {
@@ -247,7 +210,13 @@ pub async fn create_activity(app: &App, new: NewActivity) -> Result<Activity> {
     };
     let activity = match store::insert_activity(&mut conn, &activity).await {
         Ok(()) => activity,
-        Err(error) if is_taken(&error) => find_activity_in(&mut conn, new.id).await?,
+        Err(error) if is_taken(&error) => {
+            let there = find_activity_in(&mut conn, new.id).await?;
+            if !there.is_as_made(&activity) {
+                return Err(Kind::ActivityExists.into());
+            }
+            there
+        }
         Err(error) => return Err(error.into()),
     };
     drop(conn);

@@ -55,6 +55,16 @@ pub struct Activity {
     pub created_at: At,
 }
 
+impl Activity {
+    /// Whether `other` asked for the same activity; its stock may have been changed since.
+    pub fn is_as_made(&self, other: &Self) -> bool {
+        (self.id, self.course_id, &self.title, self.price_fen, self.per_user_limit)
+            == (other.id, other.course_id, &other.title, other.price_fen, other.per_user_limit)
+            && (self.pay_deadline_s, self.starts_at, self.ends_at)
+                == (other.pay_deadline_s, other.starts_at, other.ends_at)
+    }
+}
+
 /// Where an activity is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

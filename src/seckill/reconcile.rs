@@ -19,6 +19,8 @@ pub const LOOK_AFTER_END: Duration = Duration::from_secs(24 * 3600);
 pub const BEFORE_START: Duration = Duration::from_secs(3600);
 /// Units put back on sale in one pass.
 const RETURN_CHUNK: u32 = 500;
+/// Units that came back are put back once more for this long.
+const RETURN_AGAIN: Duration = Duration::from_secs(30);
 /// A gate that would sell too many is corrected when a second look this much later sees the same.
 const CONFIRM_FEWER: Duration = Duration::from_millis(1000);
 /// A gate that would sell too few is corrected when it still does after this long.
@@ -52,9 +54,13 @@ pub async fn look_after_gates(app: &App) -> Result<()> {
     }
     for activity in activities.iter().take(MAX_ACTIVITIES as usize) {
         super::open_gate(app, activity.id).await?;
+        if activity.closed_at.is_some() {
+            // Redis may have come back as it was before the close.
+            Gate::of(&app.engine, activity.id).close(app).await?;
+        }
         reconcile(app, activity.id, true).await?;
     }
-    Ok(())
+    return_again(app).await
 }
 
 /// Puts units back on sale that MySQL has released, until none is owed; bounded per page.
@@ -67,14 +73,7 @@ pub async fn return_units(app: &App) -> Result<usize> {
         if owed.is_empty() {
             return Ok(total);
         }
-        let mut by_activity: BTreeMap<ActivityId, Vec<(UserId, EntryId)>> = BTreeMap::new();
-        for entry in &owed {
-            by_activity.entry(entry.activity_id).or_default().push((entry.user_id, entry.id));
-        }
-        for (activity, entries) in by_activity {
-            // A unit whose gate is gone or was built since needs no return: MySQL's number was taken then.
-            Gate::of(&app.engine, activity).return_units(app, &entries).await?;
-        }
+        give_back_to_gates(app, &owed).await?;
         let ids: Vec<EntryId> = owed.iter().map(|entry| entry.id).collect();
         let mut conn = app.db.acquire().await?;
         store::mark_returned(&mut conn, &ids, app.clock.now()).await?;
@@ -83,6 +82,28 @@ pub async fn return_units(app: &App) -> Result<usize> {
             return Ok(total);
         }
     }
+}
+
+/// Puts units back once more that came back a moment ago: a Redis that failed over may have lost it, and with it the
+/// place of a buyer who may try again. What it has kept stays as it is.
+async fn return_again(app: &App) -> Result<()> {
+    let now = app.clock.now();
+    let mut conn = app.db.acquire().await?;
+    let lately = store::returned_between(&mut conn, now.minus(RETURN_AGAIN), now, RETURN_CHUNK).await?;
+    drop(conn);
+    give_back_to_gates(app, &lately).await
+}
+
+/// A unit whose gate is gone or was built since needs no return: MySQL's number was taken then.
+async fn give_back_to_gates(app: &App, entries: &[store::Entry]) -> Result<()> {
+    let mut by_activity: BTreeMap<ActivityId, Vec<(UserId, EntryId)>> = BTreeMap::new();
+    for entry in entries {
+        by_activity.entry(entry.activity_id).or_default().push((entry.user_id, entry.id));
+    }
+    for (activity, entries) in by_activity {
+        Gate::of(&app.engine, activity).return_units(app, &entries).await?;
+    }
+    Ok(())
 }
 
 /// Compares the gate with MySQL. A difference that two looks confirm is corrected when `repair`, and reported.

@@ -230,6 +230,19 @@ pub async fn owed_returns(conn: &mut Conn, limit: u32) -> Result<Vec<Entry>> {
     .await?)
 }
 
+/// Released entries that came back to Redis in (`from`, `to`], at most `limit`.
+pub async fn returned_between(conn: &mut Conn, from: At, to: At, limit: u32) -> Result<Vec<Entry>> {
+    Ok(sqlx::query_as(
+        "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries \
+         WHERE gate_returned_at > ? AND gate_returned_at <= ? AND live IS NULL ORDER BY gate_returned_at DESC LIMIT ?",
+    )
+    .bind(from)
+    .bind(to)
+    .bind(limit)
+    .fetch_all(conn)
+    .await?)
+}
+
 /// Notes that entries are back in Redis.
 pub async fn mark_returned(conn: &mut Conn, ids: &[EntryId], now: At) -> Result<()> {
     let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_entries SET gate_returned_at = ");

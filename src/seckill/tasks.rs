@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::auth::{CurrentUser, Role};
 use crate::engine::{State, Status, TaskId};
 use crate::error::{Kind, Problem, Result, refuse};
+use crate::platform::crowd::OwnPlace;
 use crate::platform::extract::{Path, Query};
 
 /// The longest a poll may wait, in seconds.
@@ -153,11 +154,15 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
 pub async fn poll_task(
     AppState(app): AppState<App>,
     user: CurrentUser,
+    OwnPlace(place): OwnPlace,
     Path(id): Path<String>,
     Query(query): Query<WaitQuery>,
 ) -> Result<Json<TaskAnswer>> {
     let id: TaskId = id.parse().map_err(|_| Kind::NotFound)?;
     let seat = query.wait.filter(|wait| *wait > 0).and_then(|wait| Seat::take(&app).map(|seat| (seat, wait)));
+    if let Some(place) = place.filter(|_| seat.is_some()) {
+        place.leave();
+    }
     let patience = seat.as_ref().map(|(_, wait)| Duration::from_secs(*wait));
     Ok(Json(look(&app, &id, user, patience).await?))
 }
@@ -175,11 +180,15 @@ pub async fn poll_task(
 pub async fn task_events(
     AppState(app): AppState<App>,
     user: CurrentUser,
+    OwnPlace(place): OwnPlace,
     Path(id): Path<String>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let id: TaskId = id.parse().map_err(|_| Kind::NotFound)?;
     let seat = Seat::take(&app).ok_or_else(|| refuse(Kind::Overloaded, "too many streams are open").retry_after(1))?;
     let first = look(&app, &id, user, None).await?;
+    if let Some(place) = place {
+        place.leave();
+    }
     let stop = app.loops.stop_signal();
     let deadline = tokio::time::Instant::now() + MAX_STREAM;
     let later = stream::unfold((seat, Some(first.clone())), move |(seat, last)| {

@@ -118,6 +118,13 @@ async fn every_refusal_has_its_own_name() {
     h.advance(Duration::from_secs(600));
     over.submit(&h, &buyer).await.problem(410, "ended");
 
+    let early = json!({ "starts_at": h.now().plus(Duration::from_secs(90)) });
+    let called_off = Sale::with(&h, early).await;
+    h.post(&format!("/admin/seckill/activities/{}/close", called_off.id), &called_off.admin, Value::Null)
+        .await
+        .expect(200);
+    called_off.submit(&h, &buyer).await.problem(410, "ended");
+
     let closed = Sale::open(&h, 1).await;
     let first = h.register().await;
     let id = closed.submit(&h, &first).await.expect(202).text_of("id");
@@ -311,10 +318,16 @@ async fn every_fault_of_a_new_activity_is_told_at_once() {
 async fn creating_an_activity_twice_under_one_id_creates_one() {
     let h = Harness::new().await;
     let id = Uuid::now_v7().as_simple().to_string();
-    let first = Sale::with(&h, json!({ "id": id, "stock": 7 })).await;
-    let again = Sale::with(&h, json!({ "id": id, "stock": 9 })).await;
+    let course = h.course(9900).await.no();
+    let first = Sale::with(&h, json!({ "id": id, "stock": 7, "course_id": course })).await;
+    let again = Sale::with(&h, json!({ "id": id, "stock": 7, "course_id": course })).await;
     assert_eq!((first.id.as_str(), again.id.as_str()), (id.as_str(), id.as_str()));
     assert_eq!(h.count("SELECT stock FROM seckill_activities").await, 7);
+    let other = json!({
+        "id": id, "course_id": course, "title": "另一场", "price_fen": 1, "stock": 7, "pay_deadline_s": 60,
+        "starts_at": h.now(), "ends_at": h.now().plus(Duration::from_secs(3600)),
+    });
+    h.post("/admin/seckill/activities", &first.admin, other).await.problem(409, "activity_exists");
 }
 
 /// What Redis never does by itself, but a Redis that lost its memory, and a worker that came back from the dead, do.

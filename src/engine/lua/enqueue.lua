@@ -27,7 +27,10 @@ local function on_its_way(i)
   if mode ~= 'replace' then return true end
   if entry ~= '-' and #redis.call('XRANGE', KEYS[1], entry, entry) > 0 then
     local pending = redis.pcall('XPENDING', KEYS[1], group, entry, entry, 1)
-    if pending.err or #pending == 0 then redis.call('XDEL', KEYS[1], entry) end
+    if pending.err or #pending == 0 then
+      redis.call('XDEL', KEYS[1], entry)
+      redis.call('HINCRBY', KEYS[4], 'done', 1)
+    end
   end
   redis.call('ZREM', KEYS[2], keys[i])
   redis.call('HDEL', KEYS[3], keys[i])

@@ -13,7 +13,7 @@ local held = {}
 for _, pending in ipairs(redis.call('XPENDING', stream, group, ARGV[7], ARGV[8], 2 * tasks, consumer)) do
   held[pending[1]] = true
 end
-local at, entries, ended, waits = 10, {}, {}, {}
+local at, entries, ended, held_by, waits = 10, {}, {}, {}, {}
 for i = 1, tasks do
   local entry, key, what = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local effects = tonumber(ARGV[at + 9])
@@ -30,6 +30,7 @@ for i = 1, tasks do
       waits[#waits + 1] = '0 ' .. due .. ' -'
     else
       ended[#ended + 1] = key
+      held_by[key] = entry
       if ARGV[at + 8] ~= '' then redis.call('XADD', KEYS[7], '*', 'f', ARGV[at + 8]) end
       if what == 'dead' then
         redis.call('XADD', dead, 'MAXLEN', '~', ARGV[5], '*', 'e', ARGV[at + 6], 'reason', ARGV[at + 7], 'at', now)
@@ -53,7 +54,13 @@ if #entries > 0 then
   if redis.call('PTTL', meta) < tonumber(ARGV[6]) then redis.call('PEXPIRE', meta, ARGV[6]) end
 end
 if #ended > 0 then
-  redis.call('HDEL', meta, unpack(ended))
+  -- A task that came again under the same key meanwhile waits on: the field is its own by now.
+  local fields, gone = redis.call('HMGET', meta, unpack(ended)), {}
+  for i, key in ipairs(ended) do
+    local entry = string.match(fields[i] or '', '^%d+ %d+ (%S+)')
+    if entry == '-' or entry == held_by[key] then gone[#gone + 1] = key end
+  end
+  if #gone > 0 then redis.call('HDEL', meta, unpack(gone)) end
   redis.call('HDEL', KEYS[6], unpack(ended))
   redis.call('PUBLISH', ARGV[4], table.concat(ended, ' '))
 end

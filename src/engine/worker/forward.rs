@@ -36,17 +36,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 .query_async(&mut engine.redis.commands())
                 .await
                 .context("reading an outbox")?;
+            let mut failed = None;
             for entry in &waiting.ids {
-                let text: String = entry.get("f").unwrap_or_default();
-                match serde_json::from_str::<Vec<Follow>>(&text) {
-                    Ok(all) => {
-                        for follow in all {
-                            self.send(follow).await?;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!(queue = %self.queue, %error, text, "what follows cannot be read and is dropped")
-                    }
+                // One that cannot be sent now does not hold up those behind it.
+                if let Err(error) = self.send_text(&entry.get::<String>("f").unwrap_or_default()).await {
+                    failed = Some(error);
+                    continue;
                 }
                 redis::cmd("XDEL")
                     .arg(self.keys.outbox())
@@ -55,10 +50,27 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                     .await
                     .context("crossing out what was sent")?;
             }
+            if let Some(error) = failed {
+                return Err(error);
+            }
             if waiting.ids.len() < FORWARD_CHUNK {
                 return Ok(());
             }
         }
+    }
+
+    async fn send_text(&self, text: &str) -> anyhow::Result<()> {
+        match serde_json::from_str::<Vec<Follow>>(text) {
+            Ok(all) => {
+                for follow in all {
+                    self.send(follow).await?;
+                }
+            }
+            Err(error) => {
+                tracing::error!(queue = %self.queue, %error, text, "what follows cannot be read and is dropped");
+            }
+        }
+        Ok(())
     }
 
     async fn send(&self, follow: Follow) -> anyhow::Result<()> {

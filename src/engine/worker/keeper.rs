@@ -41,7 +41,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             if moved >= i64::from(PROMOTE_CHUNK) {
                 continue;
             }
-            self.forward().await?;
+            if let Err(error) = self.forward().await {
+                tracing::warn!(queue = %self.queue, error = format!("{error:#}"), "what follows ended tasks could not be sent yet");
+            }
             if due(recovered, recover_period) {
                 self.recover(&pulse, &tracker).await?;
                 recovered = Some(Instant::now());
@@ -125,8 +127,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             if pulse.stopping() {
                 break;
             }
-            let permit = self.permits.clone().acquire_owned().await.context("taking a permit")?;
-            pulse.beat();
+            // All busy: another worker may be free, and a keeper must not wait.
+            let Ok(permit) = self.permits.clone().try_acquire_owned() else { break };
             self.take_over(&entries, count, permit, tracker).await?;
         }
         Ok(())

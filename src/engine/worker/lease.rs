@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::super::keys::GROUP;
+use super::super::registry::Delivery;
 use super::super::scripts;
 use super::Lane;
 use super::run::Batch;
@@ -35,10 +36,9 @@ impl Lease {
                 if let Err(error) = lane.mark_started(started_at, &deliveries).await {
                     tracing::debug!(queue = %lane.queue, error = format!("{error:#}"), "tasks could not be marked as started");
                 }
-                let news = futures_util::future::select_all(deliveries.iter().map(|d| Box::pin(d.control.changed())));
                 tokio::select! {
                     () = tokio::time::sleep_until(next) => {}
-                    _ = news, if !deliveries.is_empty() => {
+                    () = news(&deliveries) => {
                         tokio::time::sleep(STARTED_AFTER).await;
                         continue;
                     }
@@ -56,6 +56,14 @@ impl Lease {
         });
         Self { held, renewal }
     }
+}
+
+/// Ends when one of the tasks has progress to tell.
+async fn news(deliveries: &[Delivery]) {
+    if deliveries.is_empty() {
+        return std::future::pending().await;
+    }
+    futures_util::future::select_all(deliveries.iter().map(|delivery| Box::pin(delivery.control.changed()))).await;
 }
 
 impl Drop for Lease {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
@@ -99,10 +100,30 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             return;
         }
         let started = Instant::now();
-        let outcomes = self.outcomes(task, &good).await;
+        if task.each {
+            self.run_each(name, task, good).await;
+        } else {
+            self.run_together(name, task, good).await;
+        }
         metrics::histogram!("onrush_task_batch_duration_seconds", "task" => name.to_owned())
             .record(started.elapsed().as_secs_f64());
-        let mut outcomes = outcomes.into_iter();
+    }
+
+    /// Runs each by itself. Those that have ended by the time the ones before them are acknowledged go together.
+    async fn run_each(&self, name: &str, task: &Registered<C>, good: Vec<Delivery>) {
+        let each = good.into_iter().map(async |delivery| {
+            let outcome = self.run(task, vec![delivery.clone()]).await.and_then(|mut one| one.pop());
+            let ending = ending(&delivery, outcome.unwrap_or_else(panicked), task.retry);
+            (delivery, ending)
+        });
+        let mut ended = each.collect::<FuturesUnordered<_>>().ready_chunks(READY_CHUNK);
+        while let Some(endings) = ended.next().await {
+            self.finish(name, endings).await;
+        }
+    }
+
+    async fn run_together(&self, name: &str, task: &Registered<C>, good: Vec<Delivery>) {
+        let mut outcomes = self.outcomes(task, &good).await.into_iter();
         let mut endings = Vec::with_capacity(good.len());
         for delivery in good {
             let outcome =
@@ -164,6 +185,8 @@ async fn pause(length: Option<Duration>) {
     }
 }
 
+/// Tasks that have ended by themselves and are acknowledged together.
+const READY_CHUNK: usize = 512;
 /// The name under which entries that are no envelopes are counted.
 const UNREADABLE: &str = "unreadable";
 

@@ -29,15 +29,20 @@ end
 
 local function admit(place, known, key, envelope, user)
   if not stock or not starts then return 'no_gate' end
-  if now < starts then return 'not_started:' .. gate[2] end
+  local closed = gate[4] == '1' or now >= ends
+  if now < starts then return closed and 'ended' or 'not_started:' .. gate[2] end
   local tries = 0
   if known then
     local colon = string.find(known, ':', 1, true)
     tries = tonumber(string.sub(known, 1, colon - 1))
     local held = string.sub(known, colon + 1)
-    if held ~= '' and not has_died(held) then return 'in:' .. held end
+    if held ~= '' then
+      if not has_died(held) then return 'in:' .. held end
+      -- It was given nothing, so it was no try.
+      tries = tries - 1
+    end
   end
-  if gate[4] == '1' or now >= ends then return 'ended' end
+  if closed then return 'ended' end
   if tries >= limit then return 'limit:' .. gate[5] end
   if stock <= 0 then return 'sold_out' end
   stock = stock - 1
