@@ -206,7 +206,8 @@ async fn connection(
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     // Reading a head has a bound of its own, from its first byte.
-    if !matches!(tokio::time::timeout(routes::HEADER_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
+    let first = tokio::time::timeout(routes::HEADER_TIMEOUT, stream.peek(&mut [0])).await;
+    if !matches!(first, Ok(Ok(_))) {
         return;
     }
     // Only a hint to the system; a connection without it works.

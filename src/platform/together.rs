@@ -190,6 +190,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_fails_fails_for_those_behind_it_too_and_who_left_is_not_asked_for() {
+        let (together, gate) = (Arc::new(Doubled::default()), Arc::new(Semaphore::new(0)));
+        let ask = |n: usize| {
+            let (together, gate) = (together.clone(), gate.clone());
+            let call = move |_: Vec<usize>| {
+                let gate = gate.clone();
+                async move {
+                    gate.acquire().await.unwrap().forget();
+                    Err("no".to_owned())
+                }
+            };
+            tokio::spawn(async move { together.ask(&7, n, call).await })
+        };
+        let asked: Vec<_> = (0..1000).map(ask).collect();
+        while together.lock().get(&7).is_none_or(|queue| queue.len() < 999) {
+            tokio::task::yield_now().await;
+        }
+        // One call for a thousand: nobody waits for one failure after another.
+        gate.add_permits(1);
+        for answer in asked {
+            assert_eq!(answer.await.unwrap().unwrap(), Err("no".to_owned()));
+        }
+    }
+
+    #[tokio::test]
     async fn a_failure_is_told_to_all_and_a_panic_leaves_nobody_waiting() {
         let together = Arc::new(Doubled::default());
         let failing = |_: Vec<usize>| async { Err("no".to_owned()) };

@@ -43,6 +43,38 @@ async fn a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() {
     send(request.body(reqwest::Body::wrap(chunks))).await.problem(413, "payload_too_large");
 }
 
+/// What a connection says to bytes sent as they are; all of it, when it closes.
+async fn raw(h: &Harness, bytes: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(h.base.trim_start_matches("http://")).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut said)).await;
+    let said = String::from_utf8(said).unwrap();
+    closed.unwrap_or_else(|_| panic!("the connection stays open after {said:?}")).unwrap();
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_given_up_and_its_connection_closed() {
+    let h = Harness::new().await;
+    let head = |length: &str| {
+        format!(
+            "POST /api/v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
+        )
+    };
+    let slow = async |head: String| raw(&h, &format!("{head}\r\n{{")).await;
+    let notify = head("100").replace("auth/login", "payments/sandbox/notify");
+    let said = futures_util::future::join_all([slow(head("100")), slow(notify)]).await;
+    for said in said {
+        assert!(said.starts_with("HTTP/1.1 408") && said.contains("request_timeout"), "{said}");
+    }
+    // One that announces too much is refused at once, and one that says nothing is not waited for.
+    let huge = raw(&h, &format!("{}connection: close\r\n\r\n", head("99999999999"))).await;
+    assert!(huge.starts_with("HTTP/1.1 413") && huge.contains("payload_too_large"), "{huge}");
+    assert_eq!(raw(&h, "").await, "");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_id_is_kept_when_it_is_sane_and_replaced_when_not() {
     let h = Harness::new().await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use onrush::auth::UserId;
+use onrush::engine::Revoked;
 use onrush::platform::clock::At;
 use onrush::{check, orders, seckill};
 use reqwest::Method;
@@ -280,6 +281,51 @@ async fn an_owner_of_the_course_wins_nothing_and_the_unit_goes_back() {
     assert_eq!((lost["code"].as_i64(), lost["result"]["error"].as_str()), (Some(101), Some("already_owned")));
     assert_eq!(sale.take_part(&h, &buyer).await["code"], 100);
     assert_clean(&h).await;
+}
+
+/// Sets a field of an activity's gate, as a Redis that came back as it was a moment ago would have it.
+async fn set_gate(h: &Harness, sale: &Sale, field: &str, value: &str) {
+    let gate = h.app.engine.keys(&seckill::queue(sale.activity())).meta();
+    let set = redis::cmd("HSET").arg(gate).arg(field).arg(value).to_owned();
+    let _: i64 = set.query_async(&mut h.app.redis.commands()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_fail_over_of_redis_forgot_is_made_again() {
+    let h = Harness::new().await;
+    let sale = Sale::with(&h, json!({ "stock": 1, "per_user_limit": 2 })).await;
+    let (buyer, other) = (h.register().await, h.register().await);
+    h.start_workers();
+    let won = sale.take_part(&h, &buyer).await;
+    let task = sale.submit(&h, &buyer).await.expect(202).text_of("id");
+    h.advance(Duration::from_secs(61));
+    let returned = async || h.count("SELECT COUNT(*) FROM seckill_entries WHERE gate_returned_at IS NULL").await == 0;
+    h.eventually(returned).await;
+    // The unit is not back, and the buyer has his old place.
+    set_gate(&h, &sale, "stock", "0").await;
+    set_gate(&h, &sale, &format!("u{}", buyer.id.as_simple()), &format!("1:{}", &task[..32])).await;
+    assert_eq!(sale.submit(&h, &buyer).await.expect(202).text_of("id"), task, "{won}");
+    seckill::look_after_gates(&h.app).await.unwrap();
+    assert_ne!(sale.submit(&h, &buyer).await.expect(202).text_of("id"), task);
+
+    h.post(&format!("/admin/seckill/activities/{}/close", sale.id), &sale.admin, Value::Null).await.expect(200);
+    set_gate(&h, &sale, "closed", "0").await;
+    set_gate(&h, &sale, "stock", "1").await;
+    seckill::look_after_gates(&h.app).await.unwrap();
+    sale.submit(&h, &other).await.problem(410, "ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_that_came_to_nothing_was_no_try() {
+    let h = Harness::new().await;
+    let sale = Sale::with(&h, json!({ "stock": 1, "per_user_limit": 1 })).await;
+    let buyer = h.register().await;
+    let task = sale.submit(&h, &buyer).await.expect(202).text_of("id");
+    assert_eq!(h.app.engine.revoke(&task.parse().unwrap()).await.unwrap(), Revoked::Now);
+    // The unit is back when reconciliation has seen it missing twice.
+    set_gate(&h, &sale, "stock", "1").await;
+    h.start_workers();
+    assert_eq!(sale.take_part(&h, &buyer).await["code"], 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
