@@ -60,6 +60,25 @@ pub async fn readyz(State(app): State<App>) -> Response {
 /// The process's metrics recorder, installed by `main` once.
 pub static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
+/// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
+pub fn prepare_counters() {
+    let known: [(&str, &str, &[&str]); 5] = [
+        ("onrush_late_payments_total", "outcome", &["reopened", "refund", "before"]),
+        ("onrush_refunds_total", "outcome", &["confirmed", "failed"]),
+        ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
+        ("onrush_gateway_failures_total", "gateway", &["sandbox"]),
+        ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released"]),
+    ];
+    for (name, label, values) in known {
+        for value in values {
+            metrics::counter!(name, label => *value).increment(0);
+        }
+    }
+    metrics::counter!("onrush_http_shed_total").increment(0);
+    metrics::counter!("onrush_payment_notifications_total", "gateway" => "sandbox", "outcome" => "flagged")
+        .increment(0);
+}
+
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "Prometheus text format")))]
 pub async fn metrics(State(app): State<App>) -> Response {

@@ -140,6 +140,7 @@ fn start_measuring(app: &App) {
     if ops::METRICS.get().is_none() {
         return;
     }
+    ops::prepare_counters();
     app.loops.every("metrics", telemetry::UPKEEP_PERIOD, |_: Pulse| async {
         if let Some(metrics) = ops::METRICS.get() {
             metrics.run_upkeep();
