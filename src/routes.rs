@@ -18,7 +18,6 @@ use axum::response::{IntoResponse, Response};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
-use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument;
 use utoipa::OpenApi;
@@ -139,9 +138,8 @@ pub fn router(app: &App) -> Router {
 fn bounded(app: &App, routes: Router<App>) -> Router<App> {
     routes
         .layer(from_fn(run_detached))
-        // By the announced length at once, else when it is exceeded.
-        .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(app.config.http.body_limit_bytes))
+        // When it is exceeded, not by the announced length: an answer before a client has sent its body may be lost on it.
+        .layer(DefaultBodyLimit::max(app.config.http.body_limit_bytes))
         .layer(compression())
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, app.config.request_timeout()))
 }

@@ -247,12 +247,17 @@ impl Harness {
         sqlx::query_scalar(sql).fetch_one(&self.app.db).await.expect("a number")
     }
 
-    /// Whether so many statements wait for row locks of this test's database.
+    /// Whether so many statements wait for row locks, now and a moment ago. The server counts those of all its databases
+    /// as one: another test's may be among them.
     pub async fn held_up(&self, statements: i64) -> bool {
-        let waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx t \
-             JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id \
-             WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()";
-        self.count(waiting).await >= statements
+        let waiting = async || {
+            let status = "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'";
+            let (_, value): (String, String) = sqlx::query_as(status).fetch_one(&self.app.db).await.expect("a status");
+            value.parse::<i64>().expect("a number") >= statements
+        };
+        let before = waiting().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        before && waiting().await
     }
 
     /// Puts a published course with three chapters on sale.
