@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use redis::{AsyncCommands, RedisError};
+use redis::RedisError;
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
@@ -23,11 +23,13 @@ use crate::platform::together::Together;
 /// Tasks that one script call takes on, so that none holds up Redis for long.
 const ENQUEUE_CHUNK: usize = 200;
 /// A task that has not ended keeps another of the same key out for this long; after it the first may have been lost.
-const UNIQUE_FOR: Duration = Duration::from_secs(60);
+pub(super) const UNIQUE_FOR: Duration = Duration::from_secs(60);
 /// Members of a group: the script that joins them reads all their results at once.
 const MAX_MEMBERS: usize = 1000;
 /// A task that is to be stopped is remembered for this long.
 const REVOKED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Entries in the stream of what ended that are written for one task each are kept so many, about.
+pub(super) const ENDED_ENTRIES: usize = 20_000;
 /// What is known of a queue as a whole is forgotten when nothing has moved in it for this long.
 pub(super) const META_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -222,6 +224,8 @@ impl Engine {
                 .invoke_async(&mut self.redis.commands())
                 .await
                 .with_context(|| format!("enqueueing in {queue}"))?;
+            let count = taken.iter().filter(|taken| **taken).count() as u64;
+            metrics::counter!("onrush_tasks_enqueued_total", "queue" => queue.base().to_owned()).increment(count);
             all.extend(taken);
         }
         Ok(all)
@@ -231,7 +235,8 @@ impl Engine {
     pub async fn revoke(&self, id: &TaskId) -> anyhow::Result<Revoked> {
         let keys = self.keys(&id.queue);
         let key = id.key.as_simple().to_string();
-        let now = self.clock.now().ms();
+        let (now, life) = (self.clock.now().ms(), millis(self.settings.result_ttl));
+        let envelope = self.find(id).await?.and_then(|found| found.envelope).unwrap_or(Envelope::nameless(id.key));
         let word: String = scripts::REVOKE
             .key(keys.stream())
             .key(keys.delayed())
@@ -239,13 +244,16 @@ impl Engine {
             .key(keys.meta())
             .key(keys.task(&key))
             .key(keys.revoked())
+            .key(keys.ended())
             .arg(GROUP)
             .arg(key)
-            .arg(Record::revoked(now).text())
-            .arg(millis(self.settings.result_ttl))
+            .arg(Record::taken_back(&envelope, now).text())
+            .arg(life)
             .arg(now)
             .arg(millis(REVOKED_FOR))
             .arg(keys.done())
+            .arg(envelope.name)
+            .arg(ENDED_ENTRIES)
             .invoke_async(&mut self.redis.commands())
             .await
             .context("taking a task back")?;
@@ -362,24 +370,6 @@ impl Engine {
         let born = first.first().and_then(|(id, _)| id.split('-').next()).and_then(|ms| ms.parse::<i64>().ok());
         let oldest_ms = born.map_or(0, |ms| u64::try_from(self.clock.now().ms() - ms).unwrap_or(0));
         Ok(QueueDepth { queue: queue.to_string(), depth, running: running.0, delayed, dead, oldest_ms })
-    }
-
-    /// The dead letters of a queue, newest first, at most `limit`.
-    pub async fn dead_letters(&self, queue: &QueueName, limit: usize) -> anyhow::Result<Vec<Value>> {
-        let mut commands = self.redis.commands();
-        let reply: redis::streams::StreamRangeReply =
-            commands.xrevrange_count(self.keys(queue).dead(), "+", "-", limit).await.context("reading dead letters")?;
-        let letter = |id: &redis::streams::StreamId| {
-            let text = |name: &str| id.get::<String>(name).unwrap_or_default();
-            let mut letter = match Envelope::parse(&text("e")) {
-                Ok(envelope) => serde_json::to_value(&envelope).unwrap_or_default(),
-                Err(_) => serde_json::json!({ "envelope": text("e") }),
-            };
-            letter["reason"] = text("reason").into();
-            letter["died_at"] = text("at").parse().unwrap_or(0).into();
-            letter
-        };
-        Ok(reply.ids.iter().map(letter).collect())
     }
 }
 

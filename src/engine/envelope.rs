@@ -15,6 +15,32 @@ use super::task::State;
 /// The version of [`Envelope`] that this program writes, and the newest one it understands.
 pub const VERSION: u32 = 1;
 
+/// A failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// When it failed, in ms since 1970.
+    pub at: i64,
+    /// Why, cut off after [`ERROR_KEPT`] characters.
+    pub error: String,
+}
+
+/// So many failed attempts of a task are remembered, the latest.
+const ERRORS_KEPT: usize = 5;
+/// Of an error, so many characters are remembered.
+const ERROR_KEPT: usize = 500;
+/// Arguments longer than this are not kept when the task has ended: they lie in no queue then, and fill Redis.
+const ARGS_KEPT_BYTES: usize = 16 * 1024;
+
+/// `errors` and one more.
+pub(super) fn and_failed(errors: &[Failed], attempt: u32, at: i64, why: &str) -> Vec<Failed> {
+    let mut all = errors.to_vec();
+    all.push(Failed { attempt, at, error: why.chars().take(ERROR_KEPT).collect() });
+    all.drain(..all.len().saturating_sub(ERRORS_KEPT));
+    all
+}
+
 /// A task on its way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
@@ -43,6 +69,9 @@ pub struct Envelope {
     /// Its part in a group: of a chain, that of its last task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<Member>,
+    /// Its failed attempts, the latest few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Failed>,
 }
 
 impl Envelope {
@@ -59,7 +88,13 @@ impl Envelope {
             previous: None,
             then: Vec::new(),
             member: None,
+            errors: Vec::new(),
         }
+    }
+
+    /// Of a task of which nothing but its key is known.
+    pub(super) fn nameless(key: Uuid) -> Self {
+        Self::new(key, "", RawValue::NULL.to_owned(), 0)
     }
 
     /// The envelope in `text`, or why it is none.
@@ -111,6 +146,12 @@ pub struct Record {
     /// What it ended with; `{"error": …}` when an attempt failed.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub result: Value,
+    /// Its arguments, as they were written; absent when they are too long to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Box<RawValue>>,
+    /// Its failed attempts, the latest few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Failed>,
 }
 
 impl Record {
@@ -127,6 +168,8 @@ impl Record {
             progress: None,
             worker: None,
             result: Value::Null,
+            args: Some(&envelope.args).filter(|args| args.get().len() <= ARGS_KEPT_BYTES).cloned(),
+            errors: envelope.errors.clone(),
         }
     }
 
@@ -143,7 +186,14 @@ impl Record {
             progress: None,
             worker: None,
             result: Value::Null,
+            args: None,
+            errors: Vec::new(),
         }
+    }
+
+    /// Of a task that was taken back `now` (ms since 1970) before it ran.
+    pub(super) fn taken_back(envelope: &Envelope, now: i64) -> Self {
+        Self { ended_at: Some(now), ..Self::of(envelope, State::Revoked) }
     }
 
     /// As Redis holds it.

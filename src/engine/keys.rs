@@ -115,6 +115,20 @@ impl Keys {
     pub fn revoked(&self) -> String {
         format!("{}:revoked", self.base)
     }
+    /// Hash of what operators have set: `paused` (there or not), `concurrency` (per process). It has no expiry: a setting
+    /// stays until it is taken back.
+    pub fn control(&self) -> String {
+        format!("{}:control", self.base)
+    }
+    /// Stream of what ended, bounded: an entry per acknowledged batch, with the tasks' name `n` and, in `t`, each one's
+    /// `<key> <state>`.
+    pub fn ended(&self) -> String {
+        format!("{}:ended", self.base)
+    }
+    /// List of `<ms> <seq> <done>`, newest first: how the counters of [`Keys::meta`] stood in the last minute.
+    pub fn samples(&self) -> String {
+        format!("{}:samples", self.base)
+    }
     /// Stream of what follows ended tasks and is not on its way yet.
     pub fn outbox(&self) -> String {
         format!("{}:outbox", self.base)
@@ -142,6 +156,27 @@ impl Keys {
     /// A key of the feature that owns the queue, in the same slot.
     pub fn own(&self, name: &str) -> String {
         format!("{}:{name}", self.base)
+    }
+}
+
+/// The keys of the registry of workers. Their hash tag is no queue's name, so a queue of any name has keys of its own.
+#[derive(Debug, Clone)]
+pub(super) struct WorkerKeys {
+    base: String,
+}
+
+impl WorkerKeys {
+    /// Under `prefix`.
+    pub fn new(prefix: &str) -> Self {
+        Self { base: format!("{prefix}:{{.workers}}") }
+    }
+    /// Sorted set: instances by the millisecond of their last sign of life.
+    pub fn index(&self) -> String {
+        format!("{}:index", self.base)
+    }
+    /// What an instance said last; gone soon after its last word.
+    pub fn worker(&self, instance: &str) -> String {
+        format!("{}:worker:{instance}", self.base)
     }
 }
 

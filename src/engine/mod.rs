@@ -15,6 +15,8 @@
 //!
 //! What runs at an interval, by a crontab or at a date is a row of MySQL: [`schedule`].
 //!
+//! What operators see and do of all this: [`operate`].
+//!
 //! Redis may lose all of this. What must not be lost is owed by a row in MySQL, and driven again by a sweep.
 
 mod call;
@@ -22,6 +24,7 @@ mod client;
 mod control;
 mod envelope;
 mod keys;
+pub mod operate;
 mod registry;
 pub mod schedule;
 mod scripts;
@@ -32,7 +35,7 @@ mod worker;
 pub use call::{Call, Member, Unique};
 pub use client::{Engine, Item, QueueDepth, Revoked, Status, envelope_of};
 pub use control::Control;
-pub use envelope::{Envelope, Record};
+pub use envelope::{Envelope, Failed, Record};
 pub use keys::{Keys, QueueName};
 pub use registry::{Partitions, QueueSpec, Registry};
 pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};

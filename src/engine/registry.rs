@@ -13,6 +13,7 @@ use super::control::Control;
 use super::envelope::Envelope;
 use super::keys::QueueName;
 use super::task::{Job, Outcome, Retry, Task, TaskId, TimeLimit};
+use crate::platform::clock::At;
 
 /// A queue as this process consumes it.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,8 @@ pub(super) struct Delivery {
     pub id: TaskId,
     /// How often it was delivered in this attempt, from 1.
     pub delivery: u32,
+    /// When it was read.
+    pub since: At,
     pub control: Arc<Control>,
 }
 
@@ -162,6 +165,17 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
         Ok(all)
     }
 
+    /// Every queue, and whether it is partitioned, in the order of the list.
+    pub fn queues(&self) -> impl Iterator<Item = (QueueSpec, bool)> + '_ {
+        self.queues.iter().map(|(spec, partitions)| (*spec, partitions.is_some()))
+    }
+
+    /// Whether there could be such a queue here; of a partition, whether its queue has any.
+    pub fn knows(&self, queue: &QueueName) -> bool {
+        let partitioned = queue.partition_name().is_some();
+        self.queues().any(|(spec, partitions)| spec.name == queue.base() && partitions == partitioned)
+    }
+
     /// The queue that tasks of this name go to, where there is such a task.
     pub fn queue_of(&self, name: &str) -> Option<&'static str> {
         self.tasks.get(name).map(|task| task.queue)
@@ -175,5 +189,35 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
     /// The names of all tasks, for a test that each one's queue is consumed.
     pub fn task_names(&self) -> Vec<&'static str> {
         self.tasks.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Serialize, Deserialize)]
+    struct Open {}
+    impl Task for Open {
+        const NAME: &'static str = "test.open";
+        const QUEUE: &'static str = "test";
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Hidden {}
+    impl Task for Hidden {
+        const NAME: &'static str = "test.hidden";
+        const QUEUE: &'static str = "test";
+        const SECRET: bool = true;
+    }
+
+    #[test]
+    fn arguments_are_shown_only_of_tasks_that_are_known_and_not_secret() {
+        let registry = Registry::<()>::default()
+            .single(|(), _: Job<Open>| async { Outcome::done() })
+            .single(|(), _: Job<Hidden>| async { Outcome::done() });
+        let secret = ["test.open", "test.hidden", "test.unheard_of", ""].map(|name| registry.is_secret(name));
+        assert_eq!(secret, [false, true, true, true]);
     }
 }

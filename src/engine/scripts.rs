@@ -19,4 +19,8 @@ script!(START, "lua/start.lua");
 script!(RENEW, "lua/renew.lua");
 script!(FINISH, "lua/finish.lua");
 script!(GIVE_BACK, "lua/give_back.lua");
+script!(HEARTBEAT, "lua/heartbeat.lua");
+script!(SAMPLE, "lua/sample.lua");
+script!(PURGE, "lua/purge.lua");
+script!(REQUEUE, "lua/requeue.lua");
 script!(PRUNE, "lua/prune.lua");

@@ -9,24 +9,27 @@
 
 mod finish;
 mod forward;
+mod heartbeat;
 mod keeper;
 mod lease;
 mod run;
+mod throttle;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 use redis::Value;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::heartbeat::{Running, Seat};
+use self::throttle::Throttle;
 use super::client::{Engine, millis};
-use super::control::Control;
 use super::keys::{GROUP, Keys, QueueName};
 use super::registry::{QueueSpec, Registry};
+use crate::platform::clock::At;
 use crate::platform::loops::{Loops, Pulse};
 
 /// A read waits this long for work; also how long a stop may wait for a reader.
@@ -44,7 +47,11 @@ pub struct Worker<C> {
     registry: Registry<C>,
     context: C,
     consumer: String,
+    host: String,
+    started_at: At,
     stopping: CancellationToken,
+    /// The queues and partitions that it consumes.
+    seats: Mutex<BTreeMap<QueueName, Seat>>,
 }
 
 /// What the loops of one partition share.
@@ -53,9 +60,9 @@ struct Lane<C> {
     spec: QueueSpec,
     queue: QueueName,
     keys: Keys,
-    permits: Arc<Semaphore>,
+    throttle: Arc<Throttle>,
     /// Tasks that run here now, by their keys.
-    running: Arc<Mutex<HashMap<Uuid, Arc<Control>>>>,
+    running: Arc<Mutex<HashMap<Uuid, Running>>>,
     stop: CancellationToken,
 }
 
@@ -66,7 +73,7 @@ impl<C> Clone for Lane<C> {
             spec: self.spec,
             queue: self.queue.clone(),
             keys: self.keys.clone(),
-            permits: self.permits.clone(),
+            throttle: self.throttle.clone(),
             running: self.running.clone(),
             stop: self.stop.clone(),
         }
@@ -77,9 +84,12 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     /// Starts every loop of a worker. Its consumer name is new at every start: a name shared by two processes would
     /// make one take the other's deliveries for its own.
     pub fn start(engine: Engine, registry: Registry<C>, context: C, loops: &Loops) {
-        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "onrush".to_owned());
+        let host = heartbeat::host();
         let consumer = format!("{host}-{}-{}", std::process::id(), Uuid::now_v7().as_simple());
-        let worker = Arc::new(Self { engine, registry, context, consumer, stopping: loops.stop_signal() });
+        let (started_at, stopping) = (engine.clock.now(), loops.stop_signal());
+        let seats = Mutex::default();
+        let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats });
+        heartbeat::start(&worker, loops);
         for (spec, partitions) in &worker.registry.queues {
             match partitions {
                 None => {
@@ -101,16 +111,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
 
     fn open(self: Arc<Self>, spec: QueueSpec, queue: QueueName, stop: CancellationToken, loops: &Loops) {
         let keys = self.engine.keys(&queue);
-        let permits = Arc::new(Semaphore::new(spec.concurrency));
-        let lane = Lane {
-            worker: self,
-            spec,
-            queue: queue.clone(),
-            keys,
-            permits,
-            running: Arc::default(),
-            stop: stop.clone(),
-        };
+        let (throttle, running) = (Arc::new(Throttle::new(spec.concurrency)), Arc::default());
+        self.take_seat(queue.clone(), Seat::new(&throttle, &running, &stop));
+        let lane = Lane { worker: self, spec, queue: queue.clone(), keys, throttle, running, stop: stop.clone() };
         let (reader, tracker) = (lane.clone(), loops.tracker().clone());
         loops.spawn_until(format!("read:{queue}"), STALL_AFTER, stop.clone(), move |pulse| {
             let (lane, tracker) = (reader.clone(), tracker.clone());
@@ -178,10 +181,17 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         self.ensure_group().await?;
         while !pulse.stopping() {
             pulse.beat();
+            if !self.throttle.may_read() {
+                self.throttle.opened(&pulse, BLOCK).await;
+                continue;
+            }
             let permit = tokio::select! {
-                permit = self.permits.clone().acquire_owned() => permit.context("taking a permit")?,
+                permit = self.throttle.place() => permit?,
                 () = pulse.sleep(BLOCK) => continue,
             };
+            if self.throttle.is_paused() {
+                continue;
+            }
             let mut read = redis::cmd("XREADGROUP");
             read.arg("GROUP")
                 .arg(GROUP)

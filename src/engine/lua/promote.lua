@@ -1,9 +1,13 @@
--- Moves delayed tasks whose time has come to the stream, the earliest first; tells also which tasks are to be stopped.
+-- Moves delayed tasks whose time has come to the stream, the earliest first, unless the queue is paused; tells also
+-- which tasks are to be stopped, and what operators have set.
 --
--- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta, 5 revoked
+-- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta, 5 revoked, 6 control
 -- ARGV  1 now (ms), 2 at most so many, 3 life of meta (ms)
--- reply {moved, milliseconds until the next one is due (-1: none waits), keys of running tasks that were revoked}
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
+-- reply {moved, milliseconds until the next one is due (-1: none waits, or paused), keys of running tasks that were
+--       revoked, paused (0 | 1), concurrency (0: not set)}
+local set = redis.call('HMGET', KEYS[6], 'paused', 'concurrency')
+local due = {}
+if not set[1] then due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2]) end
 if #due > 0 then
   local texts = redis.call('HMGET', KEYS[2], unpack(due))
   local seq = tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)
@@ -26,7 +30,7 @@ end
 local revoked = redis.call('HKEYS', KEYS[5])
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local pause = -1
-if next[2] then
+if next[2] and not set[1] then
   pause = math.max(0, math.ceil(tonumber(next[2]) - tonumber(ARGV[1])))
 end
-return { #due, pause, revoked }
+return { #due, pause, revoked, set[1] and 1 or 0, tonumber(set[2] or 0) }

@@ -1,14 +1,15 @@
 //! The acknowledgement: what became of deliveries, written by one script that first checks that they are still ours.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::super::call::{self, Call, Follow};
-use super::super::client::{META_LIFE, millis};
-use super::super::envelope::{Envelope, Record};
+use super::super::client::{ENDED_ENTRIES, META_LIFE, millis};
+use super::super::envelope::{Envelope, Record, and_failed};
 use super::super::keys::GROUP;
 use super::super::registry::Delivery;
 use super::super::scripts;
@@ -46,9 +47,9 @@ impl Ending {
     /// The script's word for it, and the state of the record.
     fn what(&self) -> (&'static str, State) {
         match self {
-            Self::Success { .. } => ("end", State::Success),
-            Self::Revoked => ("end", State::Revoked),
-            Self::Failure(..) => ("end", State::Failure),
+            Self::Success { .. } => ("SUCCESS", State::Success),
+            Self::Revoked => ("REVOKED", State::Revoked),
+            Self::Failure(..) => ("FAILURE", State::Failure),
             Self::Retry { .. } => ("retry", State::Retry),
             Self::Dead(_) => ("dead", State::Failure),
         }
@@ -68,8 +69,11 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     pub(super) async fn finish(&self, name: &str, endings: Vec<(Delivery, Ending)>) {
         self.report(name, &endings);
         for chunk in endings.chunks(FINISH_CHUNK) {
-            self.finish_chunk(chunk).await;
+            self.finish_chunk(name, chunk).await;
         }
+        // Others of its batch may run on.
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        endings.iter().for_each(|(delivery, _)| drop(running.remove(&delivery.envelope.key)));
     }
 
     fn report(&self, name: &str, endings: &[(Delivery, Ending)]) {
@@ -85,10 +89,10 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
     }
 
-    async fn finish_chunk(&self, endings: &[(Delivery, Ending)]) {
+    async fn finish_chunk(&self, name: &str, endings: &[(Delivery, Ending)]) {
         let mut pause = Duration::from_millis(50);
         for _ in 0..FINISH_ATTEMPTS {
-            match self.try_finish(endings).await {
+            match self.try_finish(name, endings).await {
                 Ok(owned) => {
                     if endings.iter().any(|(delivery, ending)| follows(delivery, ending))
                         && let Err(error) = self.forward().await
@@ -110,7 +114,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         tracing::error!(queue = %self.queue, tasks = endings.len(), "results could not be written; the tasks will run again");
     }
 
-    async fn try_finish(&self, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
+    async fn try_finish(&self, name: &str, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
         let engine = &self.worker.engine;
         let now = engine.clock.now().ms();
         let life = |name: &str| self.worker.registry.tasks.get(name).and_then(|task| task.keep_result);
@@ -119,13 +123,15 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let mut call = scripts::FINISH.prepare_invoke();
         let keys = &self.keys;
         call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
-        call.key(keys.revoked()).key(keys.outbox());
+        call.key(keys.revoked()).key(keys.outbox()).key(keys.ended());
         for (delivery, _) in endings {
             call.key(keys.task(delivery.envelope.key.as_simple()));
         }
         call.arg(GROUP).arg(&self.worker.consumer).arg(now).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
-        call.arg(millis(META_LIFE)).arg(lowest).arg(highest).arg(endings.len());
-        let mut next_key = 7 + endings.len();
+        call.arg(millis(META_LIFE)).arg(lowest).arg(highest).arg(name);
+        call.arg((ENDED_ENTRIES / self.spec.batch.max(1)).max(1)).arg(millis(engine.settings.result_ttl));
+        call.arg(endings.len());
+        let mut next_key = 8 + endings.len();
         for (delivery, ending) in endings {
             let life = life(&delivery.envelope.name).unwrap_or(engine.settings.result_ttl);
             let written = self.written(delivery, ending, now, millis(life));
@@ -164,10 +170,16 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 let pause_ms = millis(*pause);
                 written.life_ms = life_ms.saturating_add(pause_ms);
                 written.due = now.saturating_add(i64::try_from(pause_ms).unwrap_or(i64::MAX));
-                written.envelope = Envelope { attempt: *attempt, ..(*delivery.envelope).clone() }.text();
+                let mut next = Envelope { attempt: *attempt, ..(*delivery.envelope).clone() };
+                if !why.is_empty() {
+                    next.errors = and_failed(&next.errors, delivery.envelope.attempt, now, why);
+                }
+                record.errors.clone_from(&next.errors);
+                written.envelope = next.text();
             }
             Ending::Dead(why) => {
                 record.result = json!({ "error": why });
+                record.errors = and_failed(&record.errors, delivery.envelope.attempt, now, why);
                 written.envelope = delivery.raw.clone().unwrap_or_else(|| delivery.envelope.text());
                 written.reason.clone_from(why);
             }
@@ -179,16 +191,17 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     fn record(&self, delivery: &Delivery, state: State) -> Record {
         let worker = Some(self.worker.consumer.clone());
-        Record { worker, progress: delivery.control.progress(), ..Record::of(&delivery.envelope, state) }
+        let started_at = Some(delivery.since.ms());
+        Record { worker, started_at, progress: delivery.control.progress(), ..Record::of(&delivery.envelope, state) }
     }
 
     /// Writes that tasks run, for those who look at them.
-    pub(super) async fn mark_started(&self, started_at: i64, deliveries: &[Delivery]) -> anyhow::Result<()> {
+    pub(super) async fn mark_started(&self, deliveries: &[Delivery]) -> anyhow::Result<()> {
         let mut call = scripts::START.prepare_invoke();
         call.key(self.keys.meta()).arg(millis(self.worker.engine.settings.result_ttl));
         for delivery in deliveries {
             let key = delivery.envelope.key.as_simple().to_string();
-            let record = Record { started_at: Some(started_at), ..self.record(delivery, State::Started) };
+            let record = self.record(delivery, State::Started);
             call.key(self.keys.task(&key)).arg(key).arg(record.text());
         }
         call.invoke_async::<i64>(&mut self.worker.engine.redis.commands()).await.context("marking tasks as started")?;

@@ -25,6 +25,8 @@ const PROMOTE_CHUNK: u32 = 1000;
 const RECOVER_CHUNK: usize = 100;
 /// A consumer that has not read for this long and owns nothing is removed.
 const CONSUMER_GONE: Duration = Duration::from_secs(3600);
+/// The queue's counters are noted this often.
+const SAMPLE_PERIOD: Duration = Duration::from_secs(5);
 /// Consumers are looked through this often.
 const PRUNE_PERIOD: Duration = Duration::from_secs(300);
 
@@ -32,21 +34,22 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     pub(super) async fn keep(self, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
         let lease = self.worker.engine.settings.lease;
         let recover_period = (lease / 4).clamp(Duration::from_millis(100), Duration::from_secs(2));
-        let (mut recovered, mut pruned) = (None::<Instant>, None::<Instant>);
+        let (mut recovered, mut pruned, mut sampled) = (None::<Instant>, None::<Instant>, None::<Instant>);
         let due = |last: Option<Instant>, period: Duration| last.is_none_or(|at| at.elapsed() >= period);
         while !pulse.stopping() {
             pulse.beat();
-            let (moved, next_ms, revoked) = self.promote().await?;
-            self.tell(&revoked);
+            let (moved, next_ms) = self.follow().await?;
             if moved >= i64::from(PROMOTE_CHUNK) {
                 continue;
             }
-            if let Err(error) = self.forward().await {
-                tracing::warn!(queue = %self.queue, error = format!("{error:#}"), "what follows ended tasks could not be sent yet");
-            }
-            if due(recovered, recover_period) {
+            self.try_forward().await;
+            if due(recovered, recover_period) && !self.throttle.is_paused() {
                 self.recover(&pulse, &tracker).await?;
                 recovered = Some(Instant::now());
+            }
+            if due(sampled, SAMPLE_PERIOD) {
+                self.worker.engine.sample(&self.queue).await?;
+                sampled = Some(Instant::now());
             }
             if due(pruned, PRUNE_PERIOD) {
                 self.prune().await?;
@@ -58,6 +61,13 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         Ok(())
     }
 
+    /// Sends what lies in the outbox; what cannot be sent (to another queue, on another server) holds up nothing here.
+    async fn try_forward(&self) {
+        if let Err(error) = self.forward().await {
+            tracing::warn!(queue = %self.queue, error = format!("{error:#}"), "what follows ended tasks could not be sent yet");
+        }
+    }
+
     /// Tells running tasks that they were taken back.
     fn tell(&self, revoked: &[String]) {
         if revoked.is_empty() {
@@ -65,22 +75,46 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let keys = revoked.iter().filter_map(|key| Uuid::try_parse(key).ok());
-        keys.filter_map(|key| running.get(&key)).for_each(|control| control.revoke());
+        keys.filter_map(|key| running.get(&key)).for_each(|task| task.control.revoke());
     }
 
-    async fn promote(&self) -> anyhow::Result<(i64, i64, Vec<String>)> {
-        scripts::PROMOTE
+    /// Moves what is due, and does what was told to this queue. Gives how many tasks it moved and when the next one is
+    /// due (ms, -1 when none is).
+    async fn follow(&self) -> anyhow::Result<(i64, i64)> {
+        type Told = (i64, i64, Vec<String>, bool, usize);
+        let (moved, next_ms, revoked, paused, concurrency): Told = scripts::PROMOTE
             .key(self.keys.delayed())
             .key(self.keys.envelopes())
             .key(self.keys.stream())
             .key(self.keys.meta())
             .key(self.keys.revoked())
+            .key(self.keys.control())
             .arg(self.worker.engine.clock.now().ms())
             .arg(PROMOTE_CHUNK)
             .arg(millis(META_LIFE))
             .invoke_async(&mut self.worker.engine.redis.commands())
             .await
-            .context("moving due tasks")
+            .context("moving due tasks")?;
+        self.tell(&revoked);
+        self.throttle.follow(paused, concurrency);
+        Ok((moved, next_ms))
+    }
+
+    /// A place to run in; `None` when the process stops, or the queue is paused, before one is free. What is told to the
+    /// queue is followed meanwhile.
+    async fn place(&self, pulse: &Pulse) -> anyhow::Result<Option<OwnedSemaphorePermit>> {
+        let place = self.throttle.place();
+        tokio::pin!(place);
+        while !pulse.stopping() && !self.throttle.is_paused() {
+            tokio::select! {
+                place = &mut place => return place.map(Some),
+                () = pulse.sleep(KEEP_PERIOD) => {}
+            }
+            self.follow().await?;
+            self.try_forward().await;
+            pulse.beat();
+        }
+        Ok(None)
     }
 
     async fn prune(&self) -> anyhow::Result<()> {
@@ -124,11 +158,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             .collect();
         groups.extend(repeated.into_iter().map(|(entry, _, _, count)| (vec![entry], count)));
         for (entries, count) in groups {
-            if pulse.stopping() {
-                break;
-            }
-            // All busy: another worker may be free, and a keeper must not wait.
-            let Ok(permit) = self.permits.clone().try_acquire_owned() else { break };
+            let Some(permit) = self.place(pulse).await? else { break };
+            pulse.beat();
             self.take_over(&entries, count, permit, tracker).await?;
         }
         Ok(())

@@ -23,7 +23,6 @@ impl Lease {
     pub(super) fn hold<C: Clone + Send + Sync + 'static>(lane: Lane<C>, batch: &Batch) -> Self {
         let held = Arc::new(AtomicBool::new(true));
         let holding = held.clone();
-        let started_at = lane.worker.engine.clock.now().ms();
         let deliveries = batch.readable.clone();
         let entries = deliveries.iter().chain(batch.unreadable.iter().map(|(delivery, _)| delivery));
         let entries: Vec<String> = entries.map(|delivery| delivery.entry.clone()).collect();
@@ -33,7 +32,7 @@ impl Lease {
             tokio::time::sleep(STARTED_AFTER).await;
             loop {
                 // At first all of them, then whoever has news.
-                if let Err(error) = lane.mark_started(started_at, &deliveries).await {
+                if let Err(error) = lane.mark_started(&deliveries).await {
                     tracing::debug!(queue = %lane.queue, error = format!("{error:#}"), "tasks could not be marked as started");
                 }
                 tokio::select! {

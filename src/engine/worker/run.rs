@@ -15,6 +15,7 @@ use super::super::registry::{Delivery, Registered};
 use super::super::task::{Outcome, Retry, TaskId};
 use super::Lane;
 use super::finish::Ending;
+use super::heartbeat::Running;
 use super::lease::Lease;
 
 /// What was read at once, ready to run.
@@ -38,6 +39,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     /// Entries as deliveries, read for the `delivery`th time.
     pub(super) fn batch(&self, entries: Vec<(String, String)>, delivery: u32) -> Batch {
         let mut batch = Batch { readable: Vec::with_capacity(entries.len()), unreadable: Vec::new() };
+        let since = self.worker.engine.clock.now();
         for (entry, text) in entries {
             let (envelope, raw, fault) = match Envelope::parse(&text) {
                 Ok(envelope) => (envelope, None, None),
@@ -45,8 +47,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             };
             let id = TaskId { key: envelope.key, queue: self.queue.clone() };
             let limit = self.worker.registry.tasks.get(envelope.name.as_str()).and_then(|task| task.limit.soft);
-            let control = Arc::new(Control::new(limit.map(|limit| self.worker.engine.clock.now().plus(limit))));
-            let read = Delivery { entry, raw, envelope: Arc::new(envelope), id, delivery, control };
+            let control = Arc::new(Control::new(limit.map(|limit| since.plus(limit))));
+            let read = Delivery { entry, raw, envelope: Arc::new(envelope), id, delivery, since, control };
             match fault {
                 None => batch.readable.push(read),
                 Some(why) => batch.unreadable.push((read, why)),
@@ -63,7 +65,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             self.finish(UNREADABLE, dead).await;
         }
         let keys: HashSet<Uuid> = batch.readable.iter().map(|delivery| delivery.envelope.key).collect();
-        let running = batch.readable.iter().map(|delivery| (delivery.envelope.key, delivery.control.clone()));
+        let running = batch.readable.iter().map(|delivery| (delivery.envelope.key, Running::of(delivery)));
         self.running.lock().unwrap_or_else(PoisonError::into_inner).extend(running);
         let mut groups: HashMap<String, Vec<Delivery>> = HashMap::new();
         for delivery in batch.readable {
@@ -90,6 +92,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         for delivery in group {
             match (task.parses)(delivery.envelope.args.get()) {
                 Ok(()) => good.push(delivery),
+                // The reason may cite the arguments.
+                Err(_) if task.secret => bad.push((delivery, Ending::Dead("arguments do not fit".to_owned()))),
                 Err(why) => bad.push((delivery, Ending::Dead(format!("arguments do not fit: {why}")))),
             }
         }
@@ -100,11 +104,15 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             return;
         }
         let started = Instant::now();
+        let under_way = metrics::gauge!("onrush_tasks_running", "task" => name.to_owned());
+        let count = good.len() as f64;
+        under_way.increment(count);
         if task.each {
             self.run_each(name, task, good).await;
         } else {
             self.run_together(name, task, good).await;
         }
+        under_way.decrement(count);
         metrics::histogram!("onrush_task_batch_duration_seconds", "task" => name.to_owned())
             .record(started.elapsed().as_secs_f64());
     }

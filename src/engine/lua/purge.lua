@@ -1,0 +1,36 @@
+-- Takes tasks out that wait, for good. One that a worker has by now stays.
+--
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 ended, then a record per task
+-- ARGV  1 group, 2 records' life (ms), 3 done channel, 4 entries of ended kept, 5 their life (ms), then per task: entry
+--       of the stream (- for one that waits for its time), key ('' when its envelope cannot be read), name, record
+-- reply how many were taken out
+local taken, ended, left = 0, {}, 0
+for i = 1, #KEYS - 5 do
+  local entry, key, name, record = ARGV[2 + 4 * i], ARGV[3 + 4 * i], ARGV[4 + 4 * i], ARGV[5 + 4 * i]
+  local gone
+  if entry == '-' then
+    gone = redis.call('ZREM', KEYS[2], key) == 1
+    if gone then redis.call('HDEL', KEYS[3], key) end
+  else
+    local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
+    gone = (pending.err or #pending == 0) and redis.call('XDEL', KEYS[1], entry) == 1
+    if gone then left = left + 1 end
+  end
+  if gone then
+    taken = taken + 1
+    if key ~= '' then
+      -- A task that came again under the same key meanwhile waits on: the field is its own by now.
+      local held = string.match(redis.call('HGET', KEYS[4], key) or '', '^%d+ %d+ (%S+)')
+      if held == '-' or held == entry then redis.call('HDEL', KEYS[4], key) end
+      redis.call('SET', KEYS[5 + i], record, 'PX', ARGV[2])
+      ended[#ended + 1] = key
+      redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[4], '*', 'n', name, 't', key .. ' REVOKED')
+    end
+  end
+end
+if left > 0 then redis.call('HINCRBY', KEYS[4], 'done', left) end
+if #ended > 0 then
+  redis.call('PEXPIRE', KEYS[5], ARGV[5])
+  redis.call('PUBLISH', ARGV[3], table.concat(ended, ' '))
+end
+return taken

@@ -1,0 +1,28 @@
+-- Enqueues dead letters anew and removes them. One that is gone was retried, or removed, by somebody else: nothing
+-- happens. One whose task is on its way again already is removed only.
+--
+-- KEYS  1 stream, 2 meta, 3 dead, then a record per letter
+-- ARGV  1 now (ms), 2 life of meta (ms), 3 a task of the same key may have been lost after (ms), then per letter: its
+--       entry, the task's key ('' when its envelope cannot be read), envelope, owner
+-- reply how many were enqueued
+local now, enqueued = tonumber(ARGV[1]), 0
+for i = 1, #KEYS - 3 do
+  local entry, key, envelope, owner = ARGV[4 * i], ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3]
+  if redis.call('XDEL', KEYS[3], entry) == 1 then
+    local waiting = key ~= '' and redis.call('HGET', KEYS[2], key)
+    local since = waiting and tonumber(string.match(waiting, '^%d+ (%d+)'))
+    if not since or now - since >= tonumber(ARGV[3]) then
+      local seq = redis.call('HINCRBY', KEYS[2], 'seq', 1)
+      local added = redis.call('XADD', KEYS[1], '*', 'e', envelope)
+      if key ~= '' then
+        local place = string.format('%d %d %s', seq, now, added)
+        if owner ~= '' then place = place .. ' ' .. owner end
+        redis.call('HSET', KEYS[2], key, place)
+        redis.call('DEL', KEYS[3 + i])
+      end
+      enqueued = enqueued + 1
+    end
+  end
+end
+if enqueued > 0 and redis.call('PTTL', KEYS[2]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[2], ARGV[2]) end
+return enqueued

@@ -1,0 +1,206 @@
+//! How queues stand, and what operators set of them.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use redis::streams::{StreamInfoGroupsReply, StreamRangeReply};
+
+use super::super::client::{ENDED_ENTRIES, Engine, QueueDepth, millis};
+use super::super::envelope::{Envelope, Record};
+use super::super::keys::{GROUP, QueueName};
+use super::super::scripts;
+
+/// The counters of a queue are noted this often, at most.
+const SAMPLE_GAP: Duration = Duration::from_secs(5);
+/// Rates are of this long.
+const SAMPLES_KEPT: Duration = Duration::from_secs(60);
+/// Tasks that one script call takes out.
+const PURGE_CHUNK: usize = 200;
+/// Tasks that one request takes out.
+const PURGE_MOST: u64 = 20_000;
+
+/// How a queue stands.
+#[derive(Debug, Clone)]
+pub struct QueueState {
+    /// What it holds.
+    pub depth: QueueDepth,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Batches at once in each process, where an operator has set that.
+    pub concurrency: Option<u32>,
+    /// Tasks a second that entered it in the last minute; retries count. `None` before there are two samples.
+    pub in_per_s: Option<f64>,
+    /// Attempts a second that ended in it in the last minute.
+    pub out_per_s: Option<f64>,
+}
+
+impl Engine {
+    /// How `queue` stands.
+    pub async fn queue_state(&self, queue: &QueueName) -> anyhow::Result<QueueState> {
+        let keys = self.keys(queue);
+        let depth = self.depth(queue).await?;
+        let set: (Option<String>, Option<u32>) = redis::cmd("HMGET")
+            .arg(keys.control())
+            .arg("paused")
+            .arg("concurrency")
+            .query_async(&mut self.redis.commands())
+            .await
+            .context("reading what is set of a queue")?;
+        let rates = self.sample(queue).await?;
+        let (in_per_s, out_per_s) = rates.unzip();
+        Ok(QueueState { depth, paused: set.0.is_some(), concurrency: set.1, in_per_s, out_per_s })
+    }
+
+    /// Notes how the counters of a queue stand, if that is due. Gives its rates a second, in and out.
+    pub(in crate::engine) async fn sample(&self, queue: &QueueName) -> anyhow::Result<Option<(f64, f64)>> {
+        let keys = self.keys(queue);
+        let (now, entered, left, oldest): (i64, i64, i64, String) = scripts::SAMPLE
+            .key(keys.meta())
+            .key(keys.samples())
+            .arg(millis(SAMPLE_GAP))
+            .arg(millis(SAMPLES_KEPT))
+            .invoke_async(&mut self.redis.commands())
+            .await
+            .context("sampling a queue")?;
+        let then: Vec<i64> = oldest.split(' ').filter_map(|number| number.parse().ok()).collect();
+        let [at, entered_then, left_then] = then[..] else { return Ok(None) };
+        let seconds = (now - at) as f64 / 1000.0;
+        // Counters that fell were lost with Redis, or began anew.
+        let rate = |now: i64, then: i64| (now - then).max(0) as f64 / seconds;
+        Ok((seconds > 0.0).then(|| (rate(entered, entered_then), rate(left, left_then))))
+    }
+
+    /// Whether Redis holds anything of `queue`.
+    pub async fn queue_exists(&self, queue: &QueueName) -> anyhow::Result<bool> {
+        let keys = self.keys(queue);
+        let found: u32 = redis::cmd("EXISTS")
+            .arg(keys.stream())
+            .arg(keys.meta())
+            .arg(keys.delayed())
+            .arg(keys.dead())
+            .arg(keys.control())
+            .query_async(&mut self.redis.commands())
+            .await
+            .context("looking for a queue")?;
+        Ok(found > 0)
+    }
+
+    /// Stops the reading of a queue, or lets it go on: every worker follows within a second. What runs ends.
+    pub async fn set_paused(&self, queue: &QueueName, paused: bool) -> anyhow::Result<()> {
+        self.set(queue, "paused", paused.then_some(1)).await.context("pausing or resuming a queue")
+    }
+
+    /// Sets how many batches of a queue each process runs at once; `None`: as many as its own settings say. Every worker
+    /// follows within a second; what runs ends.
+    pub async fn set_concurrency(&self, queue: &QueueName, concurrency: Option<u32>) -> anyhow::Result<()> {
+        self.set(queue, "concurrency", concurrency).await.context("setting a queue's concurrency")
+    }
+
+    async fn set(&self, queue: &QueueName, field: &str, value: Option<u32>) -> Result<(), redis::RedisError> {
+        let control = self.keys(queue).control();
+        let mut call = redis::Cmd::new();
+        match value {
+            Some(value) => call.arg("HSET").arg(control).arg(field).arg(value),
+            None => call.arg("HDEL").arg(control).arg(field),
+        };
+        call.query_async(&mut self.redis.commands()).await
+    }
+
+    /// Takes out what waits in a queue, in its stream or for its time; never what a worker has. Returns how many, and
+    /// whether more may be left.
+    pub async fn purge(&self, queue: &QueueName) -> anyhow::Result<(u64, bool)> {
+        let mut purged = 0;
+        while purged < PURGE_MOST {
+            let waiting = self.waiting(queue).await?;
+            let taken = self.take_out(queue, &waiting).await?;
+            purged += taken;
+            // All of a page may have gone to workers meanwhile.
+            if taken == 0 {
+                return Ok((purged, !waiting.is_empty()));
+            }
+        }
+        Ok((purged, true))
+    }
+
+    /// A page of what waits: (entry of the stream or `-`, envelope; none when that cannot be read).
+    async fn waiting(&self, queue: &QueueName) -> anyhow::Result<Vec<(String, Option<Envelope>)>> {
+        let keys = self.keys(queue);
+        let mut commands = self.redis.commands();
+        let after = self.last_delivered(queue).await?;
+        let entries: StreamRangeReply = redis::cmd("XRANGE")
+            .arg(keys.stream())
+            .arg(format!("({after}"))
+            .arg("+")
+            .arg("COUNT")
+            .arg(PURGE_CHUNK)
+            .query_async(&mut commands)
+            .await
+            .context("reading what waits")?;
+        let envelope = |text: String| Envelope::parse(&text).ok();
+        let in_stream = entries.ids.into_iter().map(|entry| {
+            let text = entry.get("e").unwrap_or_default();
+            (entry.id, envelope(text))
+        });
+        let mut waiting: Vec<_> = in_stream.collect();
+        if !waiting.is_empty() {
+            return Ok(waiting);
+        }
+        let due: Vec<String> = redis::cmd("ZRANGE")
+            .arg(keys.delayed())
+            .arg(0)
+            .arg(PURGE_CHUNK - 1)
+            .query_async(&mut commands)
+            .await
+            .context("reading what waits for its time")?;
+        if !due.is_empty() {
+            let texts: Vec<Option<String>> = redis::cmd("HMGET")
+                .arg(keys.envelopes())
+                .arg(&due)
+                .query_async(&mut commands)
+                .await
+                .context("reading envelopes")?;
+            let readable = texts.into_iter().map(|text| text.and_then(envelope));
+            // Without its envelope the key still names it.
+            let whole = due.iter().zip(readable).map(|(key, found)| {
+                let nobody = || Some(Envelope::nameless(key.parse().ok()?));
+                ("-".to_owned(), found.or_else(nobody))
+            });
+            waiting.extend(whole);
+        }
+        Ok(waiting)
+    }
+
+    async fn take_out(&self, queue: &QueueName, waiting: &[(String, Option<Envelope>)]) -> anyhow::Result<u64> {
+        if waiting.is_empty() {
+            return Ok(0);
+        }
+        let (keys, now, life) = (self.keys(queue), self.clock.now().ms(), millis(self.settings.result_ttl));
+        let mut call = scripts::PURGE.prepare_invoke();
+        call.key(keys.stream()).key(keys.delayed()).key(keys.envelopes()).key(keys.meta()).key(keys.ended());
+        call.arg(GROUP).arg(life).arg(keys.done()).arg(ENDED_ENTRIES).arg(life);
+        for (entry, envelope) in waiting {
+            let key = envelope.as_ref().map(|envelope| envelope.key.as_simple().to_string()).unwrap_or_default();
+            call.key(keys.task(&key)).arg(entry).arg(&key);
+            let record = envelope.as_ref().map(|envelope| Record::taken_back(envelope, now).text());
+            call.arg(envelope.as_ref().map(|envelope| envelope.name.as_str()).unwrap_or_default());
+            call.arg(record.unwrap_or_default());
+        }
+        call.invoke_async(&mut self.redis.commands()).await.context("taking waiting tasks out")
+    }
+
+    /// The last entry of a queue's stream that went to a worker; `0-0` when none did.
+    pub(super) async fn last_delivered(&self, queue: &QueueName) -> anyhow::Result<String> {
+        let groups: Result<StreamInfoGroupsReply, redis::RedisError> = redis::cmd("XINFO")
+            .arg("GROUPS")
+            .arg(self.keys(queue).stream())
+            .query_async(&mut self.redis.commands())
+            .await;
+        let groups = match groups {
+            Ok(groups) => groups.groups,
+            Err(error) if error.to_string().contains("no such key") => Vec::new(),
+            Err(error) => return Err(error).context("reading the group of a queue"),
+        };
+        let ours = groups.into_iter().find(|group| group.name == GROUP);
+        Ok(ours.map_or_else(|| "0-0".to_owned(), |group| group.last_delivered_id))
+    }
+}
