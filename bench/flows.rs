@@ -212,7 +212,7 @@ impl Bench {
             starts_at: now,
             ends_at: now.plus(Duration::from_secs(7200)),
         };
-        seckill::create_activity(&self.app, new).await.unwrap().id
+        seckill::create_activity(&self.app, None, new).await.unwrap().id
     }
 
     /// Measures a scenario in turn with the floor and adds a row.

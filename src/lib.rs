@@ -10,12 +10,14 @@
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`routes`] and [`jobs`]: every route and every background task, in one list each.
-//! * [`admin`]: what administrators see and set of the machinery: schedules.
+//! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
+//!   audit of all that they did, there and in the features ([`audit`]).
 //! * [`serve`]: runs all that, by role, and stops it in order.
 //! * [`dev`]: what `onrush dev` needs: private servers, demo data, the sandbox payment gateway.
 //! * [`check`]: the invariants that must always hold, proved on a live system.
 
 pub mod app;
+pub mod audit;
 pub mod config;
 pub mod engine;
 pub mod error;

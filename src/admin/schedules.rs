@@ -6,10 +6,12 @@ mod view;
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
+use serde_json::{Value, json};
 
 use self::body::{ChangeSchedule, CreateSchedule, NewSchedule, refused};
 use self::view::ScheduleView;
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::schedule::{self, Definition, Schedule, ScheduleId, Written};
 use crate::error::{Kind, Problem, Result, invalid, refuse};
@@ -49,25 +51,29 @@ pub async fn list(
     ))]
 pub async fn create(
     State(app): State<App>,
-    _: Admin,
+    Admin(admin): Admin,
     Json(NewSchedule(body)): Json<NewSchedule>,
 ) -> Result<(StatusCode, Answer<ScheduleView>)> {
     let now = app.clock.now();
     let id = body.id();
     let definition = body.definition(&app.config.time_zone, now).map_err(refused)?;
-    let mut conn = app.db.acquire().await?;
+    let mut tx = app.db.begin().await?;
     // The id counts before the name: a repeat of a request finds its own schedule under both.
-    let there = schedule::find(&mut conn, id).await?;
+    let there = schedule::find(&mut tx, id).await?;
     if there.is_none() {
         must_run(&definition, now)?;
-        match schedule::create(&mut conn, id, &definition, now).await? {
-            Written::Yes | Written::No => {}
+        match schedule::create(&mut tx, id, &definition, now).await? {
+            Written::Yes => {
+                let act = Act { by: admin.id, action: "schedule.create", target: &id.to_string() };
+                audit::done(&mut tx, act, &told(&definition), now).await?;
+            }
+            Written::No => {}
             // Two first tries at once: the name may be taken by the other one.
-            Written::NameTaken if schedule::find(&mut conn, id).await?.is_some() => {}
+            Written::NameTaken if schedule::find(&mut tx, id).await?.is_some() => {}
             Written::NameTaken => return Err(name_taken(&definition.name).into()),
         }
     }
-    drop(conn);
+    tx.commit().await?;
     let made = find(&app, id).await?;
     Ok((StatusCode::CREATED, Answer(ScheduleView::of(&app, made).await)))
 }
@@ -97,7 +103,7 @@ pub async fn show(State(app): State<App>, _: Admin, Path(id): Path<ScheduleId>) 
     ))]
 pub async fn change(
     State(app): State<App>,
-    _: Admin,
+    Admin(admin): Admin,
     Path(id): Path<ScheduleId>,
     Json(body): Json<ChangeSchedule>,
 ) -> Result<Answer<ScheduleView>> {
@@ -108,10 +114,13 @@ pub async fn change(
         if definition.runs_otherwise_than(&before.definition) {
             must_run(&definition, now)?;
         }
-        let mut conn = app.db.acquire().await?;
-        match schedule::edit(&mut conn, &before, &definition, now).await? {
+        let mut tx = app.db.begin().await?;
+        match schedule::edit(&mut tx, &before, &definition, now).await? {
             Written::Yes => {
-                drop(conn);
+                let act = Act { by: admin.id, action: "schedule.change", target: &id.to_string() };
+                let details = json!({ "before": told(&before.definition), "after": told(&definition) });
+                audit::done(&mut tx, act, &details, now).await?;
+                tx.commit().await?;
                 let changed = find(&app, id).await?;
                 return Ok(Answer(ScheduleView::of(&app, changed).await));
             }
@@ -129,10 +138,31 @@ pub async fn change(
         (status = 204, description = "It is not there any more"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
-pub async fn delete(State(app): State<App>, _: Admin, Path(id): Path<ScheduleId>) -> Result<StatusCode> {
-    let mut conn = app.db.acquire().await?;
-    schedule::delete(&mut conn, id).await?;
+pub async fn delete(State(app): State<App>, Admin(admin): Admin, Path(id): Path<ScheduleId>) -> Result<StatusCode> {
+    let mut tx = app.db.begin().await?;
+    if schedule::delete(&mut tx, id).await? {
+        let act = Act { by: admin.id, action: "schedule.delete", target: &id.to_string() };
+        audit::done(&mut tx, act, &json!({}), app.clock.now()).await?;
+    }
+    tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// A schedule as the audit keeps it: without its arguments.
+fn told(definition: &Definition) -> Value {
+    json!({
+        "name": definition.name,
+        "task": definition.task,
+        "kind": definition.kind.as_str(),
+        "every_s": definition.every_s,
+        "crontab": definition.crontab,
+        "run_at": definition.run_at,
+        "time_zone": definition.time_zone,
+        "enabled": definition.enabled,
+        "catch_up": definition.catch_up.as_str(),
+        "catch_up_max": definition.catch_up_max,
+        "overlap": definition.overlap,
+    })
 }
 
 async fn find(app: &App, id: ScheduleId) -> Result<Schedule> {

@@ -93,9 +93,9 @@ impl CreateCourseRequest {
 ))]
 pub async fn create(
     State(app): State<App>,
-    _: Admin,
+    Admin(admin): Admin,
     Json(body): Json<CreateCourseRequest>,
 ) -> Result<(StatusCode, axum::Json<CourseDetail>)> {
-    let created = super::create_once(&app, body.parse()?).await?;
+    let created = super::create_once(&app, admin.id, body.parse()?).await?;
     Ok((StatusCode::CREATED, axum::Json(created)))
 }

@@ -12,9 +12,11 @@ pub use model::{Chapter, ChapterId, Course, CourseDetail, CourseForSale, CourseI
 use std::collections::HashSet;
 
 use anyhow::Context;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::error::{Kind, Result, retrying};
 use crate::platform::clock::At;
@@ -28,13 +30,19 @@ pub async fn create_course(conn: &mut Conn, course: NewCourse, now: At) -> Resul
 
 /// Creates a course in a transaction of its own. The same one again answers the one that is there; another one under
 /// a taken id is refused. The primary key decides, so two at once are one as well.
-async fn create_once(app: &App, course: NewCourse) -> Result<CourseDetail> {
+async fn create_once(app: &App, by: UserId, course: NewCourse) -> Result<CourseDetail> {
     let now = app.clock.now();
     retrying(async || {
         let mut tx = app.db.begin().await?;
         match insert_course(&mut tx, &course, now).await {
             Err(error) if db::violated(&error).as_deref() == Some("PRIMARY") => {}
-            inserted => inserted.context("inserting a course")?,
+            inserted => {
+                inserted.context("inserting a course")?;
+                let act = Act { by, action: "course.create", target: &course.id.to_string() };
+                let details =
+                    json!({ "title": course.title, "price_fen": course.price, "published": course.published });
+                audit::done(&mut tx, act, &details, now).await?;
+            }
         }
         let there = store::course(&mut tx, course.id).await.context("reading a course")?;
         let there = there.context("a course that was inserted is not there")?;

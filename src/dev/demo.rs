@@ -113,7 +113,7 @@ async fn start_seckill(app: &App) -> anyhow::Result<()> {
         starts_at: now,
         ends_at: now.plus(YEARS),
     };
-    match seckill::create_activity(app, activity).await {
+    match seckill::create_activity(app, None, activity).await {
         // It began when the demo data were loaded first.
         Err(error) if error.kind() == Kind::ActivityExists => {}
         made => drop(made.map_err(anyhow::Error::from).context("starting the demo seckill")?),

@@ -214,10 +214,10 @@ impl TryFrom<CreateActivity> for NewActivity {
     ))]
 pub async fn create_activity(
     State(app): State<App>,
-    _: Admin,
+    Admin(admin): Admin,
     Json(body): Json<CreateActivity>,
 ) -> Result<(StatusCode, Answer<ActivityView>)> {
-    let activity = create(&app, body.try_into()?).await?;
+    let activity = create(&app, Some(admin.id), body.try_into()?).await?;
     Ok((StatusCode::CREATED, Answer(ActivityView::of(activity, app.clock.now()))))
 }
 
@@ -243,11 +243,11 @@ pub struct ChangeActivity {
     ))]
 pub async fn change_activity(
     State(app): State<App>,
-    _: Admin,
+    Admin(admin): Admin,
     Path(id): Path<ActivityId>,
     Json(body): Json<ChangeActivity>,
 ) -> Result<Answer<ActivityView>> {
-    let activity = change(&app, id, body.stock).await?;
+    let activity = change(&app, admin.id, id, body.stock).await?;
     Ok(Answer(ActivityView::of(activity, app.clock.now())))
 }
 
@@ -261,9 +261,9 @@ pub async fn change_activity(
     ))]
 pub async fn close_activity(
     State(app): State<App>,
-    _: Admin,
+    Admin(admin): Admin,
     Path(id): Path<ActivityId>,
 ) -> Result<Answer<ActivityView>> {
-    let activity = close(&app, id).await?;
+    let activity = close(&app, admin.id, id).await?;
     Ok(Answer(ActivityView::of(activity, app.clock.now())))
 }

@@ -28,11 +28,13 @@ pub use redis::{KEEP_AFTER_END, queue};
 use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::json;
 
 use self::memory::{Memory, submissions};
 use self::model::Admission;
 use self::redis::Gate;
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::engine::TaskId;
 use crate::error::{Error, Kind, Result, invalid, refuse};
@@ -179,9 +181,9 @@ pub struct NewActivity {
     pub ends_at: crate::platform::clock::At,
 }
 
-/// Creates an activity and opens its gate. The same id again, for the same activity, answers it as it is; for another
-/// one it is refused.
-pub async fn create_activity(app: &App, new: NewActivity) -> Result<Activity> {
+/// Creates an activity and opens its gate; the audit says `by` whom, where that was a person. The same id again, for the
+/// same activity, answers it as it is; for another one it is refused.
+pub async fn create_activity(app: &App, by: Option<UserId>, new: NewActivity) -> Result<Activity> {
     let now = app.clock.now();
     if new.ends_at <= now {
         return Err(invalid("ends_at", "must be in the future"));
@@ -208,20 +210,36 @@ pub async fn create_activity(app: &App, new: NewActivity) -> Result<Activity> {
         closed_at: None,
         created_at: now,
     };
-    let activity = match store::insert_activity(&mut conn, &activity).await {
-        Ok(()) => activity,
-        Err(error) if is_taken(&error) => {
-            let there = find_activity_in(&mut conn, new.id).await?;
-            if !there.is_as_made(&activity) {
-                return Err(Kind::ActivityExists.into());
-            }
-            there
-        }
-        Err(error) => return Err(error.into()),
-    };
     drop(conn);
+    let activity = if insert_activity(app, by, &activity).await? {
+        activity
+    } else {
+        let there = find_activity(app, new.id).await?;
+        if !there.is_as_made(&activity) {
+            return Err(Kind::ActivityExists.into());
+        }
+        there
+    };
     open_gate(app, activity.id).await?;
     Ok(activity)
+}
+
+/// False when the id is taken.
+async fn insert_activity(app: &App, by: Option<UserId>, activity: &Activity) -> Result<bool> {
+    let mut tx = app.db.begin().await?;
+    match store::insert_activity(&mut tx, activity).await {
+        Ok(()) => {}
+        Err(error) if is_taken(&error) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    if let Some(by) = by {
+        let act = Act { by, action: "activity.create", target: &activity.id.to_string() };
+        let details =
+            json!({ "title": activity.title, "stock": activity.stock, "price_fen": activity.price_fen.as_fen() });
+        audit::done(&mut tx, act, &details, activity.created_at).await?;
+    }
+    tx.commit().await?;
+    Ok(true)
 }
 
 /// Both servers call the primary key `PRIMARY`, whatever its declared name.
@@ -241,7 +259,7 @@ async fn find_activity_in(conn: &mut db::Conn, id: ActivityId) -> Result<Activit
 
 /// Changes the stock in all. Fewer units are taken off sale in Redis first, more are put on sale in MySQL first: a
 /// crash in between leaves fewer on sale than there are, which reconciliation mends.
-pub async fn change_stock(app: &App, id: ActivityId, to: i64) -> Result<Activity> {
+pub async fn change_stock(app: &App, by: UserId, id: ActivityId, to: i64) -> Result<Activity> {
     let before = find_activity(app, id).await?;
     if before.phase(app.clock.now()) == Phase::Ended {
         return Err(Kind::Ended.into());
@@ -252,9 +270,9 @@ pub async fn change_stock(app: &App, id: ActivityId, to: i64) -> Result<Activity
     if change < 0 && gate.take(app, -change).await? != Some(true) {
         return Err(refuse(Kind::ActivityState, "so many units are already taken").into());
     }
-    let mut conn = app.db.acquire().await?;
-    if !store::change_stock(&mut conn, id, before.stock, to).await? {
-        drop(conn);
+    let mut tx = app.db.begin().await?;
+    if !store::change_stock(&mut tx, id, before.stock, to).await? {
+        tx.rollback().await?;
         if change < 0 {
             gate.add(app, -change).await?;
         }
@@ -262,20 +280,27 @@ pub async fn change_stock(app: &App, id: ActivityId, to: i64) -> Result<Activity
             refuse(Kind::ActivityState, "the stock changed meanwhile, or so many units are already taken").into()
         );
     }
+    let act = Act { by, action: "activity.change", target: &id.to_string() };
+    audit::done(&mut tx, act, &json!({ "stock": to, "before": before.stock }), app.clock.now()).await?;
+    tx.commit().await?;
     if change > 0 {
         gate.add(app, change).await?;
     }
-    find_activity_in(&mut conn, id).await
+    find_activity(app, id).await
 }
 
 /// Ends a sale early: the gate is shut first, then MySQL says so; a repeat changes nothing. Who was admitted before
 /// keeps his place.
-pub async fn close_activity(app: &App, id: ActivityId) -> Result<Activity> {
+pub async fn close_activity(app: &App, by: UserId, id: ActivityId) -> Result<Activity> {
     find_activity(app, id).await?;
     Gate::of(&app.engine, id).close(app).await?;
-    let mut conn = app.db.acquire().await?;
-    store::close_activity(&mut conn, id, app.clock.now()).await?;
+    let (mut tx, now) = (app.db.begin().await?, app.clock.now());
+    if store::close_activity(&mut tx, id, now).await? {
+        let act = Act { by, action: "activity.close", target: &id.to_string() };
+        audit::done(&mut tx, act, &json!({}), now).await?;
+    }
+    tx.commit().await?;
     // A gate built between the two statements was built open: shut it again, now that MySQL says closed.
     Gate::of(&app.engine, id).close(app).await?;
-    find_activity_in(&mut conn, id).await
+    find_activity(app, id).await
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId};
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::auth::{Admin, CurrentUser};
 use crate::error::{Error, Kind, Problem, Result, refuse};
 use crate::idempotency::{self, Answer, Key};
@@ -277,6 +278,9 @@ pub async fn create_coupon(
         return Ok(answer);
     }
     let id = super::create_coupon(&mut tx, &coupon, now).await?;
+    let act = Act { by: admin.id, action: "coupon.create", target: &id.to_string() };
+    audit::done(&mut tx, act, &serde_json::json!({ "title": request.title, "quantity": request.quantity }), now)
+        .await?;
     let answer = Answer::json(StatusCode::CREATED, &CouponCreated { id })?;
     idempotency::keep(&mut tx, admin.id.uuid(), &key, &answer).await?;
     tx.commit().await?;

@@ -1,0 +1,137 @@
+//! The audit: what administrators did, one row each.
+//!
+//! A change of MySQL writes its row in its own transaction ([`done`]): there is a row if and only if there is a change.
+//! A change of Redis cannot: its row is written first, without an outcome, then it happens, then its outcome is written
+//! ([`around`]). So nothing happens without a row, and a row without an outcome says what it can: it was asked for, and
+//! nobody knows whether it happened. Rows are kept for good, and never have arguments of tasks in them.
+
+use std::future::Future;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::{Value, json};
+use sqlx::{MySql, QueryBuilder};
+
+use crate::app::App;
+use crate::auth::UserId;
+use crate::error::Result;
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+use crate::platform::id::Id;
+
+/// Names the ids of [`Row`]s.
+#[derive(Debug, Clone, Copy)]
+pub struct AuditKind;
+/// The id of a row.
+pub type AuditId = Id<AuditKind>;
+
+/// What somebody did.
+#[derive(Debug, Clone, Copy)]
+pub struct Act<'a> {
+    /// Who.
+    pub by: UserId,
+    /// What, such as `queue.pause`.
+    pub action: &'static str,
+    /// To what: an id or a name.
+    pub target: &'a str,
+}
+
+/// A row of the audit.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Row {
+    /// Its id.
+    pub id: AuditId,
+    /// Who.
+    pub user_id: UserId,
+    /// What.
+    pub action: String,
+    /// To what.
+    pub target: String,
+    /// How, as JSON.
+    pub details: String,
+    /// What came of it, as JSON.
+    pub outcome: Option<String>,
+    /// When it was asked for.
+    pub at: At,
+}
+
+/// Writes what was done, in the transaction that does it.
+pub async fn done(conn: &mut Conn, act: Act<'_>, details: &Value, now: At) -> Result<()> {
+    insert(conn, AuditId::new(), act, details, Some(&json!({ "done": true })), now).await
+}
+
+/// Writes what is asked for, does it, and writes what came of it.
+pub async fn around<T, Fut>(app: &App, act: Act<'_>, details: &Value, action: Fut) -> Result<T>
+where
+    T: Serialize,
+    Fut: Future<Output = Result<T>>,
+{
+    let id = AuditId::new();
+    let mut conn = app.db.acquire().await?;
+    insert(&mut conn, id, act, details, None, app.clock.now()).await?;
+    drop(conn);
+    let answer = action.await;
+    let outcome = match &answer {
+        Ok(value) => serde_json::to_value(value).unwrap_or_default(),
+        Err(error) => json!({ "error": error.kind().name() }),
+    };
+    // It has happened: what is said of it may not make it look as if it had not.
+    let written = async { conclude(&mut *app.db.acquire().await?, id, &outcome).await };
+    if let Err(error) = written.await {
+        tracing::warn!(audit.id = %id, audit.action = act.action, %error, "the outcome of an action could not be written");
+    }
+    answer
+}
+
+async fn insert(
+    conn: &mut Conn,
+    id: AuditId,
+    act: Act<'_>,
+    details: &Value,
+    outcome: Option<&Value>,
+    now: At,
+) -> Result<()> {
+    sqlx::query("INSERT INTO audit (id, user_id, action, target, details, outcome, at) VALUES (?, ?, ?, ?, ?, ?, ?)")
+        .bind(id)
+        .bind(act.by)
+        .bind(act.action)
+        .bind(act.target)
+        .bind(details.to_string())
+        .bind(outcome.map(Value::to_string))
+        .bind(now)
+        .execute(conn)
+        .await
+        .context("writing the audit")?;
+    Ok(())
+}
+
+async fn conclude(conn: &mut Conn, id: AuditId, outcome: &Value) -> Result<()> {
+    sqlx::query("UPDATE audit SET outcome = ? WHERE id = ? AND outcome IS NULL")
+        .bind(outcome.to_string())
+        .bind(id)
+        .execute(conn)
+        .await
+        .context("writing an outcome")?;
+    Ok(())
+}
+
+/// Rows below `before`, newest first; of this action and this person alone, where given.
+pub async fn list(
+    conn: &mut Conn,
+    before: AuditId,
+    action: Option<&str>,
+    by: Option<UserId>,
+    limit: u32,
+) -> Result<Vec<Row>> {
+    let mut query =
+        QueryBuilder::<MySql>::new("SELECT id, user_id, action, target, details, outcome, at FROM audit WHERE id < ");
+    query.push_bind(before);
+    if let Some(action) = action {
+        query.push(" AND action = ").push_bind(action);
+    }
+    if let Some(by) = by {
+        query.push(" AND user_id = ").push_bind(by);
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await.context("listing the audit")?)
+}
