@@ -98,6 +98,8 @@ refusals! {
     ActivityState = 409 "activity_state" "The activity's state does not allow this";
     /// The name is another schedule's.
     ScheduleExists = 409 "schedule_exists" "The name belongs to another schedule";
+    /// A step that the task's state does not allow.
+    TaskState = 409 "task_state" "The task's state does not allow this";
     /// The sale is over.
     Ended = 410 "ended" "The sale has ended";
     /// The body is longer than the limit.

@@ -83,6 +83,22 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(seckill::http::close_activity))
         .routes(routes!(admin::schedules::list, admin::schedules::create))
         .routes(routes!(admin::schedules::show, admin::schedules::change, admin::schedules::delete))
+        .routes(routes!(admin::queues::list))
+        .routes(routes!(admin::queues::show))
+        .routes(routes!(admin::queues::pause))
+        .routes(routes!(admin::queues::resume))
+        .routes(routes!(admin::queues::purge))
+        .routes(routes!(admin::queues::set_concurrency))
+        .routes(routes!(admin::letters::list, admin::letters::delete_all))
+        .routes(routes!(admin::letters::retry_many))
+        .routes(routes!(admin::letters::delete))
+        .routes(routes!(admin::letters::retry_one))
+        .routes(routes!(admin::tasks::list))
+        .routes(routes!(admin::tasks::show))
+        .routes(routes!(admin::tasks::revoke))
+        .routes(routes!(admin::tasks::retry))
+        .routes(routes!(admin::workers::list))
+        .routes(routes!(admin::audit::list))
 }
 
 /// Routes whose handlers touch Redis only. Each names its whole path: a nested router takes the path apart once more

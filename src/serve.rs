@@ -151,17 +151,21 @@ fn start_measuring(app: &App) {
     app.loops.every("queues", QUEUE_GAUGE_PERIOD, move |_: Pulse| measure_queues(measured.clone()));
 }
 
-/// Depth and age of every queue, a partitioned one as a whole.
+/// How every queue stands, a partitioned one as a whole.
 async fn measure_queues(app: App) -> anyhow::Result<()> {
     for (name, queues) in jobs::registry(&app.config).partitions(&app).await? {
         let (mut depth, mut running, mut delayed, mut dead, mut oldest_ms) = (0, 0, 0, 0, 0);
+        let (mut paused, mut into, mut out) = (0, 0.0, 0.0);
         for queue in queues {
-            let part = app.engine.depth(&queue).await?;
-            depth += part.depth;
-            running += part.running;
-            delayed += part.delayed;
-            dead += part.dead;
-            oldest_ms = oldest_ms.max(part.oldest_ms);
+            let part = app.engine.queue_state(&queue).await?;
+            depth += part.depth.depth;
+            running += part.depth.running;
+            delayed += part.depth.delayed;
+            dead += part.depth.dead;
+            oldest_ms = oldest_ms.max(part.depth.oldest_ms);
+            paused += u32::from(part.paused);
+            into += part.in_per_s.unwrap_or(0.0);
+            out += part.out_per_s.unwrap_or(0.0);
         }
         let gauges = [
             ("onrush_queue_depth", depth as f64),
@@ -169,6 +173,9 @@ async fn measure_queues(app: App) -> anyhow::Result<()> {
             ("onrush_queue_delayed", delayed as f64),
             ("onrush_queue_dead", dead as f64),
             ("onrush_queue_oldest_seconds", oldest_ms as f64 / 1000.0),
+            ("onrush_queue_paused", f64::from(paused)),
+            ("onrush_queue_in_per_second", into),
+            ("onrush_queue_out_per_second", out),
         ];
         for (gauge, value) in gauges {
             metrics::gauge!(gauge, "queue" => name).set(value);

@@ -1,3 +1,66 @@
 //! What administrators see and set of the machinery itself. (What they set of a feature is in the feature.)
 
+pub mod audit;
+pub mod letters;
+pub mod queues;
 pub mod schedules;
+pub mod tasks;
+pub mod workers;
+
+use serde::{Deserialize, Serialize};
+
+use crate::app::App;
+use crate::engine::QueueName;
+use crate::error::{Kind, Result};
+use crate::jobs;
+use crate::platform::page::Page;
+
+/// Items of a page when the request does not say.
+const DEFAULT_LIMIT: usize = 20;
+
+/// Which page of a list that is not ordered by ids.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageAfter {
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(inner(pattern("^[0-9A-Za-z._-]{1,200}$")))]
+    #[param(pattern = "^[0-9A-Za-z._-]{1,200}$")]
+    cursor: Option<String>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl PageAfter {
+    fn size(&self) -> usize {
+        self.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize)
+    }
+
+    fn cursor(&self) -> &str {
+        self.cursor.as_deref().unwrap_or("")
+    }
+
+    /// Makes a page of items of which one more than its size was read, where there are so many.
+    fn page<T: Serialize>(&self, mut items: Vec<T>, cursor_of: impl Fn(&T) -> String) -> Page<T> {
+        let more = items.len() > self.size();
+        items.truncate(self.size());
+        let next_cursor = items.last().filter(|_| more).map(cursor_of);
+        Page { items, next_cursor }
+    }
+}
+
+/// The queue of a path segment, with `.` for the `/` before a partition; 404 when nobody here knows it.
+async fn queue_at(app: &App, segment: &str) -> Result<QueueName> {
+    let queue: QueueName = segment.replace('.', "/").parse().map_err(|_| Kind::NotFound)?;
+    let known = jobs::registry(&app.config).knows(&queue);
+    // A partition is there when something of it is; a queue without partitions is, also while it is empty.
+    let there = known && (queue.partition_name().is_none() || app.engine.queue_exists(&queue).await?);
+    if there { Ok(queue) } else { Err(Kind::NotFound.into()) }
+}
+
+/// A queue as a path segment.
+fn segment(queue: &QueueName) -> String {
+    queue.as_str().replace('/', ".")
+}

@@ -12,6 +12,7 @@ mod commands;
 mod crashes;
 mod engine;
 mod limits;
+mod operations;
 mod orders;
 mod payments;
 mod playground;

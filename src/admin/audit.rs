@@ -1,0 +1,92 @@
+//! Handlers of `/admin/audit`.
+
+use axum::Json as Answer;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::app::App;
+use crate::audit::{self, AuditId, Row};
+use crate::auth::{Admin, UserId};
+use crate::error::{Problem, Result};
+use crate::platform::clock::At;
+use crate::platform::extract::Query;
+use crate::platform::page::{Page, PageQuery};
+
+/// Which rows of the audit.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// Of this action alone, such as `queue.pause`.
+    #[garde(inner(pattern("^[a-z]{1,31}[.][a-z]{1,31}$")))]
+    #[param(pattern = "^[a-z]{1,31}[.][a-z]{1,31}$")]
+    action: Option<String>,
+    /// By this person alone.
+    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
+    #[param(pattern = "^[0-9a-f]{32}$")]
+    by: Option<String>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
+    #[param(pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<String>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+/// What an administrator did.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AuditView {
+    /// Its id.
+    pub id: AuditId,
+    /// Who.
+    pub by: UserId,
+    /// What, such as `queue.pause`.
+    pub action: String,
+    /// To what: an id or a name.
+    pub target: String,
+    /// How.
+    #[schema(value_type = Object)]
+    pub details: Value,
+    /// What came of it; null when nobody knows whether it happened.
+    #[schema(value_type = Object, nullable)]
+    pub outcome: Value,
+    /// When it was asked for.
+    pub at: At,
+}
+
+impl From<Row> for AuditView {
+    fn from(row: Row) -> Self {
+        let json = |text: &str| serde_json::from_str(text).unwrap_or_default();
+        Self {
+            id: row.id,
+            by: row.user_id,
+            details: json(&row.details),
+            outcome: row.outcome.as_deref().map(json).unwrap_or_default(),
+            action: row.action,
+            target: row.target,
+            at: row.at,
+        }
+    }
+}
+
+/// What administrators did, newest first.
+#[utoipa::path(get, path = "/admin/audit", tag = "admin", operation_id = "list_audit", security(("bearer" = [])),
+    params(AuditQuery),
+    responses(
+        (status = 200, body = Page<AuditView>, description = "A page of the audit"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Query(query): Query<AuditQuery>,
+) -> Result<Answer<Page<AuditView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    let by = query.by.and_then(|by| by.parse().ok());
+    let mut conn = app.db.acquire().await?;
+    let rows = audit::list(&mut conn, page.before(), query.action.as_deref(), by, page.fetch()).await?;
+    Ok(Answer(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))
+}

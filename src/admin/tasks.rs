@@ -1,0 +1,151 @@
+//! Handlers of `/admin/tasks`.
+
+mod query;
+mod view;
+
+use axum::Json as Answer;
+use axum::extract::State;
+use serde::Serialize;
+use serde_json::json;
+
+use self::query::TasksQuery;
+pub use self::view::{ArgsShown, FailedView, ListedView, TaskView, arguments};
+use super::queues::consumed;
+use crate::app::App;
+use crate::audit::{self, Act};
+use crate::auth::Admin;
+use crate::engine::operate::Retried;
+use crate::engine::{Revoked, TaskId};
+use crate::error::{Kind, Problem, Result, refuse};
+use crate::jobs;
+use crate::platform::extract::{Path, Query};
+use crate::platform::page::Page;
+
+/// Looks at Redis that one request takes; what they find may be less than a page.
+const MAX_STEPS: usize = 20;
+
+/// Tasks: by queue, and in each those that run, that wait, that wait for their time, and that ended (the latest first;
+/// 20,000 or so of a queue are remembered, for as long as results are). While tasks move on, one may be missed or come
+/// twice. **A page may hold fewer than `limit`, or none, and still have a `next_cursor`.** A task that was taken back
+/// while it waited for its time because its work was done (the expiry of a paid order) is not listed.
+#[utoipa::path(get, path = "/admin/tasks", tag = "admin", operation_id = "list_tasks", security(("bearer" = [])),
+    params(TasksQuery),
+    responses(
+        (status = 200, body = Page<ListedView>, description = "A page of tasks"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Query(query): Query<TasksQuery>,
+) -> Result<Answer<Page<ListedView>>> {
+    let wanted = query.parse(&jobs::registry(&app.config))?;
+    let (first, mut place) = wanted.from.unzip();
+    let mut queues = match wanted.queue {
+        Some(queue) => vec![queue],
+        None => consumed(&app).await?,
+    };
+    // The queue that the page before ended in may be consumed no longer: the next one follows it.
+    queues.retain(|queue| first.as_ref().is_none_or(|first| queue >= first));
+    place = place.filter(|_| queues.first() == first.as_ref());
+    let (mut items, mut steps, mut queues) = (Vec::new(), 0, queues.into_iter().peekable());
+    while let Some(queue) = queues.peek() {
+        let at = place.take().unwrap_or_default();
+        if items.len() == wanted.limit || steps == MAX_STEPS {
+            let next_cursor = Some(query::cursor(queue, &at));
+            return Ok(Answer(Page { items, next_cursor }));
+        }
+        let left = wanted.limit - items.len();
+        let (found, next) = app.engine.list_tasks(queue, &wanted.filter, &at, left).await?;
+        items.extend(found.into_iter().map(ListedView::from));
+        steps += 1;
+        place = next;
+        if place.is_none() {
+            queues.next();
+        }
+    }
+    Ok(Answer(Page { items, next_cursor: None }))
+}
+
+/// One task, with all that is known of it.
+#[utoipa::path(get, path = "/admin/tasks/{id}", tag = "admin", operation_id = "show_task", security(("bearer" = [])),
+    params(("id" = String, Path, description = "Its id: `<key>.<queue>`")),
+    responses(
+        (status = 200, body = TaskView, description = "The task"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn show(State(app): State<App>, _: Admin, Path(id): Path<String>) -> Result<Answer<TaskView>> {
+    let id = task_at(&app, &id)?;
+    let found = app.engine.find(&id).await?.ok_or(Kind::NotFound)?;
+    Ok(Answer(TaskView::of(&jobs::registry(&app.config), &id, found)))
+}
+
+/// What became of a task that was to be taken back.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct RevokedTask {
+    /// `now`: it does not run. `told`: it runs, and its handler was told. `ended`: it has ended before.
+    pub revoked: Revoked,
+}
+
+/// Takes a task back: one that waits does not run, one that runs is told to stop and its handler decides. A repeat does
+/// no harm.
+#[utoipa::path(post, path = "/admin/tasks/{id}/revoke", tag = "admin", operation_id = "revoke_task", security(("bearer" = [])),
+    params(("id" = String, Path, description = "Its id: `<key>.<queue>`")),
+    responses(
+        (status = 200, body = RevokedTask, description = "What became of it"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn revoke(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Path(id): Path<String>,
+) -> Result<Answer<RevokedTask>> {
+    let id = task_at(&app, &id)?;
+    let act = Act { by: admin.id, action: "task.revoke", target: &id.to_string() };
+    let revoke = async {
+        match app.engine.revoke(&id).await? {
+            Revoked::Unknown => Err(Kind::NotFound.into()),
+            revoked => Ok(RevokedTask { revoked }),
+        }
+    };
+    Ok(Answer(audit::around(&app, act, &json!({}), revoke).await?))
+}
+
+/// What became of a task that was to run again.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct RetriedTask {
+    /// Whether it was enqueued; if not, it was on its way already.
+    pub retried: bool,
+}
+
+/// Runs a task again that has ended or is a dead letter, under the same id, from its first attempt. What came before
+/// and after it in a chain or group is not repeated; a dead letter goes on in its chain or group.
+#[utoipa::path(post, path = "/admin/tasks/{id}/retry", tag = "admin", operation_id = "retry_task", security(("bearer" = [])),
+    params(("id" = String, Path, description = "Its id: `<key>.<queue>`")),
+    responses(
+        (status = 200, body = RetriedTask, description = "It is on its way"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`task_state`: its arguments are not kept any more"),
+    ))]
+pub async fn retry(State(app): State<App>, Admin(admin): Admin, Path(id): Path<String>) -> Result<Answer<RetriedTask>> {
+    let id = task_at(&app, &id)?;
+    let act = Act { by: admin.id, action: "task.retry", target: &id.to_string() };
+    let retry = async {
+        match app.engine.retry(&id).await? {
+            Retried::Enqueued => Ok(RetriedTask { retried: true }),
+            Retried::OnItsWay => Ok(RetriedTask { retried: false }),
+            Retried::Forgotten => Err(refuse(Kind::TaskState, "its arguments are not kept any more").into()),
+            Retried::Unknown => Err(Kind::NotFound.into()),
+        }
+    };
+    Ok(Answer(audit::around(&app, act, &json!({}), retry).await?))
+}
+
+/// The task of a path segment; 404 when it cannot be one of ours.
+fn task_at(app: &App, text: &str) -> Result<TaskId> {
+    let id: TaskId = text.parse().map_err(|_| Kind::NotFound)?;
+    if jobs::registry(&app.config).knows(&id.queue) { Ok(id) } else { Err(Kind::NotFound.into()) }
+}
