@@ -36,6 +36,7 @@ pub fn registry(config: &Config) -> Registry<App> {
         .batch(|app, jobs| orders::jobs::release(app, jobs, seckill::give_back))
         .queue(QueueSpec { name: "late", batch: 20, concurrency: 2 })
         .batch(|app, jobs| payments::resolve_late(app, jobs, seckill::retake))
+        .batch(payments::end_trades)
         .partitioned_queue(seckill_queue, |app| seckill::jobs::partitions(app).boxed())
         .batch(seckill::jobs::place)
 }

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream;
+use serde::{Deserialize, Serialize};
 
 use super::gateway::{self, Asked, CloseAnswer};
-use super::model::Payment;
+use super::model::{Payment, PaymentId, PaymentStatus};
 use super::{settle, store};
 use crate::app::App;
+use crate::engine::Task;
 use crate::error::{Kind, Result, refuse, retrying};
 use crate::orders::{self, Closing, OrderId, Status};
 use crate::platform::clock::At;
@@ -97,6 +99,30 @@ pub(super) async fn end(app: &App, payment: &Payment) -> Result<()> {
         end_at_gateway(app, payment).await?;
     }
     Ok(())
+}
+
+/// Lets nobody pay a payment that is closed here; false when its gateway has not heard of it.
+pub(super) async fn end_closed(app: &App, id: PaymentId) -> Result<bool> {
+    let mut conn = app.db.acquire().await?;
+    let payment = store::payment(&mut conn, id).await.context("reading a payment")?;
+    drop(conn);
+    match payment.filter(|payment| payment.status == PaymentStatus::Closed) {
+        Some(payment) => end_at_gateway(app, &payment).await,
+        None => Ok(true),
+    }
+}
+
+/// Ends the trade of a payment that was closed while its gateway failed to open the trade, and perhaps opened it all the
+/// same. Keyed by the payment's id.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EndTrade {
+    /// The payment.
+    pub payment_id: PaymentId,
+}
+
+impl Task for EndTrade {
+    const NAME: &'static str = "payments.end_trade";
+    const QUEUE: &'static str = "late";
 }
 
 /// Settles a payment or lets nobody pay it any more; false when its gateway has not heard of it.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::json;
 
-use super::close::{self, CONCURRENCY, Closed, Gateways, close_order};
+use super::close::{self, CONCURRENCY, Closed, EndTrade, Gateways, close_order};
 use super::gateway;
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
@@ -97,6 +98,18 @@ pub async fn resolve_late(app: App, jobs: Vec<Job<ResolveLate>>, retake: RetakeP
         });
     }
     outcomes
+}
+
+/// Ends trades that may be open although their payments are closed. A gateway that has not heard of one by then is asked
+/// once more, as it may still be at it, and then believed.
+pub async fn end_trades(app: App, jobs: Vec<Job<EndTrade>>) -> Vec<Outcome> {
+    let each = jobs.into_iter().map(async |job| match close::end_closed(&app, job.args.payment_id).await {
+        Ok(true) => Outcome::done(),
+        Ok(false) if job.attempt > 1 => Outcome::Success(json!({ "known": false })),
+        Ok(false) => Outcome::Retry(anyhow::anyhow!("the gateway does not know the trade yet")),
+        Err(error) => Outcome::Retry(error.into()),
+    });
+    join_all(each).await
 }
 
 /// One bounded pass: has late money decided whose task was lost.

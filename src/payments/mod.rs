@@ -24,8 +24,8 @@ mod sandbox;
 mod settle;
 mod store;
 
-pub use close::{Closed, close_order, sweep_due};
-pub use jobs::{drive_refunds, expire, query_started, redrive_late, resolve_late};
+pub use close::{Closed, EndTrade, close_order, sweep_due};
+pub use jobs::{drive_refunds, end_trades, expire, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
 pub use model::{BillLine, DayBill, Gateway, PaymentId, RefundId};
 pub use settle::{Settled, notified};
@@ -37,7 +37,8 @@ use anyhow::Context;
 use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
-use crate::error::{Kind, Result, refuse, retrying};
+use crate::engine::Item;
+use crate::error::{Error, Kind, Result, refuse, retrying};
 use crate::orders::{self, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::money::CURRENCY;
@@ -92,11 +93,16 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, chan
 }
 
 /// Opening the trade failed, and it may be open all the same. When its order was closed meanwhile, nobody else asks
-/// about it any more: it is ended here, as well as that can be done with a gateway that has just failed.
+/// about it any more: it is ended by a task, since the gateway has just failed.
 async fn end_if_closed(app: &App, payment: &Payment) {
-    let ended =
-        async { if is_started(app, payment.id).await? { Ok(true) } else { close::end_at_gateway(app, payment).await } };
-    if let Err(error) = ended.await {
+    let told = async {
+        if is_started(app, payment.id).await? {
+            return Ok(());
+        }
+        let item = Item::now(payment.id.uuid(), EndTrade { payment_id: payment.id });
+        app.engine.enqueue(&[item]).await.map(drop).map_err(Error::from)
+    };
+    if let Err(error) = told.await {
         tracing::warn!(payment.id = %payment.id, %error, "trade of a closed payment may be open at its gateway until it expires");
     }
 }

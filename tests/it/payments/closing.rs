@@ -219,3 +219,25 @@ async fn a_sweep_passes_pages_of_orders_that_cannot_be_closed() {
     assert_eq!(payments::sweep_due(&h.app).await.unwrap(), 150);
     assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE status = 3").await, 150);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trade_that_is_open_although_its_payment_is_closed_is_ended() {
+    let h = service().await;
+    let alice = h.register().await;
+    let no = order(&h, &alice, 500).await;
+    start(&h, &alice, &no).await;
+    // The gateway said that it failed to open the trade, and opened it; meanwhile the order was closed.
+    sqlx::query("UPDATE payments SET status = 'closed'").execute(&h.app.db).await.unwrap();
+    let id: Uuid = sqlx::query_scalar("SELECT id FROM payments").fetch_one(&h.app.db).await.unwrap();
+    let end = |id: Uuid, attempt: u32| {
+        let id = TaskId { key: id, queue: "late".parse().unwrap() };
+        let payment_id = payments::PaymentId::from_uuid(id.key);
+        payments::end_trades(h.app.clone(), vec![Job { attempt, ..Job::new(id, payments::EndTrade { payment_id }) }])
+    };
+    assert!(matches!(end(id, 1).await[..], [Outcome::Success(_)]));
+    assert_eq!(h.count("SELECT COUNT(*) FROM sandbox_trades WHERE status = 'waiting'").await, 0);
+    // One that the gateway does not know may still come: it is asked twice.
+    sqlx::query("DELETE FROM sandbox_trades").execute(&h.app.db).await.unwrap();
+    assert!(matches!(end(id, 1).await[..], [Outcome::Retry(_)]));
+    assert!(matches!(end(id, 2).await[..], [Outcome::Success(_)]));
+}
