@@ -6,10 +6,12 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot go on has nothing to report")]
 
+mod support;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -24,12 +26,12 @@ use onrush::platform::money::Money;
 use onrush::seckill::{self, NewActivity};
 use onrush::{payments, routes};
 
+use support::{Dir, ROUNDS, Running, median};
+
 /// Distinct users.
 const USERS: usize = 400_000;
 /// Seconds of one measurement.
 const SECONDS: u64 = 6;
-/// Measurements of each scenario.
-const ROUNDS: usize = 3;
 /// Connections of wrk.
 const CONNECTIONS: usize = 256;
 /// Orders placed by the worker in its scenario.
@@ -71,23 +73,16 @@ struct Measured {
 struct Bench {
     app: App,
     _servers: (Server, Server),
-    dir: PathBuf,
+    dir: Dir,
     floor: Process,
     api: Process,
     table: String,
 }
 
-/// A child that is killed with its owner.
+/// A process that answers HTTP.
 struct Process {
-    child: Child,
+    _running: Running,
     url: String,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Process {
@@ -105,7 +100,7 @@ impl Process {
             command.env(name, value);
         }
         command.env("ONRUSH_HTTP__LISTEN", format!("127.0.0.1:{port}")).env("ONRUSH_HTTP__PUBLIC_URL", &url);
-        let child = command.spawn().expect("a process");
+        let running = Running(command.spawn().expect("a process"));
         let deadline = Instant::now() + Duration::from_secs(30);
         let answers = || {
             Command::new("curl")
@@ -117,28 +112,16 @@ impl Process {
             assert!(Instant::now() < deadline, "{} does not answer", program.display());
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { child, url }
+        Self { _running: running, url }
     }
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 impl Bench {
     async fn start() -> Self {
-        let dir = std::env::temp_dir().join(format!("onrush-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        // `script/bench submits volatile`: with a Redis that keeps nothing on disk.
-        let volatile = std::env::args().any(|arg| arg == "volatile");
-        let path = dir.join("servers");
-        let start = move || -> anyhow::Result<(Server, Server)> {
-            let redis = if volatile { Care::Fast } else { Care::Safe };
-            Ok((Server::mysql(&path, Care::Safe)?, Server::redis(&path, redis)?))
-        };
-        let (mysql, redis) = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+        let dir = Dir::new();
+        let path = dir.path().join("servers");
+        let (mysql, redis) =
+            support::servers(move || Ok((Server::mysql(&path, Care::Safe)?, support::redis(&path)?))).await;
         let settings: Vec<(&'static str, String)> = vec![
             ("database_url", database_url(mysql.url(), "onrush")),
             ("redis_url", redis.url().to_owned()),
@@ -163,7 +146,7 @@ impl Bench {
 
     /// Access tokens of [`USERS`] users; user n has the id n+1.
     fn write_tokens(&self) {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(self.dir.join("tokens")).unwrap());
+        let mut file = std::io::BufWriter::new(std::fs::File::create(self.dir.path().join("tokens")).unwrap());
         for n in 0..USERS {
             writeln!(file, "{}", auth::access_token(&self.app, user(n), auth::Role::User).unwrap()).unwrap();
         }
@@ -177,7 +160,7 @@ impl Bench {
             .arg(script)
             .arg(url)
             .arg("--");
-        command.arg(self.dir.join(if paths.is_some() { "winners" } else { "tokens" })).arg(method).arg(body);
+        command.arg(self.dir.path().join(if paths.is_some() { "winners" } else { "tokens" })).arg(method).arg(body);
         command.args(paths);
         let output = command.output().expect("wrk (apt install wrk)");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -238,8 +221,7 @@ impl Bench {
 
     async fn run(mut self) {
         // `script/bench submits sweep` runs those alone.
-        let args: Vec<String> =
-            std::env::args().skip(1).filter(|arg| !arg.starts_with('-') && arg != "volatile").collect();
+        let args = support::words();
         let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
         println!("| scenario | per second | p50 ms | p99 ms | floor per second | ratio to the floor | aim |");
         println!("|---|---|---|---|---|---|---|");
@@ -255,7 +237,6 @@ impl Bench {
         if wanted("sweep") {
             self.swept().await;
         }
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
 
     /// Submissions that win, that come too late, and polls of those that won.
@@ -312,12 +293,12 @@ impl Bench {
 
     /// The users who won `activity` poll their own tasks: their paths, and beside them their tokens.
     async fn poll_paths(&self, activity: seckill::ActivityId) -> PathBuf {
-        let path = self.dir.join("paths");
+        let path = self.dir.path().join("paths");
         let keys = self.app.engine.keys(&seckill::queue(activity));
         let mut held: std::collections::HashMap<String, String> =
             redis::cmd("HGETALL").arg(keys.meta()).query_async(&mut self.app.redis.commands()).await.unwrap();
         let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
-        let mut tokens = std::io::BufWriter::new(std::fs::File::create(self.dir.join("winners")).unwrap());
+        let mut tokens = std::io::BufWriter::new(std::fs::File::create(self.dir.path().join("winners")).unwrap());
         for n in 0..USERS {
             let Some(value) = held.remove(&format!("u{}", user(n))) else { continue };
             let task = value.split_once(':').unwrap().1.to_owned();

@@ -1,0 +1,15 @@
+// Enqueues so many jobs, one after the other has ended, and prints for each the milliseconds until it started.
+import { Queue, QueueEvents } from 'bullmq';
+import { QUEUE, connection, now } from './common.mjs';
+
+const redis = connection();
+const queue = new Queue(QUEUE, { connection: redis });
+const events = new QueueEvents(QUEUE, { connection: connection() });
+await events.waitUntilReady();
+for (let n = 0; n < Number(process.argv[2]); n += 1) {
+  const asked = now();
+  const job = await queue.add('stamp', { n });
+  console.log((await job.waitUntilFinished(events)) - asked);
+  await new Promise((resolve) => setTimeout(resolve, 2));
+}
+process.exit(0);
