@@ -96,6 +96,34 @@ fn queue_of(batch: usize, concurrency: usize) -> Registry<Seen> {
     Registry::default().queue(QueueSpec { name: Noop::QUEUE, batch, concurrency })
 }
 
+/// How quickly jobs went, and what of the processors each of them took.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    per_second: f64,
+    /// Of the process that runs them (this one).
+    own_us: f64,
+    /// Of Redis.
+    redis_us: f64,
+}
+
+/// A stop-watch.
+struct Watch {
+    began: Instant,
+    cpu: (f64, f64),
+}
+
+impl Watch {
+    async fn start(bench: &Bench) -> Self {
+        Self { cpu: bench.cpu_s().await, began: Instant::now() }
+    }
+
+    async fn stop(self, bench: &Bench, jobs: usize) -> Rate {
+        let (took, cpu, jobs) = (self.began.elapsed().as_secs_f64(), bench.cpu_s().await, jobs as f64);
+        let us = |before, after| (after - before) * 1e6 / jobs;
+        Rate { per_second: jobs / took, own_us: us(self.cpu.0, cpu.0), redis_us: us(self.cpu.1, cpu.1) }
+    }
+}
+
 struct Bench {
     redis: Redis,
     engine: Engine,
@@ -182,6 +210,17 @@ impl Bench {
         info.get(field).unwrap_or(0)
     }
 
+    /// Seconds that this process and Redis have kept processors busy; ours only where Linux tells.
+    async fn cpu_s(&self) -> (f64, f64) {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let ticks = stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2);
+        // Linux counts in hundredths of a second for everybody who asks.
+        let own = ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0;
+        let info: redis::InfoDict = self.ask("INFO", &["cpu"]).await;
+        let of = |field: &str| info.get::<f64>(field).unwrap_or(0.0);
+        (own, of("used_cpu_user") + of("used_cpu_sys"))
+    }
+
     /// Bytes that Redis holds, each of `count` things alike.
     async fn bytes_per(&self, count: usize, empty: u64) -> f64 {
         self.info("memory", "used_memory").await.saturating_sub(empty) as f64 / count as f64
@@ -208,55 +247,60 @@ impl Bench {
         }
     }
 
-    /// Runs a worker until `jobs` have run and are acknowledged; gives jobs per second.
-    async fn run(&self, registry: Registry<Seen>, jobs: usize) -> f64 {
+    /// Runs a worker until `jobs` have run and are acknowledged.
+    async fn run(&self, registry: Registry<Seen>, jobs: usize) -> Rate {
         let (seen, _) = Seen::new(jobs);
         let loops = Loops::default();
-        let began = Instant::now();
+        let watch = Watch::start(self).await;
         Worker::start(self.engine.clone(), registry, seen.clone(), &loops);
         seen.all.notified().await;
         self.until_empty("XLEN", &self.keys.stream()).await;
-        let took = began.elapsed().as_secs_f64();
+        let rate = watch.stop(self, jobs).await;
         assert!(loops.stop(Duration::from_secs(10)).await, "the worker does not stop");
-        jobs as f64 / took
+        rate
     }
 
     /// No-op jobs from a full queue, each with a result that is kept.
     async fn jobs(&self) {
-        println!("\n| {} no-op jobs from a full queue | jobs per second | raw commands | ratio | aim |", self.jobs);
-        println!("|---|---|---|---|---|");
+        println!(
+            "\n| {} no-op jobs from a full queue | jobs per second | raw commands | ratio | aim | processor µs per job: worker, Redis | raw: worker, Redis |",
+            self.jobs
+        );
+        println!("|---|---|---|---|---|---|---|");
         for size in [100, 500] {
             let (mut one, mut many, mut floors) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                self.empty().await;
-                self.fill(self.jobs, false).await;
-                one.push(self.run(queue_of(size, IN_FLIGHT).single(single), self.jobs).await);
-                self.results_are_kept(self.jobs).await;
-                self.empty().await;
-                self.fill(self.jobs, false).await;
-                many.push(self.run(queue_of(size, IN_FLIGHT).batch(batch), self.jobs).await);
-                self.results_are_kept(self.jobs).await;
+                one.push(self.from_a_full_queue(queue_of(size, IN_FLIGHT).single(single)).await);
+                many.push(self.from_a_full_queue(queue_of(size, IN_FLIGHT).batch(batch)).await);
                 self.empty().await;
                 floors.push(floor::jobs(self, size).await);
             }
+            let pick = |rates: &[Rate], of: fn(&Rate) -> f64| median(rates.iter().map(of));
+            let cpu = |rates: &[Rate]| format!("{:.1}, {:.1}", pick(rates, |r| r.own_us), pick(rates, |r| r.redis_us));
             for (handler, rates) in [("one job", one), ("a batch", many)] {
-                let ratio = median(rates.iter().zip(&floors).map(|(rate, floor)| rate / floor));
+                let ratio = median(rates.iter().zip(&floors).map(|(rate, floor)| rate.per_second / floor.per_second));
                 println!(
-                    "| read {size} at once, a handler of {handler} | {:.0} | {:.0} | **{ratio:.2}** | ≥ 0.6 |",
-                    median(rates),
-                    median(floors.clone())
+                    "| read {size} at once, a handler of {handler} | {:.0} | {:.0} | **{ratio:.2}** | ≥ 0.6 | {} | {} |",
+                    pick(&rates, |r| r.per_second),
+                    pick(&floors, |r| r.per_second),
+                    cpu(&rates),
+                    cpu(&floors)
                 );
             }
         }
     }
 
-    /// A benchmark that loses jobs is fast.
-    async fn results_are_kept(&self, jobs: usize) {
-        assert!(self.length_of_all().await >= jobs, "results are missing");
+    async fn from_a_full_queue(&self, registry: Registry<Seen>) -> Rate {
+        self.empty().await;
+        self.fill(self.jobs, false).await;
+        let rate = self.run(registry, self.jobs).await;
+        self.results_are_kept(self.jobs).await;
+        rate
     }
 
-    async fn length_of_all(&self) -> usize {
-        self.ask("DBSIZE", &[]).await
+    /// A benchmark that loses jobs is fast.
+    async fn results_are_kept(&self, jobs: usize) {
+        assert!(self.ask::<usize>("DBSIZE", &[]).await >= jobs, "results are missing");
     }
 
     /// From enqueueing to the first line of the handler, one at a time.
@@ -297,8 +341,11 @@ impl Bench {
 
     /// Tasks that are all due are moved to the stream: by a worker that does nothing else, and by one that runs them.
     async fn promotion(&self) {
-        println!("\n| {} due tasks | per second | longest script ms | aim |", self.jobs);
-        println!("|---|---|---|---|");
+        println!(
+            "\n| {} due tasks | per second | longest script ms, of {ROUNDS} rounds | longer than {SCRIPT_AIM_MS} ms | aim |",
+            self.jobs
+        );
+        println!("|---|---|---|---|---|");
         let (mut moved, mut ran) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             self.empty().await;
@@ -309,7 +356,7 @@ impl Bench {
             let began = Instant::now();
             Worker::start(self.engine.clone(), queue_of(100, 0).single(single), seen, &loops);
             self.until_empty("ZCARD", &self.keys.delayed()).await;
-            moved.push((self.jobs as f64 / began.elapsed().as_secs_f64(), self.longest_script_ms().await));
+            moved.push((self.jobs as f64 / began.elapsed().as_secs_f64(), self.slow_scripts().await));
             assert_eq!(self.length("XLEN", &self.keys.stream()).await, self.jobs, "tasks were lost on their way");
             loops.stop(Duration::from_secs(10)).await;
 
@@ -317,15 +364,16 @@ impl Bench {
             self.fill(self.jobs, true).await;
             self.watch_scripts().await;
             let rate = self.run(queue_of(500, IN_FLIGHT).batch(batch), self.jobs).await;
-            ran.push((rate, self.longest_script_ms().await));
+            ran.push((rate.per_second, self.slow_scripts().await));
         }
-        let aims = [format!("≥ 200000/s, ≤ {SCRIPT_AIM_MS} ms"), format!("≤ {SCRIPT_AIM_MS} ms")];
+        let aims = ["≥ 200000/s", ""];
         for ((name, rounds), aim) in
             [("moved to the stream", moved), ("moved, run and acknowledged", ran)].into_iter().zip(aims)
         {
             let rate = median(rounds.iter().map(|round| round.0));
-            let longest = rounds.iter().map(|round| round.1).fold(0.0, f64::max);
-            println!("| {name} | **{rate:.0}** | {longest:.2} | {aim} |");
+            let longest = rounds.iter().map(|round| round.1.0).fold(0.0, f64::max);
+            let slow: usize = rounds.iter().map(|round| round.1.1).sum();
+            println!("| {name} | **{rate:.0}** | {longest:.2} | {slow} | {aim}; ≤ {SCRIPT_AIM_MS} ms |");
         }
     }
 
@@ -336,16 +384,17 @@ impl Bench {
         let _: () = self.ask("SLOWLOG", &["RESET"]).await;
     }
 
-    /// What Redis itself took for the longest command since.
-    async fn longest_script_ms(&self) -> f64 {
+    /// What Redis itself took for the longest command since then, in milliseconds, and how many took longer than aimed.
+    async fn slow_scripts(&self) -> (f64, usize) {
         let slow: Vec<redis::Value> = self.ask("SLOWLOG", &["GET", "-1"]).await;
-        let micros = |entry| match entry {
+        let ms = |entry| match entry {
             redis::Value::Array(fields) => {
-                fields.get(2).cloned().and_then(|us| redis::from_redis_value::<u64>(us).ok()).unwrap_or(0)
+                fields.get(2).cloned().and_then(|us| redis::from_redis_value::<f64>(us).ok())
             }
-            _ => 0,
+            _ => None,
         };
-        slow.into_iter().map(micros).max().unwrap_or(0) as f64 / 1e3
+        let all: Vec<f64> = slow.into_iter().filter_map(ms).map(|us| us / 1e3).collect();
+        (all.iter().copied().fold(0.0, f64::max), all.iter().filter(|ms| **ms > SCRIPT_AIM_MS).count())
     }
 
     /// Tasks enqueued, by many at once and in batches.

@@ -8,7 +8,7 @@ use onrush::platform::redis::Redis;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::{Bench, IN_FLIGHT, RESULT_TTL, envelope};
+use super::{Bench, IN_FLIGHT, RESULT_TTL, Rate, Watch, envelope};
 
 const GROUP: &str = "floor";
 /// What a job ends with.
@@ -58,14 +58,15 @@ async fn finish(redis: Redis, stream: String, entries: Entries) {
     pipe.query_async::<()>(&mut redis.commands()).await.unwrap();
 }
 
-/// Jobs per second from a full stream, with as many batches under way as the engine has.
-pub async fn jobs(bench: &Bench, size: usize) -> f64 {
+/// Jobs from a full stream, with as many batches under way as the engine has.
+pub async fn jobs(bench: &Bench, size: usize) -> Rate {
     fill(bench).await;
     make_group(bench).await;
     let stream = bench.keys.stream();
     let mut connection = bench.redis.blocking().await.unwrap();
     let (permits, tracker) = (Arc::new(Semaphore::new(IN_FLIGHT)), TaskTracker::new());
-    let (began, mut left) = (Instant::now(), bench.jobs);
+    let watch = Watch::start(bench).await;
+    let mut left = bench.jobs;
     while left > 0 {
         let permit = permits.clone().acquire_owned().await.unwrap();
         let entries = read(&mut connection, &stream, size).await;
@@ -78,7 +79,7 @@ pub async fn jobs(bench: &Bench, size: usize) -> f64 {
     }
     tracker.close();
     tracker.wait().await;
-    bench.jobs as f64 / began.elapsed().as_secs_f64()
+    watch.stop(bench, bench.jobs).await
 }
 
 /// Milliseconds from an `XADD` to the reader that waits for it.

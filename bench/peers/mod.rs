@@ -18,8 +18,10 @@ use uuid::Uuid;
 use super::support::{Running, percentile};
 use super::{Bench, IN_FLIGHT, Noop, engine};
 
-/// Jobs of a full queue: some ten seconds for the peers. Ours has as many as its other measurements.
-const JOBS: usize = 30_000;
+/// Jobs of a full queue of Celery, and of BullMQ: each some ten to twenty seconds. Ours is as full as in its other
+/// measurements.
+const CELERY_JOBS: usize = 30_000;
+const BULLMQ_JOBS: usize = 200_000;
 /// Tasks enqueued one at a time.
 const STARTS: usize = 1000;
 /// A worker that was asked to end is killed after this long.
@@ -115,7 +117,11 @@ impl Side {
     }
 
     fn jobs(self, bench: &Bench) -> usize {
-        if self == Self::Ours { bench.jobs } else { bench.jobs.min(JOBS) }
+        match self {
+            Self::Ours => bench.jobs,
+            Self::Celery => bench.jobs.min(CELERY_JOBS),
+            Self::BullMq => bench.jobs.min(BULLMQ_JOBS),
+        }
     }
 
     async fn fill(self, bench: &Bench, jobs: usize) {
