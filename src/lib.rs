@@ -39,3 +39,8 @@ pub mod jobs;
 pub mod ops;
 pub mod routes;
 pub mod serve;
+
+/// The code of docs/TASKS.md, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/TASKS.md")]
+pub struct TasksPage;
