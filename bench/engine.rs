@@ -270,8 +270,8 @@ impl Bench {
         for size in [100, 500] {
             let (mut one, mut many, mut floors) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                one.push(self.from_a_full_queue(queue_of(size, IN_FLIGHT).single(single)).await);
-                many.push(self.from_a_full_queue(queue_of(size, IN_FLIGHT).batch(batch)).await);
+                one.push(self.full_queue(queue_of(size, IN_FLIGHT).single(single)).await);
+                many.push(self.full_queue(queue_of(size, IN_FLIGHT).batch(batch)).await);
                 self.empty().await;
                 floors.push(floor::jobs(self, size).await);
             }
@@ -290,7 +290,7 @@ impl Bench {
         }
     }
 
-    async fn from_a_full_queue(&self, registry: Registry<Seen>) -> Rate {
+    async fn full_queue(&self, registry: Registry<Seen>) -> Rate {
         self.empty().await;
         self.fill(self.jobs, false).await;
         let rate = self.run(registry, self.jobs).await;
