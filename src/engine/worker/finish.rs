@@ -22,7 +22,7 @@ const FINISH_ATTEMPTS: u32 = 30;
 /// Dead letters kept per queue; the oldest go first.
 const DEAD_LETTERS_KEPT: u64 = 10_000;
 /// Deliveries that one script call ends, so that none holds up Redis for long.
-const FINISH_CHUNK: usize = 512;
+const FINISH_CHUNK: usize = 256;
 
 /// How a delivery ends.
 pub(super) enum Ending {
@@ -134,7 +134,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let mut next_key = 8 + endings.len();
         for (delivery, ending) in endings {
             let life = life(&delivery.envelope.name).unwrap_or(engine.settings.result_ttl);
-            let written = self.written(delivery, ending, now, millis(life));
+            let written = self.written(delivery, ending, now, millis(life).max(1));
             call.arg(&delivery.entry).arg(delivery.envelope.key.as_simple().to_string()).arg(ending.what().0);
             call.arg(written.record)
                 .arg(written.life_ms)
