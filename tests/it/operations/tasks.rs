@@ -23,8 +23,9 @@ async fn tasks_are_found_by_queue_state_name_and_time_in_pages() {
         desk.ended(id).await;
     }
     let running = desk.enqueue("wait").await;
-    let middle = desk.h.now();
     desk.h.eventually(async || desk.status(&running).await.state == State::Started).await;
+    // Later than its enqueueing by now: a task is shown as started when it has run for a while.
+    let middle = desk.h.now();
     let waiting = [desk.enqueue("x").await, desk.enqueue("y").await];
     let delayed = desk.enqueue_after("later", Some(Duration::from_secs(3600))).await;
     let of = |ids: &[&TaskId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>();
