@@ -122,8 +122,9 @@ pub fn trouble(error: &sqlx::Error) -> Trouble {
     }
 }
 
-/// Rows of one multi-row statement, at most.
-pub const CHUNK: usize = 256;
+/// Rows of one multi-row statement, at most. Below `eq_range_index_dive_limit` (200): a longer `IN` list is planned by the
+/// table's statistics, which are wrong while it grows, and then reads all that an activity has for each batch.
+pub const CHUNK: usize = 128;
 
 /// Whether a statement of `rows` rows will be met again, so that the server should keep it prepared: one row, or a
 /// whole chunk. Every other length would only push those out of the connection's cache.

@@ -13,14 +13,16 @@ use crate::auth::UserId;
 use crate::error::Kind;
 use crate::platform::together::Together;
 
-/// Ids a memory holds; past it everything older than its time is dropped, or all of it.
+/// Unknown ids remembered; past it everything older than its time is dropped, or all of it.
 const MEMORY_SIZE: usize = 4096;
+/// Sold-out activities remembered at once, each with half a megabyte of [`TOLD_BITS`]; past it all are dropped.
+const SOLD_OUT_SIZE: usize = 64;
 /// An unknown activity is not asked for again for this long.
 const UNKNOWN_FOR: Duration = Duration::from_secs(1);
 /// Who was told from memory that all is sold is asked for at the gate when he comes again within this long.
 const TOLD_FOR: Duration = Duration::from_secs(3);
 /// Bits by which they are known; a user who shares one is asked for at the gate, which is no harm.
-const TOLD_BITS: u64 = 1 << 20;
+const TOLD_BITS: u64 = 1 << 22;
 
 /// The memory.
 pub struct Memory {
@@ -96,7 +98,7 @@ impl Memory {
     /// The gate has said that all is sold.
     pub fn saw_sold_out(&self, activity: ActivityId) {
         let mut memory = self.sold_out.write().unwrap_or_else(PoisonError::into_inner);
-        if memory.len() >= MEMORY_SIZE {
+        if memory.len() >= SOLD_OUT_SIZE {
             memory.clear();
         }
         let kept = memory.get(&activity).filter(|known| known.told.since.elapsed() < TOLD_FOR);
