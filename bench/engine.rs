@@ -114,14 +114,19 @@ struct Watch {
 
 impl Watch {
     async fn start(bench: &Bench) -> Self {
-        Self { cpu: bench.cpu_s().await, began: Instant::now() }
+        Self { cpu: cpu_s(bench).await, began: Instant::now() }
     }
 
     async fn stop(self, bench: &Bench, jobs: usize) -> Rate {
-        let (took, cpu, jobs) = (self.began.elapsed().as_secs_f64(), bench.cpu_s().await, jobs as f64);
+        let (took, cpu, jobs) = (self.began.elapsed().as_secs_f64(), cpu_s(bench).await, jobs as f64);
         let us = |before, after| (after - before) * 1e6 / jobs;
         Rate { per_second: jobs / took, own_us: us(self.cpu.0, cpu.0), redis_us: us(self.cpu.1, cpu.1) }
     }
+}
+
+/// Seconds that this process and Redis have kept processors busy.
+async fn cpu_s(bench: &Bench) -> (f64, f64) {
+    (support::process_cpu_s(std::process::id()), support::redis_cpu_s(&bench.redis).await)
 }
 
 struct Bench {
@@ -208,17 +213,6 @@ impl Bench {
     async fn info(&self, section: &str, field: &str) -> u64 {
         let info: redis::InfoDict = self.ask("INFO", &[section]).await;
         info.get(field).unwrap_or(0)
-    }
-
-    /// Seconds that this process and Redis have kept processors busy; ours only where Linux tells.
-    async fn cpu_s(&self) -> (f64, f64) {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let ticks = stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2);
-        // Linux counts in hundredths of a second for everybody who asks.
-        let own = ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0;
-        let info: redis::InfoDict = self.ask("INFO", &["cpu"]).await;
-        let of = |field: &str| info.get::<f64>(field).unwrap_or(0.0);
-        (own, of("used_cpu_user") + of("used_cpu_sys"))
     }
 
     /// Bytes that Redis holds, each of `count` things alike.

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot go on has nothing to report")]
 
+mod placing;
 mod support;
 
 use std::fmt::Write as _;
@@ -23,8 +24,8 @@ use onrush::platform::clock::Clock;
 use onrush::platform::db;
 use onrush::platform::id::Id;
 use onrush::platform::money::Money;
+use onrush::routes;
 use onrush::seckill::{self, NewActivity};
-use onrush::{payments, routes};
 
 use support::{Dir, ROUNDS, Running, median};
 
@@ -34,10 +35,6 @@ const USERS: usize = 400_000;
 const SECONDS: u64 = 6;
 /// Connections of wrk.
 const CONNECTIONS: usize = 256;
-/// Orders placed by the worker in its scenario.
-const PLACED: usize = 200_000;
-/// Orders due in the sweep's scenario.
-const SWEPT: usize = 100_000;
 
 #[tokio::main]
 async fn main() {
@@ -68,6 +65,9 @@ struct Measured {
     p99_ms: f64,
     refused: u64,
     broken: u64,
+    /// Processor µs per request: of the process that answers, and of Redis.
+    own_us: f64,
+    redis_us: f64,
 }
 
 struct Bench {
@@ -81,7 +81,7 @@ struct Bench {
 
 /// A process that answers HTTP.
 struct Process {
-    _running: Running,
+    running: Running,
     url: String,
 }
 
@@ -112,7 +112,7 @@ impl Process {
             assert!(Instant::now() < deadline, "{} does not answer", program.display());
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { _running: running, url }
+        Self { running, url }
     }
 }
 
@@ -152,17 +152,20 @@ impl Bench {
         }
     }
 
-    fn wrk(&self, url: &str, method: &str, body: &str, paths: Option<&Path>) -> Measured {
+    fn wrk(&self, process: &Process, path: &str, method: &str, body: &str, paths: Option<&Path>) -> Measured {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/requests.lua");
         let mut command = Command::new("wrk");
         command
             .args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "--latency", "-s"])
             .arg(script)
-            .arg(url)
+            .arg(format!("{}{path}", process.url))
             .arg("--");
         command.arg(self.dir.path().join(if paths.is_some() { "winners" } else { "tokens" })).arg(method).arg(body);
         command.args(paths);
+        let before = self.cpu_s(process);
         let output = command.output().expect("wrk (apt install wrk)");
+        let after = self.cpu_s(process);
+        let (own, redis) = (after.0 - before.0, after.1 - before.1);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line =
             text.lines().find_map(|line| line.strip_prefix("RESULT ")).unwrap_or_else(|| panic!("wrk said: {text}"));
@@ -173,7 +176,16 @@ impl Bench {
             p99_ms: n[3] / 1e3,
             refused: n[4] as u64,
             broken: n[5] as u64,
+            own_us: own * 1e6 / n[0],
+            redis_us: redis * 1e6 / n[0],
         }
+    }
+
+    /// Seconds that `process` and Redis have kept processors busy.
+    fn cpu_s(&self, process: &Process) -> (f64, f64) {
+        let redis = support::redis_cpu_s(&self.app.redis);
+        let redis = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(redis));
+        (support::process_cpu_s(process.running.0.id()), redis)
     }
 
     async fn activity(&self, stock: i64) -> seckill::ActivityId {
@@ -202,17 +214,20 @@ impl Bench {
     fn compare(&mut self, name: &str, aim: &str, mut scenario: impl FnMut(&Self) -> Measured) {
         let (mut floors, mut runs) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            floors.push(self.wrk(&format!("{}/floor", self.floor.url), "POST", "", None));
+            floors.push(self.wrk(&self.floor, "/floor", "POST", "", None));
             runs.push(scenario(self));
         }
         let pick = |of: fn(&Measured) -> f64, from: &[Measured]| median(from.iter().map(of));
         let ratio = median(runs.iter().zip(&floors).map(|(run, floor)| run.rate / floor.rate));
         let row = format!(
-            "| {name} | {:.0} | {:.2} | {:.2} | {:.0} | **{ratio:.2}** | {aim} |",
+            "| {name} | {:.0} | {:.2} | {:.2} | {:.0} | **{ratio:.2}** | {aim} | {:.1}, {:.1} | {:.1} |",
             pick(|m| m.rate, &runs),
             pick(|m| m.p50_ms, &runs),
             pick(|m| m.p99_ms, &runs),
             pick(|m| m.rate, &floors),
+            pick(|m| m.own_us, &runs),
+            pick(|m| m.redis_us, &runs),
+            pick(|m| m.own_us, &floors),
         );
         let broken: u64 = runs.iter().map(|run| run.broken).sum();
         println!("{row}   (refused {:?}, broken {broken})", runs.iter().map(|run| run.refused).collect::<Vec<_>>());
@@ -223,8 +238,10 @@ impl Bench {
         // `script/bench submits sweep` runs those alone.
         let args = support::words();
         let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
-        println!("| scenario | per second | p50 ms | p99 ms | floor per second | ratio to the floor | aim |");
-        println!("|---|---|---|---|---|---|---|");
+        println!(
+            "| scenario | per second | p50 ms | p99 ms | floor per second | ratio to the floor | aim | processor µs per request: service, Redis | floor |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|");
         if wanted("submits") {
             self.submits().await;
         }
@@ -249,15 +266,15 @@ impl Bench {
         let mut fresh = wins.clone().into_iter();
         self.compare("submit that wins", "≥ 0.70", |bench| {
             let activity = fresh.next().unwrap();
-            bench.wrk(&format!("{}{}", bench.api.url, path(activity)), "POST", "", None)
+            bench.wrk(&bench.api, &path(activity), "POST", "", None)
         });
         let empty = self.activity(1).await;
         seckill::submit(&self.app, empty, user(USERS)).await.unwrap();
         self.compare("submit after sold out", "≥ 0.95", |bench| {
-            bench.wrk(&format!("{}{}", bench.api.url, path(empty)), "POST", "", None)
+            bench.wrk(&bench.api, &path(empty), "POST", "", None)
         });
         let paths = self.poll_paths(wins[0]).await;
-        let polls = |bench: &Self| bench.wrk(&bench.api.url, "GET", "", Some(&paths));
+        let polls = |bench: &Self| bench.wrk(&bench.api, "", "GET", "", Some(&paths));
         self.compare("poll of a waiting submission", "≥ 0.75", polls);
         for activity in wins {
             self.forget(activity).await;
@@ -276,7 +293,7 @@ impl Bench {
             let course = fresh.next().unwrap();
             tokio::task::block_in_place(|| runtime.block_on(bench.forget_keys()));
             let body = format!("{{\"course_ids\":[\"{course}\"]}}");
-            bench.wrk(&format!("{}{}/orders", bench.api.url, routes::API), "POST", &body, None)
+            bench.wrk(&bench.api, &format!("{}/orders", routes::API), "POST", &body, None)
         });
     }
 
@@ -312,130 +329,6 @@ impl Bench {
         let keys = self.app.engine.keys(&seckill::queue(activity));
         let _: i64 = redis::cmd("UNLINK").arg(keys.stream()).query_async(&mut self.app.redis.commands()).await.unwrap();
         sqlx::query("DELETE FROM seckill_activities WHERE id = ?").bind(activity).execute(&self.app.db).await.unwrap();
-    }
-
-    /// The worker empties a full queue; then a plain client inserts the same rows in batches of the same size.
-    async fn placed(&mut self) {
-        let activity = self.activity(PLACED as i64).await;
-        let path = format!("{}{}/seckill/activities/{activity}/submissions", self.api.url, routes::API);
-        while self.app.engine.depth(&seckill::queue(activity)).await.unwrap().depth < PLACED as u64 {
-            self.wrk(&path, "POST", "", None);
-        }
-        let settings: Vec<(&'static str, String)> = vec![
-            ("database_url", secrecy::ExposeSecret::expose_secret(&self.app.config.database_url).to_owned()),
-            ("redis_url", secrecy::ExposeSecret::expose_secret(&self.app.config.redis_url).to_owned()),
-            ("auth.jwt_secret", "a-secret-of-the-benchmark-with-32-bytes".to_owned()),
-            ("log.filter", "warn".to_owned()),
-        ];
-        let done = |count: i64| count >= PLACED as i64;
-        let count = async || -> i64 {
-            sqlx::query_scalar("SELECT stock - stock_left FROM seckill_activities WHERE id = ?")
-                .bind(activity)
-                .fetch_one(&self.app.db)
-                .await
-                .unwrap()
-        };
-        let worker = Process::start(
-            Path::new(env!("CARGO_BIN_EXE_onrush")),
-            &["serve", "--roles", "worker"],
-            &settings,
-            "/healthz",
-        );
-        let (began, before) = loop {
-            let n = count().await;
-            if n > 0 {
-                break (Instant::now(), n);
-            }
-        };
-        while !done(count().await) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let rate = (PLACED as i64 - before) as f64 / began.elapsed().as_secs_f64();
-        drop(worker);
-        let plain = self.plain_inserts(activity).await;
-        println!(
-            "\n| orders placed by the worker per second | plain multi-row inserts of the same rows | ratio | aim |\n|---|---|---|---|"
-        );
-        println!("| {rate:.0} | {plain:.0} | **{:.2}** | ≥ 0.5 |", rate / plain);
-    }
-
-    /// Copies the rows the worker made (under new ids) with multi-row inserts, a transaction per batch, two connections.
-    async fn plain_inserts(&self, activity: seckill::ActivityId) -> f64 {
-        let batch = self.app.config.seckill.batch_size;
-        let copies: Vec<Vec<[Id<()>; 3]>> =
-            (0..PLACED / batch).map(|_| (0..batch).map(|_| [Id::new(), Id::new(), Id::new()]).collect()).collect();
-        let began = Instant::now();
-        let halves = copies.chunks(copies.len().div_ceil(2)).map(|half| self.insert_half(activity, half));
-        futures_util::future::join_all(halves).await;
-        (copies.len() * batch) as f64 / began.elapsed().as_secs_f64()
-    }
-
-    async fn insert_half(&self, activity: seckill::ActivityId, batches: &[Vec<[Id<()>; 3]>]) {
-        let now = self.app.clock.now();
-        let mut conn = self.app.db.acquire().await.unwrap();
-        for batch in batches {
-            let mut tx = sqlx::Connection::begin(&mut *conn).await.unwrap();
-            let mut orders = sqlx::QueryBuilder::<sqlx::MySql>::new(
-                "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen, payable_fen, points_used, points_earned, currency, created_at, expires_at) ",
-            );
-            orders.push_values(batch, |mut row, [order, user, _]| {
-                row.push_bind(*order)
-                    .push_bind(*user)
-                    .push("'seckill', 0, 100, 0, 0, 100, 0, 1, 'CNY'")
-                    .push_bind(now)
-                    .push_bind(now);
-            });
-            orders.build().persistent(true).execute(&mut *tx).await.unwrap();
-            let mut items = sqlx::QueryBuilder::<sqlx::MySql>::new(
-                "INSERT INTO order_items (order_id, position, course_id, title, price_fen, coupon_discount_fen, points_discount_fen, payable_fen) ",
-            );
-            items.push_values(batch, |mut row, [order, _, _]| {
-                row.push_bind(*order).push("1").push_bind(activity).push("'bench', 100, 0, 0, 100");
-            });
-            items.build().persistent(true).execute(&mut *tx).await.unwrap();
-            let mut entries = sqlx::QueryBuilder::<sqlx::MySql>::new(
-                "INSERT INTO seckill_entries (id, activity_id, user_id, order_id, live, created_at) ",
-            );
-            entries.push_values(batch, |mut row, [order, user, entry]| {
-                row.push_bind(*entry)
-                    .push_bind(activity)
-                    .push_bind(*user)
-                    .push_bind(*order)
-                    .push("NULL")
-                    .push_bind(now);
-            });
-            entries.build().persistent(true).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
-        }
-    }
-
-    /// One process sweeps orders that are all due, from MySQL alone.
-    async fn swept(&mut self) {
-        sqlx::query("DELETE FROM orders").execute(&self.app.db).await.unwrap();
-        let now = self.app.clock.now();
-        for _ in 0..SWEPT / 1000 {
-            let mut orders = sqlx::QueryBuilder::<sqlx::MySql>::new(
-                "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen, payable_fen, points_used, points_earned, currency, created_at, expires_at) ",
-            );
-            orders.push_values(0..1000, |mut row, _| {
-                row.push_bind(Id::<()>::new())
-                    .push_bind(Id::<()>::new())
-                    .push("'course', 0, 100, 0, 0, 100, 0, 1, 'CNY'")
-                    .push_bind(now)
-                    .push_bind(now);
-            });
-            orders.build().persistent(false).execute(&self.app.db).await.unwrap();
-        }
-        let began = Instant::now();
-        payments::sweep_due(&self.app).await.unwrap();
-        let took = began.elapsed().as_secs_f64();
-        let left: i64 =
-            sqlx::query_scalar("SELECT COUNT(*) FROM orders WHERE status = 0").fetch_one(&self.app.db).await.unwrap();
-        assert_eq!(left, 0, "the sweep left due orders");
-        println!(
-            "\n| sweep of {SWEPT} due orders | orders per second |\n|---|---|\n| {took:.1} s | {:.0} |",
-            SWEPT as f64 / took
-        );
     }
 }
 

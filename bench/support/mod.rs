@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use onrush::dev::servers::{Care, Server};
+use onrush::platform::redis::Redis;
 
 /// Measurements of each scenario; the median counts.
 pub const ROUNDS: usize = 3;
@@ -59,6 +60,21 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Seconds that a process has kept processors busy; 0 where Linux does not tell.
+pub fn process_cpu_s(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let ticks = stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2);
+    // Linux counts in hundredths of a second for everybody who asks.
+    ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// Seconds that Redis has kept processors busy, by its own account.
+pub async fn redis_cpu_s(redis: &Redis) -> f64 {
+    let info: redis::InfoDict = redis::cmd("INFO").arg("cpu").query_async(&mut redis.commands()).await.unwrap();
+    let of = |field: &str| info.get::<f64>(field).unwrap_or(0.0);
+    of("used_cpu_user") + of("used_cpu_sys")
 }
 
 /// The middle one.
