@@ -19,4 +19,5 @@ mod playground;
 mod schedules;
 mod seckill;
 mod skeleton;
+mod survival;
 mod wallet;

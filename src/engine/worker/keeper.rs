@@ -23,12 +23,13 @@ const KEEP_PERIOD: Duration = Duration::from_millis(100);
 const PROMOTE_CHUNK: u32 = 500;
 /// Deliveries of dead workers that one look takes over.
 const RECOVER_CHUNK: usize = 100;
-/// A consumer that has not read for this long and owns nothing is removed.
-const CONSUMER_GONE: Duration = Duration::from_secs(3600);
+/// A consumer that has not read for so many leases and owns nothing is removed. One that lives after all is there again
+/// with its next read.
+const CONSUMER_GONE: u32 = 20;
 /// The queue's counters are noted this often.
 const SAMPLE_PERIOD: Duration = Duration::from_secs(5);
-/// Consumers are looked through this often.
-const PRUNE_PERIOD: Duration = Duration::from_secs(300);
+/// Consumers are looked through once in so many leases.
+const PRUNE_PERIOD: u32 = 10;
 
 impl<C: Clone + Send + Sync + 'static> Lane<C> {
     pub(super) async fn keep(self, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
@@ -51,7 +52,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 self.worker.engine.sample(&self.queue).await?;
                 sampled = Some(Instant::now());
             }
-            if due(pruned, PRUNE_PERIOD) {
+            if due(pruned, lease * PRUNE_PERIOD) {
                 self.prune().await?;
                 pruned = Some(Instant::now());
             }
@@ -121,7 +122,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let removed: Result<i64, redis::RedisError> = scripts::PRUNE
             .key(self.keys.stream())
             .arg(GROUP)
-            .arg(millis(CONSUMER_GONE))
+            .arg(millis(self.worker.engine.settings.lease * CONSUMER_GONE))
             .invoke_async(&mut self.worker.engine.redis.commands())
             .await;
         match removed {
