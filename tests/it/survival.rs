@@ -10,7 +10,8 @@ use onrush::engine::{Item, State};
 use serde_json::Value;
 use uuid::Uuid;
 
-use self::worker::{Death, LEASE_MS, Mark, Setup, queue};
+use self::worker::{Death, LEASE_MS, Mark, NOOPS, Noop, Setup, queue};
+use crate::support::{Options, PrivateServers};
 
 /// Workers that die by their own hand in the first test, besides as many killed from outside as it takes.
 const SUICIDES: usize = 34;
@@ -186,4 +187,52 @@ async fn three_hundred_restarts_leave_nothing_behind_in_redis() {
     let count = keys().await.len() as i64;
     assert!(count <= all + 20, "{count} keys for {all} tasks");
     last.end("TERM").await;
+}
+
+/// Tasks that wait before the first worker starts, and tasks that come due in the same millisecond.
+const BACKLOG: usize = 200_000;
+const DUE: usize = 100_000;
+/// What a worker's memory may grow by between a small queue and these, in kB: a hundredth of what they weigh would be
+/// noise, all of it 80 MB.
+const GROWTH_KB: u64 = 24 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_and_a_crowd_of_due_tasks_need_no_memory_of_their_own() {
+    let servers = PrivateServers::start().await;
+    let s = Setup::with(Options { servers: Some(servers.addresses()), ..Options::default() }).await;
+    let (engine, queue) = (&s.h.app.engine, NOOPS.name.parse().unwrap());
+    let ended = async || {
+        let done = redis::cmd("HGET").arg(engine.keys(&queue).meta()).arg("done").to_owned();
+        done.query_async::<Option<usize>>(&mut s.h.app.redis.commands()).await.unwrap().unwrap_or(0)
+    };
+    let fill = async |count: usize, due| {
+        for _ in 0..count / 1000 {
+            let items: Vec<_> = (0..1000).map(|_| Item { key: Uuid::now_v7(), args: Noop {}, due }).collect();
+            assert_eq!(engine.enqueue(&items).await.unwrap(), 1000);
+        }
+    };
+    // However long that takes on this machine, as long as it goes on.
+    let until_ended = async |count: usize| {
+        let mut before = ended().await;
+        while before < count {
+            s.h.eventually(async || ended().await > before).await;
+            before = ended().await;
+        }
+    };
+    fill(5_000, None).await;
+    let mut small = s.worker().await;
+    until_ended(5_000).await;
+    let usual = small.peak_kb();
+    small.end("TERM").await;
+    fill(BACKLOG, None).await;
+    fill(DUE, Some(s.h.now())).await;
+    let mut worker = s.worker().await;
+    until_ended(5_000 + BACKLOG + DUE).await;
+    let peak = worker.peak_kb();
+    worker.end("TERM").await;
+    if let (Some(usual), Some(peak)) = (usual, peak) {
+        assert!(peak < usual + GROWTH_KB, "{peak} kB, where a small queue needs {usual}");
+    }
+    let depth = engine.depth(&queue).await.unwrap();
+    assert_eq!((depth.depth, depth.delayed, depth.dead, ended().await), (0, 0, 0, 5_000 + BACKLOG + DUE));
 }

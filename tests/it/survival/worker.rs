@@ -1,6 +1,7 @@
 //! A worker in a process of its own, which may be killed, stopped and continued: this test binary once more, running
 //! the one ignored test below with the settings of its test in the environment.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use onrush::app::App;
@@ -46,6 +47,23 @@ impl Task for Mark {
     const NAME: &'static str = "test.mark";
     const QUEUE: &'static str = SPEC.name;
     const RETRY: Retry = Retry { attempts: 3, base: Duration::from_millis(10), cap: Duration::from_millis(20) };
+}
+
+/// Does nothing, many at once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Noop {}
+
+/// As a queue with much to do has it.
+pub const NOOPS: QueueSpec = QueueSpec { name: "noops", batch: 200, concurrency: 2 };
+
+impl Task for Noop {
+    const NAME: &'static str = "test.noop";
+    const QUEUE: &'static str = NOOPS.name;
+    const KEEP_RESULT: Option<Duration> = Some(Duration::from_secs(1));
+}
+
+async fn noop(_: App, jobs: Vec<Job<Noop>>) -> Vec<Outcome> {
+    jobs.iter().map(|_| Outcome::done()).collect()
 }
 
 fn gate(app: &App) -> String {
@@ -98,7 +116,8 @@ async fn work() {
     let app = App::connect(Config::load(None, &[]).unwrap(), Clock::System).await.unwrap();
     telemetry::init_logs(LogFormat::Json, "warn").unwrap();
     let loops = Loops::default();
-    Worker::start(app.engine.clone(), Registry::default().queue(SPEC).single(mark), app.clone(), &loops);
+    let registry = Registry::default().queue(SPEC).single(mark).queue(NOOPS).batch(noop);
+    Worker::start(app.engine.clone(), registry, app.clone(), &loops);
     serve::until_told_to_stop().await.unwrap();
     loops.stop(Duration::from_secs(app.config.http.drain_s)).await;
     // As the service: what has not ended by now is cut off.
@@ -145,9 +164,9 @@ impl Setup {
             dir,
             throw_away: true,
         };
-        let log = recipe.log_file();
+        let dir = recipe.dir.clone();
         let running = blocking(move || recipe.start(|| true)).await.unwrap();
-        WorkerProcess { running: Some(running), log }
+        WorkerProcess { running: Some(running), dir }
     }
 
     pub async fn enqueue(&self, marks: impl IntoIterator<Item = Mark>) -> Vec<TaskId> {
@@ -174,7 +193,7 @@ impl Setup {
 /// A worker in a process of its own.
 pub struct WorkerProcess {
     running: Option<Supervised>,
-    log: std::path::PathBuf,
+    dir: PathBuf,
 }
 
 impl WorkerProcess {
@@ -199,9 +218,18 @@ impl WorkerProcess {
         .await;
     }
 
+    /// The most memory that it ever had, in kB; nothing where Linux does not tell.
+    pub fn peak_kb(&self) -> Option<u64> {
+        let pid = std::fs::read_to_string(self.dir.join("server.pid")).ok()?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?.parse().ok()
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        std::fs::read(&self.log).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
+        std::fs::read(self.dir.join("server.log"))
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
     }
 }
 
