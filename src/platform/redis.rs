@@ -77,6 +77,13 @@ impl Redis {
         (status.size, status.size.saturating_sub(status.available))
     }
 
+    /// Which processes of Redis serve: another id is another process, which may know less than the one before.
+    pub async fn run_ids(&self) -> anyhow::Result<Vec<String>> {
+        let info = deadpool_redis::redis::cmd("INFO").arg("server").to_owned();
+        let info: InfoDict = info.query_async(&mut self.commands()).await.context("reading INFO server from Redis")?;
+        Ok(vec![info.get("run_id").context("a Redis without a run_id")?])
+    }
+
     /// Refuses a server that may drop keys on its own, and says when a restart of it would lose data.
     pub async fn require_safe_server(&self) -> anyhow::Result<()> {
         let mut commands = self.commands();

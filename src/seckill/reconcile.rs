@@ -30,6 +30,19 @@ const CONFIRM_MORE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Doubts(Mutex<HashMap<ActivityId, (Look, Instant)>>);
 
+/// The servers that every gate was last told on who holds a unit.
+#[derive(Default)]
+struct Familiar(Mutex<Vec<String>>);
+
+impl Familiar {
+    fn is(&self, servers: &[String]) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) == servers
+    }
+    fn now_are(&self, servers: Vec<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+    }
+}
+
 /// A correction made, or due.
 #[derive(Debug, Clone, Copy)]
 pub struct Correction {
@@ -52,14 +65,20 @@ pub async fn look_after_gates(app: &App) -> Result<()> {
     if activities.len() > MAX_ACTIVITIES as usize {
         tracing::warn!(limit = MAX_ACTIVITIES, "more activities than are looked after at once; the first to end wait");
     }
+    let servers = app.redis.run_ids().await?;
+    let familiar = app.local::<Familiar>().is(&servers);
     for activity in activities.iter().take(MAX_ACTIVITIES as usize) {
         super::open_gate(app, activity.id).await?;
+        if !familiar {
+            remember_users(app, activity.id).await?;
+        }
         if activity.closed_at.is_some() {
             // Redis may have come back as it was before the close.
             Gate::of(&app.engine, activity.id).close(app).await?;
         }
         reconcile(app, activity.id, true).await?;
     }
+    app.local::<Familiar>().now_are(servers);
     return_again(app).await
 }
 
@@ -135,6 +154,24 @@ pub async fn reconcile(app: &App, activity: ActivityId, repair: bool) -> Result<
             .increment(1);
     }
     Ok(Some(Correction { activity, look, made }))
+}
+
+/// Tells a gate from MySQL who holds a unit. A Redis that failed over, or lost its last second at a restart, may have
+/// forgotten who was admitted: they would be told that all is sold.
+async fn remember_users(app: &App, activity: ActivityId) -> Result<()> {
+    let (gate, mut after, mut forgotten) = (Gate::of(&app.engine, activity), UserId::min(), 0);
+    loop {
+        let mut conn = app.db.acquire().await?;
+        let users = store::users_of(&mut conn, activity, after, super::WARM_CHUNK).await?;
+        drop(conn);
+        let Some((last, ..)) = users.last() else { break };
+        after = *last;
+        forgotten += gate.remember_users(app, &users).await?;
+    }
+    if forgotten > 0 {
+        tracing::warn!(activity.id = %activity, forgotten, "a gate had forgotten who holds a unit");
+    }
+    Ok(())
 }
 
 /// Both sides at one instant: `None` without a gate, or when Redis moved while MySQL was read.

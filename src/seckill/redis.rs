@@ -22,6 +22,7 @@ const LOCK_MS: u64 = 3_000;
 
 static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit.lua")));
 static WARM_USERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/warm_users.lua")));
+static REMEMBER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/remember.lua")));
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/open.lua")));
 static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/return.lua")));
 static LOOK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/look.lua")));
@@ -109,8 +110,17 @@ impl Gate {
         let mut call = WARM_USERS.prepare_invoke();
         call.key(self.lock()).key(self.gate()).arg(token).arg(LOCK_MS);
         for (user, tries, entry) in users {
-            let held = entry.map(|entry| entry.to_string()).unwrap_or_default();
-            call.arg(user.to_string()).arg(format!("{tries}:{held}"));
+            call.arg(user.to_string()).arg(held(*tries, *entry));
+        }
+        call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
+    }
+
+    /// Writes who holds a unit, (user, tries, live entry), where the gate does not know. Returns how many it had forgotten.
+    pub async fn remember_users(&self, app: &App, users: &[(UserId, i64, Option<EntryId>)]) -> anyhow::Result<i64> {
+        let mut call = REMEMBER.prepare_invoke();
+        call.key(self.gate());
+        for (user, tries, entry) in users {
+            call.arg(user.to_string()).arg(held(*tries, *entry));
         }
         call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
     }
@@ -206,8 +216,7 @@ impl Gate {
 
     /// Inside the acknowledgement: the user's place names `entry`.
     pub fn remember_user(&self, user: UserId, tries: i64, entry: Option<EntryId>) -> Effect {
-        let held = entry.map(|entry| entry.to_string()).unwrap_or_default();
-        Effect { key: self.gate(), command: "HSET", args: vec![place(user), format!("{tries}:{held}")] }
+        Effect { key: self.gate(), command: "HSET", args: vec![place(user), held(tries, entry)] }
     }
 
     /// Inside the acknowledgement: the reserved unit is on sale again.
@@ -219,6 +228,11 @@ impl Gate {
 /// The gate's field with a user's place.
 fn place(user: UserId) -> String {
     format!("u{user}")
+}
+
+/// What is in it.
+fn held(tries: i64, entry: Option<EntryId>) -> String {
+    format!("{tries}:{}", entry.map(|entry| entry.to_string()).unwrap_or_default())
 }
 
 /// The gate's word on the submission whose task would be `entry`.

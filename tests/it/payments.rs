@@ -3,6 +3,7 @@
 mod callbacks;
 mod closing;
 mod crossing;
+mod failover;
 mod late;
 mod races;
 mod sandbox;

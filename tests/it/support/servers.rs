@@ -45,7 +45,7 @@ pub fn servers() -> Addresses {
 pub struct PrivateServers {
     servers: Option<Servers>,
     /// Dropped last: the servers are gone by then.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl PrivateServers {
@@ -54,13 +54,18 @@ impl PrivateServers {
         let path = dir.path().to_owned();
         // Safe: a server that is killed has its data when it starts again.
         let servers = blocking(move || Servers::start(&path, Care::Safe)).await;
-        Self { servers: Some(servers.expect("private servers for one test")), _dir: dir }
+        Self { servers: Some(servers.expect("private servers for one test")), dir }
     }
 
     pub fn addresses(&self) -> Addresses {
         let servers = self.servers.as_ref().expect("servers");
         let (mysql, redis) = (servers.mysql.url().to_owned(), servers.redis.url().to_owned());
         Addresses { mysql, redis, clean_up: false }
+    }
+
+    /// Where they have their data, `redis/` and `mysql/`.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     /// Does something to them, such as `|s| s.redis.kill()?; s.redis.start()`, and waits until it is done.
