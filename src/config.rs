@@ -1,9 +1,11 @@
 //! Every setting, typed and documented. They come from an optional TOML file (`--config` or `ONRUSH_CONFIG`) and from
 //! the environment, which wins: `ONRUSH_<SECTION>__<NAME>`, and `DATABASE_URL` / `REDIS_URL` as everybody writes them.
-//! All faults are told at once, each with what the setting should look like.
+//! What each is when it is not set and what it may be is in one table (`config/settings.rs`). All faults are told at once,
+//! each with what the setting should look like.
 
-mod bounds;
+mod settings;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,8 +13,14 @@ use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use self::settings::{COMMON_NAMES, SETTINGS};
 use crate::platform::jwt::TokenKeys;
 use crate::platform::telemetry::LogFormat;
+
+/// What a setting is when it is not set; empty when it must be set.
+pub fn default_of(name: &str) -> &'static str {
+    SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.default).unwrap_or_default()
+}
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,39 +31,30 @@ pub struct Config {
     /// Redis, as `redis://[:password@]host:6379[/0]` or `rediss://…` (`REDIS_URL`).
     pub redis_url: SecretString,
     /// What every Redis key begins with.
-    #[serde(default = "defaults::redis_prefix")]
     pub redis_prefix: String,
     /// The HTTP server.
-    #[serde(default)]
     pub http: Http,
     /// The MySQL pool.
-    #[serde(default)]
     pub database: Database,
     /// Logins and tokens.
     pub auth: Auth,
     /// Orders.
-    #[serde(default)]
     pub orders: Orders,
     /// Seckill.
-    #[serde(default)]
     pub seckill: Seckill,
     /// Payments.
-    #[serde(default)]
     pub payments: Payments,
     /// The task engine.
-    #[serde(default)]
     pub engine: Engine,
     /// Logs.
-    #[serde(default)]
     pub log: Log,
     /// The business time zone (reports, birthdays, cron).
-    #[serde(default = "defaults::time_zone")]
     pub time_zone: String,
 }
 
 /// `ONRUSH_HTTP__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Http {
     /// Address and port to listen on.
     pub listen: String,
@@ -77,25 +76,9 @@ pub struct Http {
     pub trust_forwarded_for: bool,
 }
 
-impl Default for Http {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8080".to_owned(),
-            public_url: "http://127.0.0.1:8080".to_owned(),
-            cors_origins: String::new(),
-            body_limit_bytes: 64 * 1024,
-            timeout_s: 10,
-            max_in_flight: 4096,
-            max_waiting: 20_000,
-            drain_s: 25,
-            trust_forwarded_for: false,
-        }
-    }
-}
-
 /// `ONRUSH_DATABASE__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Database {
     /// Connections of the pool.
     pub pool_size: u32,
@@ -103,39 +86,25 @@ pub struct Database {
     pub acquire_timeout_ms: u64,
 }
 
-impl Default for Database {
-    fn default() -> Self {
-        Self { pool_size: 20, acquire_timeout_ms: 3000 }
-    }
-}
-
 /// `ONRUSH_AUTH__*`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Auth {
     /// Signs access tokens (HS256): at least 32 bytes, for example from `openssl rand -base64 48`. Not needed with a key file.
-    #[serde(default)]
     pub jwt_secret: SecretString,
     /// PEM file with an RSA (RS256) or Ed25519 (EdDSA) private key, instead of the secret.
-    #[serde(default)]
     pub jwt_private_key_file: Option<PathBuf>,
     /// PEM file with the matching public key.
-    #[serde(default)]
     pub jwt_public_key_file: Option<PathBuf>,
     /// Life of an access token, in seconds.
-    #[serde(default = "defaults::access_s")]
     pub access_token_s: u64,
     /// Life of a refresh token, in seconds.
-    #[serde(default = "defaults::refresh_s")]
     pub refresh_token_s: u64,
     /// Failed logins of one phone number in [`Auth::login_window_s`] before it must wait.
-    #[serde(default = "defaults::login_attempts")]
     pub login_attempts: u32,
     /// Logins and registrations from one address in the window before it must wait.
-    #[serde(default = "defaults::login_attempts_per_address")]
     pub login_attempts_per_address: u32,
     /// The window, in seconds.
-    #[serde(default = "defaults::login_window_s")]
     pub login_window_s: u64,
 }
 
@@ -153,7 +122,7 @@ impl Auth {
 
 /// `ONRUSH_ORDERS__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Orders {
     /// Time to pay an order, in seconds.
     pub pay_deadline_s: u64,
@@ -169,22 +138,9 @@ pub struct Orders {
     pub sweep_period_s: u64,
 }
 
-impl Default for Orders {
-    fn default() -> Self {
-        Self {
-            pay_deadline_s: 30 * 60,
-            points_per_yuan: 100,
-            points_max_percent: 50,
-            points_earned_per_yuan: 1,
-            owed_grace_s: 15,
-            sweep_period_s: 10,
-        }
-    }
-}
-
 /// `ONRUSH_SECKILL__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Seckill {
     /// An instance that saw sold out answers so from memory for this long, in milliseconds (at most 200).
     pub sold_out_memory_ms: u64,
@@ -196,15 +152,9 @@ pub struct Seckill {
     pub tick_ms: u64,
 }
 
-impl Default for Seckill {
-    fn default() -> Self {
-        Self { sold_out_memory_ms: 200, batch_size: 512, batches_in_flight: 4, tick_ms: 250 }
-    }
-}
-
 /// `ONRUSH_PAYMENTS__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Payments {
     /// Switches the sandbox gateway on. `serve` does so only with `--sandbox` beside it.
     pub sandbox: bool,
@@ -218,21 +168,9 @@ pub struct Payments {
     pub query_after_s: u64,
 }
 
-impl Default for Payments {
-    fn default() -> Self {
-        Self {
-            sandbox: false,
-            sandbox_secret: SecretString::default(),
-            sandbox_url: String::new(),
-            gateway_timeout_ms: 5000,
-            query_after_s: 20,
-        }
-    }
-}
-
 /// `ONRUSH_ENGINE__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Engine {
     /// How long a finished task's result is kept, in seconds.
     pub result_ttl_s: u64,
@@ -242,26 +180,14 @@ pub struct Engine {
     pub max_deliveries: u32,
 }
 
-impl Default for Engine {
-    fn default() -> Self {
-        Self { result_ttl_s: 24 * 3600, lease_ms: 5000, max_deliveries: 5 }
-    }
-}
-
 /// `ONRUSH_LOG__*`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct Log {
     /// `pretty` or `json`.
     pub format: LogFormat,
     /// A `tracing` filter, such as `info,sqlx=warn`.
     pub filter: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: LogFormat::Pretty, filter: "info".to_owned() }
-    }
 }
 
 impl Engine {
@@ -275,80 +201,41 @@ impl Engine {
     }
 }
 
-mod defaults {
-    pub fn redis_prefix() -> String {
-        "onrush".to_owned()
-    }
-    pub fn time_zone() -> String {
-        "Asia/Shanghai".to_owned()
-    }
-    pub fn access_s() -> u64 {
-        15 * 60
-    }
-    pub fn refresh_s() -> u64 {
-        30 * 24 * 3600
-    }
-    pub fn login_attempts() -> u32 {
-        5
-    }
-    pub fn login_attempts_per_address() -> u32 {
-        60
-    }
-    pub fn login_window_s() -> u64 {
-        300
-    }
-}
-
 impl Config {
     /// Reads the settings. `overrides` are what the command line or `onrush dev` set, as (`section.name`, value).
     pub fn load(file: Option<&Path>, overrides: &[(&str, String)]) -> anyhow::Result<Self> {
         let mut builder = config::Config::builder();
+        for setting in SETTINGS {
+            if let Some(default) = setting.default {
+                builder = builder.set_default(setting.name, default).context("setting the defaults")?;
+            }
+        }
         if let Some(file) = file {
             builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
         }
-        // Text stays text: serde reads numbers and booleans out of it where a setting is one.
+        let (environment, mut faults) = environment();
+        // Text stays text: numbers and booleans are read out of it where a setting is one.
         builder = builder.add_source(
             config::Environment::with_prefix("ONRUSH")
                 .prefix_separator("_")
                 .separator("__")
                 .ignore_empty(true)
-                .source(Some(std::env::vars().filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str())).collect())),
+                .source(Some(environment.clone())),
         );
-        for (name, variable) in [("database_url", "DATABASE_URL"), ("redis_url", "REDIS_URL")] {
-            if let Ok(value) = std::env::var(variable) {
-                builder = builder.set_override(name, value).context("reading the environment")?;
+        for (name, variable) in COMMON_NAMES {
+            if let Some(value) = environment.get(*variable).filter(|value| !value.is_empty()) {
+                builder = builder.set_override(*name, value.clone()).context("reading the environment")?;
             }
         }
         for (name, value) in overrides {
             builder = builder.set_override(*name, value.clone()).with_context(|| format!("setting {name}"))?;
         }
         let raw = builder.build().context("reading the settings")?;
-        Self::require_present(&raw)?;
-        let config: Self = serde_path_to_error::deserialize(raw).map_err(|error| {
-            let path = error.path().to_string();
-            anyhow::anyhow!("setting {} ({}): {}", path, variable_of(&path), error.into_inner())
-        })?;
-        config.validate()?;
-        Ok(config)
-    }
-
-    /// Tells every missing setting at once.
-    fn require_present(raw: &config::Config) -> anyhow::Result<()> {
-        let mut faults = Vec::new();
-        if raw.get_string("database_url").is_err() {
-            faults.push("DATABASE_URL is not set; it looks like mysql://user:password@host:3306/database".to_owned());
+        faults.extend(settings::faults(&raw, file)?);
+        if !faults.is_empty() {
+            bail!("the settings are not usable:\n  - {}", faults.join("\n  - "));
         }
-        if raw.get_string("redis_url").is_err() {
-            faults.push("REDIS_URL is not set; it looks like redis://:password@host:6379/0".to_owned());
-        }
-        if raw.get_string("auth.jwt_secret").is_err() && raw.get_string("auth.jwt_private_key_file").is_err() {
-            faults.push(
-                "ONRUSH_AUTH__JWT_SECRET is not set; give at least 32 bytes, for example from `openssl rand -base64 48` \
-                 (or name key files: ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE)"
-                    .to_owned(),
-            );
-        }
-        report(faults)
+        raw.try_deserialize().context("reading the settings")
     }
 
     /// How long a request may take.
@@ -360,15 +247,21 @@ impl Config {
 /// Variables that begin like settings and are not: the command line reads them.
 const NOT_SETTINGS: &[&str] = &["ONRUSH_CONFIG", "ONRUSH_TEST_DATABASE_URL"];
 
-fn variable_of(path: &str) -> String {
-    format!("ONRUSH_{}", path.to_uppercase().replace('.', "__"))
-}
-
-fn report(faults: Vec<String>) -> anyhow::Result<()> {
-    if faults.is_empty() {
-        return Ok(());
+/// The variables that may be settings, and what cannot be read of them.
+fn environment() -> (HashMap<String, String>, Vec<String>) {
+    let (mut known, mut faults) = (HashMap::new(), Vec::new());
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        let common = COMMON_NAMES.iter().any(|(_, variable)| *variable == name);
+        if !common && (!name.starts_with("ONRUSH_") || NOT_SETTINGS.contains(&name.as_str())) {
+            continue;
+        }
+        match value.into_string() {
+            Ok(value) => drop(known.insert(name, value)),
+            Err(_) => faults.push(format!("{name} must be UTF-8 text")),
+        }
     }
-    bail!("the settings are not usable:\n  - {}", faults.join("\n  - "))
+    (known, faults)
 }
 
 #[cfg(test)]
@@ -383,43 +276,96 @@ mod tests {
         ]
     }
 
+    fn with(more: &[(&'static str, &str)]) -> anyhow::Result<Config> {
+        let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        Config::load(None, &overrides().into_iter().chain(more).collect::<Vec<_>>())
+    }
+
     #[test]
     fn the_defaults_are_valid() {
-        let config = Config::load(None, &overrides()).unwrap();
+        let config = with(&[]).unwrap();
         assert_eq!(config.orders.pay_deadline_s, 1800);
+        assert_eq!((config.auth.jwt_private_key_file, config.log.format), (None, LogFormat::Pretty));
     }
 
     #[test]
     fn text_from_the_environment_becomes_numbers_and_booleans() {
-        let mut all = overrides();
-        all.push(("http.timeout_s", "7".to_owned()));
-        all.push(("http.trust_forwarded_for", "true".to_owned()));
-        let config = Config::load(None, &all).unwrap();
+        let config = with(&[("http.timeout_s", "7"), ("http.trust_forwarded_for", "true")]).unwrap();
         assert_eq!(config.http.timeout_s, 7);
         assert!(config.http.trust_forwarded_for);
     }
 
     #[test]
-    fn every_bad_setting_is_named_with_what_it_should_look_like() {
-        let mut all = overrides();
-        all.push(("http.listen", "nonsense".to_owned()));
-        all.push(("database.pool_size", "0".to_owned()));
-        let message = Config::load(None, &all).unwrap_err().to_string();
-        assert!(message.contains("ONRUSH_HTTP__LISTEN") && message.contains("0.0.0.0:8080"), "{message}");
-        assert!(message.contains("ONRUSH_DATABASE__POOL_SIZE"), "{message}");
+    fn faults_of_every_kind_come_in_one_report() {
+        let bad = [
+            ("database_url", "postgres://here"),
+            ("http.listen", "nonsense"),
+            ("http.timeout_s", "abc"),
+            ("http.drain_s", "1.5"),
+            ("http.trust_forwarded_for", "perhaps"),
+            ("http.timout_s", "3"),
+            ("surprise.party", "3"),
+            ("log.format", "xml"),
+            ("log.filter", "info,sqlx=loud"),
+            ("database.pool_size", "0"),
+            ("time_zone", "Mars/Olympus"),
+        ];
+        let bad: Vec<_> = bad.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let message = Config::load(None, &bad).unwrap_err().to_string();
+        let expected = [
+            "DATABASE_URL must be the database's address, such as mysql://user:password@host:3306/database",
+            "REDIS_URL is not set; it must be Redis's address, such as redis://:password@host:6379/0",
+            "ONRUSH_AUTH__JWT_SECRET is not set; it must be at least 32 bytes, such as `openssl rand -base64 48` makes",
+            "ONRUSH_HTTP__LISTEN must be an address and a port, such as 0.0.0.0:8080",
+            "ONRUSH_HTTP__TIMEOUT_S must be a whole number from 1 to 300, such as 10",
+            "ONRUSH_HTTP__DRAIN_S must be a whole number from 1 to 600, such as 25",
+            "ONRUSH_HTTP__TRUST_FORWARDED_FOR must be true or false",
+            "ONRUSH_HTTP__TIMOUT_S is not a setting; did you mean ONRUSH_HTTP__TIMEOUT_S?",
+            "ONRUSH_SURPRISE__PARTY is not a setting",
+            "ONRUSH_LOG__FORMAT must be one of: pretty, json",
+            "ONRUSH_LOG__FILTER must be a filter of log lines, such as info,sqlx=warn",
+            "ONRUSH_DATABASE__POOL_SIZE must be a whole number from 2 to 1000, such as 20",
+            "ONRUSH_TIME_ZONE must be a time zone's IANA name, such as Asia/Shanghai",
+        ];
+        for line in expected {
+            assert!(message.contains(&format!("- {line}")), "no {line:?} in {message}");
+        }
+        assert_eq!(message.lines().count(), expected.len() + 1, "{message}");
     }
 
     #[test]
-    fn an_unknown_or_mistyped_setting_is_named() {
-        let mut all = overrides();
-        all.push(("http.timeout_s", "soon".to_owned()));
-        let message = Config::load(None, &all).unwrap_err().to_string();
-        assert!(message.contains("ONRUSH_HTTP__TIMEOUT_S"), "{message}");
+    fn a_fault_in_a_file_is_named_by_its_place_there_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("onrush.toml");
+        std::fs::write(&file, "[http]\ntimeout_s = \"soon\"\ntimeouts = 3\nlisten = [1]\n[log]\nformat = 5\n").unwrap();
+        let message = Config::load(Some(&file), &overrides()).unwrap_err().to_string();
+        for (variable, place) in [
+            ("ONRUSH_HTTP__TIMEOUT_S", "http.timeout_s"),
+            ("ONRUSH_HTTP__TIMEOUTS", "http.timeouts"),
+            ("ONRUSH_HTTP__LISTEN", "http.listen"),
+            ("ONRUSH_LOG__FORMAT", "log.format"),
+        ] {
+            let named = format!("- {variable} ({place} in {})", file.display());
+            assert!(message.contains(&named), "no {named:?} in {message}");
+        }
+        assert_eq!(message.lines().count(), 5, "{message}");
+    }
+
+    #[test]
+    fn a_secret_or_a_pair_of_key_files_is_needed() {
+        let keys =
+            [("auth.jwt_secret", ""), ("auth.jwt_private_key_file", "a.pem"), ("auth.jwt_public_key_file", "b.pem")];
+        assert!(with(&keys).is_ok());
+        let half = with(&keys[..2]).unwrap_err().to_string();
+        assert!(half.contains("ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE"), "{half}");
+        let short = with(&[("auth.jwt_secret", "hush, this is secret")]).unwrap_err().to_string();
+        assert!(short.contains("JWT_SECRET must be at least 32 bytes") && !short.contains("hush"), "{short}");
+        let open = with(&[("payments.sandbox", "true")]).unwrap_err().to_string();
+        assert!(open.contains("ONRUSH_PAYMENTS__SANDBOX_SECRET must be at least 16 bytes"), "{open}");
     }
 
     #[test]
     fn secrets_do_not_print_themselves() {
-        let config = Config::load(None, &overrides()).unwrap();
-        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+        assert!(!format!("{:?}", with(&[]).unwrap()).contains("0123456789abcdef"));
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use jiff::tz::TimeZone;
 use onrush::app::App;
-use onrush::config::{Config, Http};
+use onrush::config::{self, Config};
 use onrush::dev::{demo, playground};
 use onrush::engine::schedule::Crontab;
 use onrush::ops;
@@ -270,7 +270,7 @@ async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn ready() -> anyhow::Result<ExitCode> {
-    let listen = std::env::var("ONRUSH_HTTP__LISTEN").unwrap_or_else(|_| Http::default().listen);
+    let listen = std::env::var("ONRUSH_HTTP__LISTEN").unwrap_or_else(|_| config::default_of("http.listen").to_owned());
     let mut address: SocketAddr = listen.parse().context("reading ONRUSH_HTTP__LISTEN")?;
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());

@@ -23,6 +23,11 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether the text is a `tracing` filter.
+pub fn is_filter(text: &str) -> bool {
+    EnvFilter::try_new(text).is_ok()
+}
+
 /// Starts logging to standard error. `filter` is a `tracing` filter such as `info,sqlx=warn`.
 pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("parsing the log filter {filter:?}"))?;

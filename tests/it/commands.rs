@@ -36,6 +36,39 @@ async fn serve_names_every_missing_setting_with_what_it_should_look_like() {
 }
 
 #[tokio::test]
+async fn serve_names_every_bad_setting_of_the_environment_and_of_a_file_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("onrush.toml");
+    std::fs::write(&file, "[http]\ndrain_s = 0\nlissten = \"x\"\n[log]\nformat = \"xml\"\n").unwrap();
+    let settings = [
+        ("ONRUSH_CONFIG", file.to_str().unwrap()),
+        ("ONRUSH_HTTP__TIMEOUT_S", "abc"),
+        ("ONRUSH_HTTP__TIMEOUT", "10"),
+        ("ONRUSH_LOG__FILTER", "info,sqlx=loud"),
+        ("ONRUSH_TIME_ZONE", ""),
+        ("DATABASE_URL", "postgres://here"),
+    ];
+    let output = onrush(&["serve"], &settings).await;
+    assert!(!output.status.success());
+    let text = errors(&output);
+    let file = file.display();
+    for line in [
+        "DATABASE_URL must be the database's address, such as mysql://user:password@host:3306/database".to_owned(),
+        "REDIS_URL is not set; it must be Redis's address, such as redis://:password@host:6379/0".to_owned(),
+        "ONRUSH_AUTH__JWT_SECRET is not set; it must be at least 32 bytes".to_owned(),
+        "ONRUSH_HTTP__TIMEOUT_S must be a whole number from 1 to 300, such as 10".to_owned(),
+        "ONRUSH_HTTP__TIMEOUT is not a setting; did you mean ONRUSH_HTTP__TIMEOUT_S?".to_owned(),
+        format!("ONRUSH_HTTP__DRAIN_S (http.drain_s in {file}) must be a whole number from 1 to 600, such as 25"),
+        format!("ONRUSH_HTTP__LISSTEN (http.lissten in {file}) is not a setting; did you mean ONRUSH_HTTP__LISTEN?"),
+        format!("ONRUSH_LOG__FORMAT (log.format in {file}) must be one of: pretty, json"),
+        "ONRUSH_LOG__FILTER must be a filter of log lines, such as info,sqlx=warn".to_owned(),
+    ] {
+        assert!(text.contains(&format!("- {line}")), "no {line:?} in {text}");
+    }
+    assert_eq!(text.matches("\n  - ").count(), 9, "{text}");
+}
+
+#[tokio::test]
 async fn serve_refuses_the_sandbox_unless_it_is_asked_for_by_name() {
     let sandbox = [("ONRUSH_PAYMENTS__SANDBOX", "true"), ("ONRUSH_PAYMENTS__SANDBOX_SECRET", "0123456789abcdef")];
     let settings = [NO_SERVERS.as_slice(), &sandbox].concat();

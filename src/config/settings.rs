@@ -1,0 +1,306 @@
+//! Every setting in one table: its name, what it is when it is not set, and what it may be. The messages about faults are
+//! made of it, and a test holds the table of docs/OPERATIONS.md against it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use config::{Source, Value};
+use jiff::tz::TimeZone;
+
+use crate::platform::telemetry;
+
+/// A setting.
+pub(super) struct Setting {
+    /// `section.name`.
+    pub name: &'static str,
+    /// As text; none: it must be set, or may stay absent.
+    pub default: Option<&'static str>,
+    form: Form,
+}
+
+/// What a setting may be.
+enum Form {
+    /// A whole number between these.
+    Whole(u64, u64),
+    /// `true` or `false`.
+    Flag,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// Text of which this holds: what it is called, an example, and the test.
+    Text(&'static str, &'static str, fn(&str) -> bool),
+    /// Text that others decide about, and what it is called.
+    Any(&'static str),
+}
+
+use Form::{Any, Flag, OneOf, Text, Whole};
+
+const fn set(name: &'static str, default: &'static str, form: Form) -> Setting {
+    Setting { name, default: Some(default), form }
+}
+const fn absent(name: &'static str, form: Form) -> Setting {
+    Setting { name, default: None, form }
+}
+
+/// All of them.
+pub(super) const SETTINGS: &[Setting] = &[
+    absent("database_url", Text("the database's address", "mysql://user:password@host:3306/database", is_mysql)),
+    absent("redis_url", Text("Redis's address", "redis://:password@host:6379/0", is_redis)),
+    set("redis_prefix", "onrush", Text("text without braces", "onrush", is_prefix)),
+    set("time_zone", "Asia/Shanghai", Text("a time zone's IANA name", "Asia/Shanghai", |t| TimeZone::get(t).is_ok())),
+    set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
+    set("http.public_url", "http://127.0.0.1:8080", Text(URL, "https://shop.example.com", is_url)),
+    set("http.cors_origins", "", Text("origins", "https://shop.example.com,http://localhost:5173", are_origins)),
+    set("http.body_limit_bytes", "65536", Whole(1024, 16 << 20)),
+    set("http.timeout_s", "10", Whole(1, 300)),
+    set("http.max_in_flight", "4096", Whole(1, 1_000_000)),
+    set("http.max_waiting", "20000", Whole(1, 1_000_000)),
+    set("http.drain_s", "25", Whole(1, 600)),
+    set("http.trust_forwarded_for", "false", Flag),
+    set("database.pool_size", "20", Whole(2, 1000)),
+    set("database.acquire_timeout_ms", "3000", Whole(1, 60_000)),
+    set("auth.jwt_secret", "", Any("at least 32 bytes")),
+    absent("auth.jwt_private_key_file", Any("the path of a PEM file")),
+    absent("auth.jwt_public_key_file", Any("the path of a PEM file")),
+    set("auth.access_token_s", "900", Whole(1, 86_400)),
+    set("auth.refresh_token_s", "2592000", Whole(1, 31_622_400)),
+    set("auth.login_attempts", "5", Whole(1, 1_000_000)),
+    set("auth.login_attempts_per_address", "60", Whole(1, 1_000_000)),
+    set("auth.login_window_s", "300", Whole(1, 86_400)),
+    set("orders.pay_deadline_s", "1800", Whole(1, 604_800)),
+    set("orders.points_per_yuan", "100", Whole(1, 1_000_000)),
+    set("orders.points_max_percent", "50", Whole(0, 100)),
+    set("orders.points_earned_per_yuan", "1", Whole(0, 10_000)),
+    set("orders.owed_grace_s", "15", Whole(1, 3600)),
+    set("orders.sweep_period_s", "10", Whole(1, 3600)),
+    set("seckill.sold_out_memory_ms", "200", Whole(0, 200)),
+    set("seckill.batch_size", "512", Whole(1, 1000)),
+    set("seckill.batches_in_flight", "4", Whole(1, 64)),
+    set("seckill.tick_ms", "250", Whole(10, 1000)),
+    set("payments.sandbox", "false", Flag),
+    set("payments.sandbox_secret", "", Any("at least 16 bytes")),
+    set("payments.sandbox_url", "", Text(URL, "http://sandbox.internal:8080", |t| t.is_empty() || is_url(t))),
+    set("payments.gateway_timeout_ms", "5000", Whole(1, 60_000)),
+    set("payments.query_after_s", "20", Whole(1, 3600)),
+    set("engine.result_ttl_s", "86400", Whole(1, 2_592_000)),
+    set("engine.lease_ms", "5000", Whole(500, 600_000)),
+    set("engine.max_deliveries", "5", Whole(1, 100)),
+    set("log.format", "pretty", OneOf(&["pretty", "json"])),
+    set("log.filter", "info", Text("a filter of log lines", "info,sqlx=warn", telemetry::is_filter)),
+];
+
+const URL: &str = "an address without a trailing slash";
+
+/// Settings whose variables everybody calls by another name.
+pub(super) const COMMON_NAMES: &[(&str, &str)] = &[("database_url", "DATABASE_URL"), ("redis_url", "REDIS_URL")];
+
+impl Setting {
+    fn fits(&self, text: &str) -> bool {
+        match self.form {
+            Whole(min, max) => text.parse().is_ok_and(|number| (min..=max).contains(&number)),
+            Flag => matches!(text, "true" | "false"),
+            OneOf(words) => words.contains(&text),
+            Text(_, _, test) => test(text),
+            Any(_) => true,
+        }
+    }
+
+    /// What it must be, with an example where the words are not one.
+    fn wanted(&self) -> String {
+        match self.form {
+            Whole(min, max) => {
+                format!("a whole number from {min} to {max}, such as {}", self.default.unwrap_or_default())
+            }
+            Flag => "true or false".to_owned(),
+            OneOf(words) => format!("one of: {}", words.join(", ")),
+            Text(what, example, _) => format!("{what}, such as {example}"),
+            Any(what) => what.to_owned(),
+        }
+    }
+}
+
+/// Every fault of the settings: unknown ones, missing ones, those that cannot be read or are out of bounds.
+pub(super) fn faults(raw: &config::Config, file: Option<&Path>) -> anyhow::Result<Vec<String>> {
+    let given = leaves(raw)?;
+    let mut faults = Vec::new();
+    for setting in SETTINGS {
+        let value = given.iter().find(|(name, _)| name == setting.name).map(|(_, value)| value);
+        match value {
+            // A list or a table is no text.
+            Some(value) if value.clone().into_string().is_ok_and(|text| setting.fits(&text)) => {}
+            Some(value) => faults.push(format!("{} must be {}", place(setting.name, value, file), setting.wanted())),
+            None if COMMON_NAMES.iter().any(|(name, _)| *name == setting.name) => {
+                faults.push(format!("{} is not set; it must be {}", variable_of(setting.name), setting.wanted()));
+            }
+            None => {}
+        }
+    }
+    for (name, value) in &given {
+        if SETTINGS.iter().all(|setting| setting.name != name) {
+            let meant = nearest(name).map(|near| format!("; did you mean {}?", variable_of(near)));
+            faults.push(format!("{} is not a setting{}", place(name, value, file), meant.unwrap_or_default()));
+        }
+    }
+    faults.extend(secrets(raw));
+    Ok(faults)
+}
+
+/// What must be secret, and how.
+fn secrets(raw: &config::Config) -> Vec<String> {
+    let text = |name: &str| raw.get_string(name).unwrap_or_default();
+    let is_there = |name: &str| !text(name).is_empty();
+    let mut faults = Vec::new();
+    let secret = text("auth.jwt_secret");
+    match (is_there("auth.jwt_private_key_file"), is_there("auth.jwt_public_key_file")) {
+        (true, true) => {}
+        (false, false) if secret.len() >= 32 => {}
+        (false, false) => {
+            let fault = if secret.is_empty() { "is not set; it must be" } else { "must be" };
+            faults.push(format!(
+                "ONRUSH_AUTH__JWT_SECRET {fault} at least 32 bytes, such as `openssl rand -base64 48` makes (or name key \
+                 files: ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE)"
+            ));
+        }
+        _ => faults.push(
+            "ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE go together: the PEM files of one \
+             pair, such as /etc/onrush/private.pem and /etc/onrush/public.pem"
+                .to_owned(),
+        ),
+    }
+    if raw.get_bool("payments.sandbox").unwrap_or(false) && text("payments.sandbox_secret").len() < 16 {
+        faults.push(
+            "ONRUSH_PAYMENTS__SANDBOX_SECRET must be at least 16 bytes while the sandbox is on, such as `openssl rand \
+             -hex 16` makes"
+                .to_owned(),
+        );
+    }
+    faults
+}
+
+/// Everything that is given, as (`section.name`, value), by name.
+fn leaves(raw: &config::Config) -> anyhow::Result<Vec<(String, Value)>> {
+    let mut leaves = Vec::new();
+    for (name, value) in raw.collect()? {
+        match value.clone().into_table() {
+            Ok(section) => leaves.extend(section.into_iter().map(|(inner, value)| (format!("{name}.{inner}"), value))),
+            Err(_) => leaves.push((name, value)),
+        }
+    }
+    leaves.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(leaves)
+}
+
+/// How a setting is called where it was given.
+fn place(name: &str, value: &Value, file: Option<&Path>) -> String {
+    let in_file = value.origin().is_some_and(|origin| origin != "the environment");
+    match file.filter(|_| in_file) {
+        Some(file) => format!("{} ({name} in {})", variable_of(name), file.display()),
+        None => variable_of(name),
+    }
+}
+
+/// The variable of a setting.
+fn variable_of(name: &str) -> String {
+    let common = COMMON_NAMES.iter().find(|(known, _)| *known == name);
+    common.map_or_else(|| format!("ONRUSH_{}", name.to_uppercase().replace('.', "__")), |(_, it)| (*it).to_owned())
+}
+
+/// The setting that was probably meant.
+fn nearest(name: &str) -> Option<&'static str> {
+    let known = SETTINGS.iter().map(|setting| (changes(name, setting.name), setting.name));
+    known.min().filter(|(changes, _)| *changes <= MAX_CHANGES).map(|(_, name)| name)
+}
+
+/// A name further away than this many changes of a character was not mistyped.
+const MAX_CHANGES: usize = 3;
+
+/// How many characters must be put in, taken out or replaced to make one text of the other (Levenshtein's distance).
+fn changes(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let replaced = corner + usize::from(x != y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+fn begins_with(text: &str, schemes: &[&str]) -> bool {
+    schemes.iter().any(|scheme| text.starts_with(scheme))
+}
+fn is_mysql(text: &str) -> bool {
+    begins_with(text, &["mysql://", "mariadb://"])
+}
+fn is_redis(text: &str) -> bool {
+    begins_with(text, &["redis://", "rediss://", "redis+unix://", "unix://"])
+}
+fn is_prefix(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['{', '}'])
+}
+fn is_socket_address(text: &str) -> bool {
+    text.parse::<SocketAddr>().is_ok()
+}
+fn is_url(text: &str) -> bool {
+    begins_with(text, &["http://", "https://"]) && !text.ends_with('/')
+}
+fn are_origins(text: &str) -> bool {
+    text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).all(is_origin)
+}
+
+/// A scheme and a host, perhaps with a port, and nothing behind it.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ', '*']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_setting_says_what_it_looks_like_and_its_example_fits() {
+        for setting in SETTINGS {
+            assert!(setting.default.is_none_or(|default| setting.fits(default)), "{}", setting.name);
+            let wanted = setting.wanted();
+            match setting.form {
+                Text(_, example, _) => assert!(setting.fits(example) && wanted.ends_with(example), "{wanted}"),
+                Whole(..) => assert!(wanted.contains("such as"), "{wanted}"),
+                Flag | OneOf(_) | Any(_) => assert!(!wanted.is_empty()),
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_of_the_operations_page_is_this_one() {
+        let page = include_str!("../../docs/OPERATIONS.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        for setting in SETTINGS {
+            let variable = format!("`{}`", variable_of(setting.name));
+            let row = rows.iter().find(|row| row.split('|').nth(1).is_some_and(|cell| cell.contains(&variable)));
+            let cells: Vec<&str> =
+                row.unwrap_or_else(|| panic!("no row of {variable}")).split('|').map(str::trim).collect();
+            let default = cells[2].trim_matches('`');
+            let none = ["", "none", "empty"].contains(&default);
+            assert!(default == setting.default.unwrap_or_default() || none, "{variable}: {default}");
+            assert_eq!(none, setting.default.unwrap_or_default().is_empty(), "{variable}: {default}");
+            if let Whole(min, max) = setting.form {
+                assert_eq!(cells[3], format!("{min}..{max}"), "{variable}");
+            }
+        }
+        let named =
+            page.split('`').filter(|word| word.starts_with("ONRUSH_") && word.contains("__") && !word.ends_with('*'));
+        for variable in named.map(|word| word.split('=').next().unwrap_or(word)) {
+            assert!(SETTINGS.iter().any(|setting| variable_of(setting.name) == variable), "{variable} is no setting");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_name_finds_the_one_that_was_meant() {
+        assert_eq!(nearest("http.timout_s"), Some("http.timeout_s"));
+        assert_eq!(nearest("database.poolsize"), Some("database.pool_size"));
+        assert_eq!(nearest("completely.other"), None);
+        assert_eq!((changes("kitten", "sitting"), changes("", "abc"), changes("a", "a")), (3, 3, 0));
+    }
+}
