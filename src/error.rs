@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::platform::db::{self, Trouble};
-use crate::platform::extract::{Fault, FieldFault};
+use crate::platform::extract::{Faults, FieldFault, Why};
 
 macro_rules! refusals {
     ($($(#[doc = $doc:literal])+ $kind:ident = $status:literal $name:literal $title:literal;)+) => {
@@ -104,9 +104,9 @@ refusals! {
     Ended = 410 "ended" "The sale has ended";
     /// The body is longer than the limit.
     BodyTooLarge = 413 "payload_too_large" "The body is too large";
-    /// The body is not declared as JSON.
-    NotJson = 415 "unsupported_media_type" "The body must be application/json";
-    /// A field is wrong; `errors` names every one.
+    /// The body is not declared as JSON in UTF-8.
+    NotJson = 415 "unsupported_media_type" "The body must be application/json in UTF-8";
+    /// A field, a parameter or a header is wrong; `errors` names every one.
     Invalid = 422 "validation_failed" "The request is not valid";
     /// The key came before with another body.
     IdempotencyKeyReused = 422 "idempotency_key_reused" "The Idempotency-Key was used for another request";
@@ -188,9 +188,7 @@ pub fn refuse(kind: Kind, detail: impl Into<String>) -> Refusal {
 
 /// A refusal of one field.
 pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Error {
-    let mut refusal = refuse(Kind::Invalid, "");
-    refusal.errors.push(FieldFault::new(field, message));
-    refusal.into()
+    vec![FieldFault::new(field, message)].into()
 }
 
 impl Error {
@@ -217,6 +215,11 @@ impl std::fmt::Display for Error {
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(Box::new(refusal))
+    }
+}
+impl From<Vec<FieldFault>> for Error {
+    fn from(errors: Vec<FieldFault>) -> Self {
+        Refusal { errors, ..refuse(Kind::Invalid, "") }.into()
     }
 }
 impl From<Kind> for Error {
@@ -304,7 +307,7 @@ pub struct Problem<'a> {
     pub error: &'a str,
     /// The id under which the log has this request.
     pub request_id: &'a str,
-    /// Every fault of the request, when `error` is `validation_failed`.
+    /// Every fault of the request, where it could not be read or is not valid.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub errors: &'a [FieldFault],
     /// When the sale starts, when `error` is `not_started`; further members by kind.
@@ -345,20 +348,20 @@ impl IntoResponse for Error {
     }
 }
 
-impl From<&Fault> for Refusal {
-    fn from(fault: &Fault) -> Self {
-        match fault {
-            Fault::NotJson => refuse(Kind::NotJson, "send `Content-Type: application/json`"),
-            Fault::TooLarge => refuse(Kind::BodyTooLarge, ""),
-            Fault::Incomplete => refuse(Kind::BodyIncomplete, ""),
-            Fault::TooSlow => refuse(Kind::RequestTimeout, ""),
-            Fault::Malformed(why) => refuse(Kind::MalformedJson, why.clone()),
-            Fault::Invalid(faults) => {
-                let mut refusal = refuse(Kind::Invalid, "");
-                refusal.errors.clone_from(faults);
-                refusal
-            }
-        }
+impl From<Faults> for Refusal {
+    fn from(faults: Faults) -> Self {
+        let (why, detail, errors) = faults.into_told();
+        let kind = match why {
+            None | Some(Why::Invalid) => Kind::Invalid,
+            Some(Why::KeyMissing) => Kind::IdempotencyKeyMissing,
+            Some(Why::KeyInvalid) => Kind::IdempotencyKeyInvalid,
+            Some(Why::Malformed) => Kind::MalformedJson,
+            Some(Why::Incomplete) => Kind::BodyIncomplete,
+            Some(Why::TooSlow) => Kind::RequestTimeout,
+            Some(Why::NotJson) => Kind::NotJson,
+            Some(Why::TooLarge) => Kind::BodyTooLarge,
+        };
+        Self { errors, ..refuse(kind, detail) }
     }
 }
 
@@ -385,8 +388,8 @@ pub fn problems(mut response: Response, request_id: &str) -> Response {
             }
         };
     }
-    if let Some(fault) = response.extensions_mut().remove::<Fault>() {
-        return render(&Refusal::from(&fault), request_id);
+    if let Some(faults) = response.extensions_mut().remove::<Faults>() {
+        return render(&Refusal::from(faults), request_id);
     }
     foreign(response, request_id)
 }

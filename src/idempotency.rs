@@ -11,20 +11,19 @@ use std::time::Duration;
 use anyhow::Context;
 use aws_lc_rs::digest;
 use axum::body::Body;
-use axum::extract::FromRequestParts;
-use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::error::{Error, Kind, Result, refuse};
+use crate::error::{Kind, Result, refuse};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
+use crate::platform::extract::{Asked, Faults, Part, Why};
 
 /// The header's name.
-pub const HEADER: &str = "idempotency-key";
+pub const HEADER: &str = "Idempotency-Key";
 /// A key has at most this many characters.
 const MAX_KEY: usize = 128;
 /// An answer is kept for this long.
@@ -46,16 +45,18 @@ impl Key {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Key {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let mut values = parts.headers.get_all(HEADER).iter();
-        let value = values.next().ok_or_else(|| {
-            refuse(Kind::IdempotencyKeyMissing, "send an Idempotency-Key header, a new one for each new intent")
-        })?;
+impl<S: Sync> Part<S> for Key {
+    async fn read(asked: &mut Asked, _: &S, faults: &mut Faults) -> Option<Self> {
+        let mut values = asked.head.headers.get_all(HEADER).iter();
+        let Some(value) = values.next() else {
+            faults.because(Why::KeyMissing, HEADER, "is required: a new key for each new intent");
+            return None;
+        };
         let key = Key::parse(value.as_bytes()).filter(|_| values.next().is_none());
-        key.ok_or_else(|| refuse(Kind::IdempotencyKeyInvalid, "one header of 1..128 visible ASCII characters").into())
+        if key.is_none() {
+            faults.because(Why::KeyInvalid, HEADER, "must be one header of 1 to 128 visible ASCII characters");
+        }
+        key
     }
 }
 

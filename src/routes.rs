@@ -44,7 +44,13 @@ pub const API: &str = "/api/v1";
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "onrush", description = "Orders and seckill for an online-course platform."),
+    info(
+        title = "onrush",
+        description = "Orders and seckill for an online-course platform.\n\nA refusal is `application/problem+json`; \
+            whatever is wrong with the path, the query, the headers and the body of a request is told at once, by field, \
+            in `errors`. Only what HTTP itself refuses has no body: a malformed request line or two content lengths (400), \
+            a target that is too long (414), a head that is too large (431)."
+    ),
     components(schemas(error::Problem)),
     tags(
         (name = "auth"), (name = "catalogue"), (name = "wallet"), (name = "orders"), (name = "payments"),

@@ -10,8 +10,9 @@ use crate::audit::{self, AuditId, Row};
 use crate::auth::{Admin, UserId};
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
-use crate::platform::extract::Query;
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::extract::{Input, Query, Shape};
+use crate::platform::id::Id;
+use crate::platform::page::{Cursor, Page, PageQuery};
 
 /// Which rows of the audit.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -19,21 +20,29 @@ use crate::platform::page::{Page, PageQuery};
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
     /// Of this action alone, such as `queue.pause`.
-    #[garde(inner(pattern("^[a-z]{1,31}[.][a-z]{1,31}$")))]
+    #[garde(inner(custom(is_action)))]
     #[param(pattern = "^[a-z]{1,31}[.][a-z]{1,31}$")]
     action: Option<String>,
     /// By this person alone.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[param(pattern = "^[0-9a-f]{32}$")]
-    by: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    by: Option<UserId>,
     /// `next_cursor` of the page before; absent for the first page.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[param(pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
     /// Items of a page, 1..100.
     #[garde(range(min = 1, max = 100))]
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+}
+
+impl Shape<App> for AuditQuery {}
+
+fn is_action(text: &str, (): &()) -> garde::Result {
+    let word = |text: &str| (1..=31).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase());
+    let good = text.split_once('.').is_some_and(|(what, how)| word(what) && word(how));
+    if good { Ok(()) } else { Err(garde::Error::new("must be an action, such as queue.pause")) }
 }
 
 /// What an administrator did.
@@ -82,11 +91,10 @@ impl From<Row> for AuditView {
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Query(query): Query<AuditQuery>,
+    Input(Query(query)): Input<Query<AuditQuery>>,
 ) -> Result<Answer<Page<AuditView>>> {
     let page = PageQuery { cursor: query.cursor, limit: query.limit };
-    let by = query.by.and_then(|by| by.parse().ok());
     let mut conn = app.db.acquire().await?;
-    let rows = audit::list(&mut conn, page.before(), query.action.as_deref(), by, page.fetch()).await?;
+    let rows = audit::list(&mut conn, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
     Ok(Answer(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))
 }

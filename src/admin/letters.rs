@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use utoipa::openapi::schema::{Array, ArrayBuilder, ObjectBuilder, SchemaType, Type};
 
 use super::tasks::{ArgsShown, FailedView, arguments};
-use super::{queue_at, segment};
+use super::{Segment, queue_at, segment};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::operate::Letter;
 use crate::engine::{QueueName, Registry, TaskId};
-use crate::error::{Kind, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::jobs;
 use crate::platform::clock::At;
-use crate::platform::extract::{Json, Path, Query};
+use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::page::Page;
 
 /// Items of a page when the request does not say.
@@ -31,13 +31,27 @@ const RETRY_MOST: usize = 1000;
 #[into_params(parameter_in = Query)]
 pub struct LettersQuery {
     /// `next_cursor` of the page before; absent for the first page.
-    #[garde(inner(pattern("^[0-9]{1,19}-[0-9]{1,19}$")))]
-    #[param(pattern = "^[0-9]{1,19}-[0-9]{1,19}$")]
-    cursor: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9]{1,19}-[0-9]{1,19}$")]
+    cursor: Option<Entry>,
     /// Items of a page, 1..100.
     #[garde(range(min = 1, max = 100))]
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+}
+
+/// The id of a letter among those of its queue, as Redis gives it to entries of a stream.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Entry(String);
+
+impl TryFrom<String> for Entry {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let number = |part: &str| (1..=19).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+        let good = text.split_once('-').is_some_and(|(ms, seq)| number(ms) && number(seq));
+        Some(Self(text)).filter(|_| good).ok_or("must be a letter's id, such as 1763667000123-0")
+    }
 }
 
 /// A dead letter: a task that did not end.
@@ -100,12 +114,12 @@ impl LetterView {
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Path(queue): Path<String>,
-    Query(query): Query<LettersQuery>,
+    Inputs(Path(queue), Query(query)): Inputs<Path<Segment>, Query<LettersQuery>>,
 ) -> Result<Answer<Page<LetterView>>> {
-    let queue = queue_at(&app, &queue).await?;
+    let queue = queue_at(&app, queue).await?;
     let size = query.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize);
-    let mut letters = app.engine.letters(&queue, query.cursor.as_deref(), size + 1).await?;
+    let mut letters =
+        app.engine.letters(&queue, query.cursor.as_ref().map(|Entry(entry)| entry.as_str()), size + 1).await?;
     let more = letters.len() > size;
     letters.truncate(size);
     let registry = jobs::registry(&app.config);
@@ -128,10 +142,13 @@ pub struct RetriedLetters {
 #[serde(deny_unknown_fields)]
 pub struct RetryLetters {
     /// These; absent for all, the newest 1000 at once. What is not there any more is left out.
-    #[garde(inner(length(min = 1, max = 1000), inner(pattern("^[0-9]{1,19}-[0-9]{1,19}$"))))]
+    #[garde(inner(length(min = 1, max = 1000)))]
     #[schema(schema_with = entries_schema)]
-    entries: Option<Vec<String>>,
+    entries: Option<Vec<Entry>>,
 }
+
+impl Shape<App> for LettersQuery {}
+impl Shape<App> for RetryLetters {}
 
 fn entries_schema() -> Array {
     let entry = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[0-9]{1,19}-[0-9]{1,19}$"));
@@ -155,11 +172,10 @@ fn entries_schema() -> Array {
 pub async fn retry_many(
     State(app): State<App>,
     admin: Admin,
-    Path(queue): Path<String>,
-    Json(body): Json<RetryLetters>,
+    Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<RetryLetters>>,
 ) -> Result<Answer<RetriedLetters>> {
-    let queue = queue_at(&app, &queue).await?;
-    retry(&app, admin, &queue, body.entries).await
+    let queue = queue_at(&app, queue).await?;
+    retry(&app, admin, &queue, body.entries.map(|all| all.into_iter().map(|Entry(entry)| entry).collect())).await
 }
 
 /// Runs a dead letter again, from its first attempt; it is no letter any more. A repeat does no harm.
@@ -174,10 +190,10 @@ pub async fn retry_many(
 pub async fn retry_one(
     State(app): State<App>,
     admin: Admin,
-    Path((queue, entry)): Path<(String, String)>,
+    Input(Path((queue, entry))): Input<Path<(Segment, Entry)>>,
 ) -> Result<Answer<RetriedLetters>> {
-    let queue = queue_at(&app, &queue).await?;
-    retry(&app, admin, &queue, Some(vec![entry_at(entry)?])).await
+    let queue = queue_at(&app, queue).await?;
+    retry(&app, admin, &queue, Some(vec![entry.0])).await
 }
 
 async fn retry(
@@ -213,9 +229,9 @@ async fn retry(
 pub async fn delete(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path((queue, entry)): Path<(String, String)>,
+    Input(Path((queue, entry))): Input<Path<(Segment, Entry)>>,
 ) -> Result<StatusCode> {
-    let (queue, entry) = (queue_at(&app, &queue).await?, entry_at(entry)?);
+    let (queue, Entry(entry)) = (queue_at(&app, queue).await?, entry);
     let act = Act { by: admin.id, action: "dead.delete", target: &segment(&queue) };
     let delete = async { Ok(json!({ "deleted": u8::from(app.engine.delete_letter(&queue, &entry).await?) })) };
     audit::around(&app, act, &json!({ "entries": [entry] }), delete).await?;
@@ -240,17 +256,10 @@ pub struct DeletedLetters {
 pub async fn delete_all(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path(queue): Path<String>,
+    Input(Path(queue)): Input<Path<Segment>>,
 ) -> Result<Answer<DeletedLetters>> {
-    let queue = queue_at(&app, &queue).await?;
+    let queue = queue_at(&app, queue).await?;
     let act = Act { by: admin.id, action: "dead.delete", target: &segment(&queue) };
     let delete = async { Ok(DeletedLetters { deleted: app.engine.delete_letters(&queue).await? }) };
     Ok(Answer(audit::around(&app, act, &json!({ "entries": null }), delete).await?))
-}
-
-/// The entry of a path segment.
-fn entry_at(text: String) -> Result<String> {
-    let number = |part: &str| (1..=19).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
-    let good = text.split_once('-').is_some_and(|(ms, seq)| number(ms) && number(seq));
-    if good { Ok(text) } else { Err(Kind::NotFound.into()) }
 }

@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::engine::QueueName;
 use crate::error::{Kind, Result};
 use crate::jobs;
+use crate::platform::extract::Shape;
 use crate::platform::page::Page;
 
 /// Items of a page when the request does not say.
@@ -24,7 +25,7 @@ const DEFAULT_LIMIT: usize = 20;
 #[into_params(parameter_in = Query)]
 pub struct PageAfter {
     /// `next_cursor` of the page before; absent for the first page.
-    #[garde(inner(pattern("^[0-9A-Za-z._-]{1,200}$")))]
+    #[garde(inner(custom(is_name)))]
     #[param(pattern = "^[0-9A-Za-z._-]{1,200}$")]
     cursor: Option<String>,
     /// Items of a page, 1..100.
@@ -32,6 +33,14 @@ pub struct PageAfter {
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
 }
+
+fn is_name(text: &str, (): &()) -> garde::Result {
+    let good = (1..=200).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if good { Ok(()) } else { Err(garde::Error::new("must be the `next_cursor` of the page before")) }
+}
+
+impl<S> Shape<S> for PageAfter {}
 
 impl PageAfter {
     fn size(&self) -> usize {
@@ -51,9 +60,21 @@ impl PageAfter {
     }
 }
 
-/// The queue of a path segment, with `.` for the `/` before a partition; 404 when nobody here knows it.
-async fn queue_at(app: &App, segment: &str) -> Result<QueueName> {
-    let queue: QueueName = segment.replace('.', "/").parse().map_err(|_| Kind::NotFound)?;
+/// A queue as it stands in a path: with `.` for the `/` before its partition.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Segment(QueueName);
+
+impl TryFrom<String> for Segment {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let queue = text.replace('.', "/").parse().map(Self);
+        queue.map_err(|_| "must be a queue's id, such as grant")
+    }
+}
+
+/// The queue of a path segment; 404 when nobody here knows it.
+async fn queue_at(app: &App, Segment(queue): Segment) -> Result<QueueName> {
     let known = jobs::registry(&app.config).knows(&queue);
     // A partition is there when something of it is; a queue without partitions is, also while it is empty.
     let there = known && (queue.partition_name().is_none() || app.engine.queue_exists(&queue).await?);

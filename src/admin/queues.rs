@@ -5,14 +5,14 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{PageAfter, queue_at, segment};
+use super::{PageAfter, Segment, queue_at, segment};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::QueueName;
 use crate::error::{Problem, Result};
 use crate::jobs;
-use crate::platform::extract::{Json, Path, Query};
+use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::page::Page;
 
 /// A queue, or a partition of one.
@@ -72,7 +72,11 @@ impl QueueView {
         (status = 200, body = Page<QueueView>, description = "A page of queues"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
-pub async fn list(State(app): State<App>, _: Admin, Query(page): Query<PageAfter>) -> Result<Answer<Page<QueueView>>> {
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(page)): Input<Query<PageAfter>>,
+) -> Result<Answer<Page<QueueView>>> {
     let after = page.cursor().replace('.', "/");
     let queues: Vec<QueueName> =
         consumed(&app).await?.into_iter().filter(|queue| queue.as_str() > after.as_str()).collect();
@@ -97,8 +101,12 @@ pub(super) async fn consumed(app: &App) -> Result<Vec<QueueName>> {
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Path(queue): Path<String>) -> Result<Answer<QueueView>> {
-    let queue = queue_at(&app, &queue).await?;
+pub async fn show(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path(queue)): Input<Path<Segment>>,
+) -> Result<Answer<QueueView>> {
+    let queue = queue_at(&app, queue).await?;
     Ok(Answer(QueueView::of(&app, &queue).await?))
 }
 
@@ -111,8 +119,12 @@ pub async fn show(State(app): State<App>, _: Admin, Path(queue): Path<String>) -
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn pause(State(app): State<App>, admin: Admin, Path(queue): Path<String>) -> Result<Answer<QueueView>> {
-    set_paused(&app, admin, &queue, true).await
+pub async fn pause(
+    State(app): State<App>,
+    admin: Admin,
+    Input(Path(queue)): Input<Path<Segment>>,
+) -> Result<Answer<QueueView>> {
+    set_paused(&app, admin, queue, true).await
 }
 
 /// Lets a paused queue go on.
@@ -123,11 +135,15 @@ pub async fn pause(State(app): State<App>, admin: Admin, Path(queue): Path<Strin
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn resume(State(app): State<App>, admin: Admin, Path(queue): Path<String>) -> Result<Answer<QueueView>> {
-    set_paused(&app, admin, &queue, false).await
+pub async fn resume(
+    State(app): State<App>,
+    admin: Admin,
+    Input(Path(queue)): Input<Path<Segment>>,
+) -> Result<Answer<QueueView>> {
+    set_paused(&app, admin, queue, false).await
 }
 
-async fn set_paused(app: &App, Admin(admin): Admin, queue: &str, paused: bool) -> Result<Answer<QueueView>> {
+async fn set_paused(app: &App, Admin(admin): Admin, queue: Segment, paused: bool) -> Result<Answer<QueueView>> {
     let queue = queue_at(app, queue).await?;
     let action = if paused { "queue.pause" } else { "queue.resume" };
     let act = Act { by: admin.id, action, target: &segment(&queue) };
@@ -154,8 +170,12 @@ pub struct Purged {
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn purge(State(app): State<App>, Admin(admin): Admin, Path(queue): Path<String>) -> Result<Answer<Purged>> {
-    let queue = queue_at(&app, &queue).await?;
+pub async fn purge(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Input(Path(queue)): Input<Path<Segment>>,
+) -> Result<Answer<Purged>> {
+    let queue = queue_at(&app, queue).await?;
     let act = Act { by: admin.id, action: "queue.purge", target: &segment(&queue) };
     let purge = async {
         let (purged, more) = app.engine.purge(&queue).await?;
@@ -174,6 +194,8 @@ pub struct SetConcurrency {
     concurrency: Option<u32>,
 }
 
+impl Shape<App> for SetConcurrency {}
+
 /// Sets how many batches of a queue each process runs at once; every worker follows within a second. With fewer, what
 /// runs ends first.
 #[utoipa::path(put, path = "/admin/queues/{queue}/concurrency", tag = "admin", operation_id = "set_queue_concurrency", security(("bearer" = [])),
@@ -187,10 +209,9 @@ pub struct SetConcurrency {
 pub async fn set_concurrency(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path(queue): Path<String>,
-    Json(body): Json<SetConcurrency>,
+    Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<SetConcurrency>>,
 ) -> Result<Answer<QueueView>> {
-    let queue = queue_at(&app, &queue).await?;
+    let queue = queue_at(&app, queue).await?;
     let act = Act { by: admin.id, action: "queue.concurrency", target: &segment(&queue) };
     let details: Value = json!({ "concurrency": body.concurrency });
     let set =

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use self::body::{ChangeSchedule, CreateSchedule, NewSchedule, refused};
+use self::body::{ChangeSchedule, CreateSchedule};
 use self::view::ScheduleView;
 use crate::app::App;
 use crate::audit::{self, Act};
@@ -16,7 +16,7 @@ use crate::auth::Admin;
 use crate::engine::schedule::{self, Definition, Schedule, ScheduleId, Written};
 use crate::error::{Kind, Problem, Result, invalid, refuse};
 use crate::platform::clock::At;
-use crate::platform::extract::{Json, Path, Query};
+use crate::platform::extract::{Input, Inputs, Json, Path, Query};
 use crate::platform::page::{Page, PageQuery};
 
 /// An edit that finds the schedule edited in the meantime looks again, so often.
@@ -32,7 +32,7 @@ const EDIT_ATTEMPTS: usize = 5;
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Query(page): Query<PageQuery>,
+    Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Answer<Page<ScheduleView>>> {
     let mut conn = app.db.acquire().await?;
     let found = schedule::list(&mut conn, page.before(), page.fetch()).await?;
@@ -52,11 +52,11 @@ pub async fn list(
 pub async fn create(
     State(app): State<App>,
     Admin(admin): Admin,
-    Json(NewSchedule(body)): Json<NewSchedule>,
+    Input(Json(body)): Input<Json<CreateSchedule>>,
 ) -> Result<(StatusCode, Answer<ScheduleView>)> {
     let now = app.clock.now();
     let id = body.id();
-    let definition = body.definition(&app.config.time_zone, now).map_err(refused)?;
+    let definition = body.definition(&app.config.time_zone, now)?;
     let mut tx = app.db.begin().await?;
     // The id counts before the name: a repeat of a request finds its own schedule under both.
     let there = schedule::find(&mut tx, id).await?;
@@ -86,7 +86,11 @@ pub async fn create(
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Path(id): Path<ScheduleId>) -> Result<Answer<ScheduleView>> {
+pub async fn show(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path(id)): Input<Path<ScheduleId>>,
+) -> Result<Answer<ScheduleView>> {
     let found = find(&app, id).await?;
     Ok(Answer(ScheduleView::of(&app, found).await))
 }
@@ -104,12 +108,11 @@ pub async fn show(State(app): State<App>, _: Admin, Path(id): Path<ScheduleId>) 
 pub async fn change(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path(id): Path<ScheduleId>,
-    Json(body): Json<ChangeSchedule>,
+    Inputs(Path(id), Json(body)): Inputs<Path<ScheduleId>, Json<ChangeSchedule>>,
 ) -> Result<Answer<ScheduleView>> {
     for _ in 0..EDIT_ATTEMPTS {
         let before = find(&app, id).await?;
-        let definition = body.applied_to(&before.definition).map_err(refused)?;
+        let definition = body.applied_to(&before.definition)?;
         let now = app.clock.now();
         if definition.runs_otherwise_than(&before.definition) {
             must_run(&definition, now)?;
@@ -138,7 +141,11 @@ pub async fn change(
         (status = 204, description = "It is not there any more"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
-pub async fn delete(State(app): State<App>, Admin(admin): Admin, Path(id): Path<ScheduleId>) -> Result<StatusCode> {
+pub async fn delete(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Input(Path(id)): Input<Path<ScheduleId>>,
+) -> Result<StatusCode> {
     let mut tx = app.db.begin().await?;
     if schedule::delete(&mut tx, id).await? {
         let act = Act { by: admin.id, action: "schedule.delete", target: &id.to_string() };

@@ -18,7 +18,7 @@ use crate::engine::operate::Retried;
 use crate::engine::{Revoked, TaskId};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::jobs;
-use crate::platform::extract::{Path, Query};
+use crate::platform::extract::{Input, Path, Query};
 use crate::platform::page::Page;
 
 /// Looks at Redis that one request takes; what they find may be less than a page.
@@ -37,9 +37,9 @@ const MAX_STEPS: usize = 20;
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Query(query): Query<TasksQuery>,
+    Input(Query(query)): Input<Query<TasksQuery>>,
 ) -> Result<Answer<Page<ListedView>>> {
-    let wanted = query.parse(&jobs::registry(&app.config))?;
+    let wanted = query.wanted(&jobs::registry(&app.config))?;
     let (first, mut place) = wanted.from.unzip();
     let mut queues = match wanted.queue {
         Some(queue) => vec![queue],
@@ -75,8 +75,8 @@ pub async fn list(
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Path(id): Path<String>) -> Result<Answer<TaskView>> {
-    let id = task_at(&app, &id)?;
+pub async fn show(State(app): State<App>, _: Admin, Input(Path(id)): Input<Path<TaskId>>) -> Result<Answer<TaskView>> {
+    let id = known(&app, id)?;
     let found = app.engine.find(&id).await?.ok_or(Kind::NotFound)?;
     Ok(Answer(TaskView::of(&jobs::registry(&app.config), &id, found)))
 }
@@ -100,9 +100,9 @@ pub struct RevokedTask {
 pub async fn revoke(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path(id): Path<String>,
+    Input(Path(id)): Input<Path<TaskId>>,
 ) -> Result<Answer<RevokedTask>> {
-    let id = task_at(&app, &id)?;
+    let id = known(&app, id)?;
     let act = Act { by: admin.id, action: "task.revoke", target: &id.to_string() };
     let revoke = async {
         match app.engine.revoke(&id).await? {
@@ -130,8 +130,12 @@ pub struct RetriedTask {
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "`task_state`: its arguments are not kept any more"),
     ))]
-pub async fn retry(State(app): State<App>, Admin(admin): Admin, Path(id): Path<String>) -> Result<Answer<RetriedTask>> {
-    let id = task_at(&app, &id)?;
+pub async fn retry(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Input(Path(id)): Input<Path<TaskId>>,
+) -> Result<Answer<RetriedTask>> {
+    let id = known(&app, id)?;
     let act = Act { by: admin.id, action: "task.retry", target: &id.to_string() };
     let retry = async {
         match app.engine.retry(&id).await? {
@@ -144,8 +148,7 @@ pub async fn retry(State(app): State<App>, Admin(admin): Admin, Path(id): Path<S
     Ok(Answer(audit::around(&app, act, &json!({}), retry).await?))
 }
 
-/// The task of a path segment; 404 when it cannot be one of ours.
-fn task_at(app: &App, text: &str) -> Result<TaskId> {
-    let id: TaskId = text.parse().map_err(|_| Kind::NotFound)?;
+/// The task, or 404 when it cannot be one of ours.
+fn known(app: &App, id: TaskId) -> Result<TaskId> {
     if jobs::registry(&app.config).knows(&id.queue) { Ok(id) } else { Err(Kind::NotFound.into()) }
 }

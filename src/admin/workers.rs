@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::auth::Admin;
 use crate::engine::operate::SeenWorker;
 use crate::error::{Problem, Result};
-use crate::platform::extract::Query;
+use crate::platform::extract::{Input, Query};
 use crate::platform::page::Page;
 
 /// The processes that run tasks, with what they run, by instance. One that gave no sign for ten seconds is not shown.
@@ -18,7 +18,11 @@ use crate::platform::page::Page;
         (status = 200, body = Page<SeenWorker>, description = "A page of workers"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
-pub async fn list(State(app): State<App>, _: Admin, Query(page): Query<PageAfter>) -> Result<Answer<Page<SeenWorker>>> {
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(page)): Input<Query<PageAfter>>,
+) -> Result<Answer<Page<SeenWorker>>> {
     let seen = app.engine.workers(page.cursor(), page.size() + 1).await?;
     Ok(Answer(page.page(seen, |worker| worker.report.instance.clone())))
 }

@@ -10,24 +10,25 @@ use super::model::{Phone, RefreshToken, User};
 use super::session::Session;
 use super::{CurrentUser, Registration, session};
 use crate::app::App;
-use crate::error::{Problem, Result, invalid};
-use crate::platform::extract::Json;
+use crate::error::{Problem, Result};
+use crate::platform::extract::{Input, Json, Shape};
+use crate::platform::rules::words;
 
 /// A new account.
 #[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterRequest {
     /// A mobile number of mainland China.
-    #[garde(pattern("^1[3-9][0-9]{9}$"))]
-    #[schema(pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
-    phone: String,
+    #[garde(skip)]
+    #[schema(value_type = String, pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
+    phone: Phone,
     /// At least 8 characters, at most 72 bytes.
     #[garde(length(chars, min = 8), length(bytes, max = 72))]
     #[schema(min_length = 8, max_length = 72, example = "a long password")]
     password: String,
     /// What others see; without it a neutral one.
-    #[garde(inner(length(chars, min = 1, max = super::MAX_NICKNAME_CHARS)))]
-    #[schema(min_length = 1, max_length = 64)]
+    #[garde(inner(custom(words(1, super::MAX_NICKNAME_CHARS))))]
+    #[schema(min_length = 1, max_length = 64, pattern = r"\S")]
     nickname: Option<String>,
 }
 
@@ -36,9 +37,9 @@ pub struct RegisterRequest {
 #[serde(deny_unknown_fields)]
 pub struct LoginRequest {
     /// The number the account was registered with.
-    #[garde(pattern("^1[3-9][0-9]{9}$"))]
-    #[schema(pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
-    phone: String,
+    #[garde(skip)]
+    #[schema(value_type = String, pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
+    phone: Phone,
     /// Its password.
     #[garde(length(chars, min = 8), length(bytes, max = 72))]
     #[schema(min_length = 8, max_length = 72, example = "a long password")]
@@ -50,9 +51,18 @@ pub struct LoginRequest {
 #[serde(deny_unknown_fields)]
 pub struct RefreshRequest {
     /// As the last login or refresh gave it.
-    #[garde(pattern("^[0-9a-f]{64}$"))]
+    #[garde(custom(is_refresh_token))]
     #[schema(pattern = "^[0-9a-f]{64}$")]
     refresh_token: String,
+}
+
+impl Shape<App> for RegisterRequest {}
+impl Shape<App> for LoginRequest {}
+impl Shape<App> for RefreshRequest {}
+
+fn is_refresh_token(text: &str, (): &()) -> garde::Result {
+    let good = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if good { Ok(()) } else { Err(garde::Error::new("must be the 64 hex digits of a refresh token")) }
 }
 
 /// A login's tokens.
@@ -93,10 +103,6 @@ impl IntoResponse for SessionResponse {
     }
 }
 
-fn parse_phone(text: &str) -> Result<Phone> {
-    text.parse().map_err(|error: super::model::NotAPhone| invalid("phone", error.to_string()))
-}
-
 /// Registers an account and logs it in. Repeated, it answers `phone_taken`: log in instead.
 #[utoipa::path(post, path = "/auth/register", tag = "auth", request_body = RegisterRequest, responses(
     (status = 201, body = SessionResponse, description = "Registered and logged in"),
@@ -106,10 +112,10 @@ fn parse_phone(text: &str) -> Result<Phone> {
 pub async fn register(
     State(app): State<App>,
     ClientAddress(address): ClientAddress,
-    Json(body): Json<RegisterRequest>,
+    Input(Json(body)): Input<Json<RegisterRequest>>,
 ) -> Result<(StatusCode, SessionResponse)> {
-    let phone = parse_phone(&body.phone)?;
-    let registration = Registration { phone, password: body.password, nickname: body.nickname.unwrap_or_default() };
+    let registration =
+        Registration { phone: body.phone, password: body.password, nickname: body.nickname.unwrap_or_default() };
     let session = super::register(&app, &address, registration).await?;
     Ok((StatusCode::CREATED, SessionResponse::new(&app, session)))
 }
@@ -123,10 +129,9 @@ pub async fn register(
 pub async fn login(
     State(app): State<App>,
     ClientAddress(address): ClientAddress,
-    Json(body): Json<LoginRequest>,
+    Input(Json(body)): Input<Json<LoginRequest>>,
 ) -> Result<SessionResponse> {
-    let phone = parse_phone(&body.phone)?;
-    let session = super::login(&app, &address, &phone, body.password).await?;
+    let session = super::login(&app, &address, &body.phone, body.password).await?;
     Ok(SessionResponse::new(&app, session))
 }
 
@@ -136,7 +141,10 @@ pub async fn login(
     (status = 200, body = SessionResponse, description = "A new pair; the old refresh token is used up"),
     (status = 401, body = Problem, content_type = "application/problem+json", description = "`refresh_token_invalid`: unknown, expired or revoked; `refresh_token_reused`: used before, and now the login is over"),
 ))]
-pub async fn refresh(State(app): State<App>, Json(body): Json<RefreshRequest>) -> Result<SessionResponse> {
+pub async fn refresh(
+    State(app): State<App>,
+    Input(Json(body)): Input<Json<RefreshRequest>>,
+) -> Result<SessionResponse> {
     let session = session::refresh(&app, &RefreshToken::from_client(body.refresh_token)).await?;
     Ok(SessionResponse::new(&app, session))
 }
@@ -146,7 +154,7 @@ pub async fn refresh(State(app): State<App>, Json(body): Json<RefreshRequest>) -
 #[utoipa::path(post, path = "/auth/logout", tag = "auth", request_body = RefreshRequest, responses(
     (status = 204, description = "The login is over"),
 ))]
-pub async fn logout(State(app): State<App>, Json(body): Json<RefreshRequest>) -> Result<StatusCode> {
+pub async fn logout(State(app): State<App>, Input(Json(body)): Input<Json<RefreshRequest>>) -> Result<StatusCode> {
     session::close(&app, &RefreshToken::from_client(body.refresh_token)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

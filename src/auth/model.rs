@@ -92,13 +92,20 @@ pub struct Phone(String);
 
 /// The text is not a [`Phone`].
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("must be a mobile number of mainland China: 11 digits")]
+#[error("must be a mobile number of mainland China, such as 13800000001")]
 pub struct NotAPhone;
 
 impl Phone {
     /// Its 11 digits.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Phone {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

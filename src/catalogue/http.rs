@@ -7,16 +7,20 @@ use serde::Deserialize;
 use super::{Course, CourseDetail, CourseId, MyCourse, NewCourse};
 use crate::app::App;
 use crate::auth::{Admin, CurrentUser};
-use crate::error::{Problem, Result, invalid};
-use crate::platform::extract::{Json, Path, Query};
+use crate::error::{Problem, Result};
+use crate::platform::extract::{Input, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
+use crate::platform::rules::{prose, words};
 
 /// The courses on sale, newest first.
 #[utoipa::path(get, path = "/courses", tag = "catalogue", params(PageQuery), responses(
     (status = 200, body = Page<Course>, description = "A page of courses"),
 ))]
-pub async fn list(State(app): State<App>, Query(page): Query<PageQuery>) -> Result<axum::Json<Page<Course>>> {
+pub async fn list(
+    State(app): State<App>,
+    Input(Query(page)): Input<Query<PageQuery>>,
+) -> Result<axum::Json<Page<Course>>> {
     Ok(axum::Json(super::list(&app, &page).await?))
 }
 
@@ -25,7 +29,10 @@ pub async fn list(State(app): State<App>, Query(page): Query<PageQuery>) -> Resu
     (status = 200, body = CourseDetail, description = "The course"),
     (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such course on sale"),
 ))]
-pub async fn detail(State(app): State<App>, Path(id): Path<CourseId>) -> Result<axum::Json<CourseDetail>> {
+pub async fn detail(
+    State(app): State<App>,
+    Input(Path(id)): Input<Path<CourseId>>,
+) -> Result<axum::Json<CourseDetail>> {
     Ok(axum::Json(super::detail(&app, id).await?))
 }
 
@@ -36,7 +43,7 @@ pub async fn detail(State(app): State<App>, Path(id): Path<CourseId>) -> Result<
 pub async fn mine(
     State(app): State<App>,
     user: CurrentUser,
-    Query(page): Query<PageQuery>,
+    Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<axum::Json<Page<MyCourse>>> {
     Ok(axum::Json(super::courses_of(&app, user.id, &page).await?))
 }
@@ -47,15 +54,15 @@ pub async fn mine(
 pub struct CreateCourseRequest {
     /// Chosen by the client, so that repeating the request is safe: a UUIDv7 as 32 hex digits. Lists are in the order
     /// of the ids, which is the order in which UUIDv7s were made.
-    #[garde(pattern("^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"))]
-    #[schema(pattern = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$", example = "019aa23b8f007cc3a1d2c0ffee000001")]
-    id: String,
+    #[garde(custom(is_v7))]
+    #[schema(value_type = String, pattern = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$", example = "019aa23b8f007cc3a1d2c0ffee000001")]
+    id: CourseId,
     /// Its title.
-    #[garde(length(chars, min = 1, max = 200))]
-    #[schema(min_length = 1, max_length = 200)]
+    #[garde(custom(words(1, 200)))]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     title: String,
     /// What it is about.
-    #[garde(length(chars, max = 2000))]
+    #[garde(custom(prose(2000)))]
     #[schema(max_length = 2000)]
     summary: String,
     /// Its price in fen: at most a million yuan.
@@ -66,21 +73,28 @@ pub struct CreateCourseRequest {
     #[garde(skip)]
     published: Option<bool>,
     /// The titles of its chapters, in order.
-    #[garde(length(min = 1, max = 200), inner(length(chars, min = 1, max = 200)))]
+    #[garde(length(min = 1, max = 200), inner(custom(words(1, 200))))]
     #[schema(min_items = 1, max_items = 200)]
     chapters: Vec<String>,
 }
 
-impl CreateCourseRequest {
-    fn parse(self) -> Result<NewCourse> {
-        Ok(NewCourse {
-            id: self.id.parse().map_err(|error: crate::platform::id::NotAnId| invalid("id", error.to_string()))?,
-            title: self.title,
-            summary: self.summary,
-            price: Money::fen(self.price_fen),
-            published: self.published.unwrap_or(true),
-            chapters: self.chapters,
-        })
+impl Shape<App> for CreateCourseRequest {}
+
+fn is_v7(id: &CourseId, (): &()) -> garde::Result {
+    let v7 = (id.uuid().get_version_num(), id.uuid().get_variant()) == (7, uuid::Variant::RFC4122);
+    if v7 { Ok(()) } else { Err(garde::Error::new("must be a UUID of version 7")) }
+}
+
+impl From<CreateCourseRequest> for NewCourse {
+    fn from(body: CreateCourseRequest) -> Self {
+        Self {
+            id: body.id,
+            title: body.title,
+            summary: body.summary,
+            price: Money::fen(body.price_fen),
+            published: body.published.unwrap_or(true),
+            chapters: body.chapters,
+        }
     }
 }
 
@@ -94,8 +108,8 @@ impl CreateCourseRequest {
 pub async fn create(
     State(app): State<App>,
     Admin(admin): Admin,
-    Json(body): Json<CreateCourseRequest>,
+    Input(Json(body)): Input<Json<CreateCourseRequest>>,
 ) -> Result<(StatusCode, axum::Json<CourseDetail>)> {
-    let created = super::create_once(&app, admin.id, body.parse()?).await?;
+    let created = super::create_once(&app, admin.id, body.into()).await?;
     Ok((StatusCode::CREATED, axum::Json(created)))
 }

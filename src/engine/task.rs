@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::control::Control;
-use super::keys::{NotAQueue, QueueName};
+use super::keys::QueueName;
 
 /// A kind of background work, declared as the type of its arguments.
 pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -88,15 +88,27 @@ impl fmt::Display for TaskId {
     }
 }
 
+/// The text is not a task's id.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("must be a task's id, such as 019aa23b8f007cc3a1d2c0ffee000001.grant")]
+pub struct NotATask;
+
+impl<'de> Deserialize<'de> for TaskId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl FromStr for TaskId {
-    type Err = NotAQueue;
-    fn from_str(text: &str) -> Result<Self, NotAQueue> {
-        let (key, queue) = text.split_once('.').ok_or(NotAQueue)?;
+    type Err = NotATask;
+    fn from_str(text: &str) -> Result<Self, NotATask> {
+        let (key, queue) = text.split_once('.').ok_or(NotATask)?;
         if key.len() != 32 || key.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(NotAQueue);
+            return Err(NotATask);
         }
-        let key = Uuid::try_parse(key).map_err(|_| NotAQueue)?;
-        let queue = queue.replace('.', "/").parse()?;
+        let key = Uuid::try_parse(key).map_err(|_| NotATask)?;
+        let queue = queue.replace('.', "/").parse().map_err(|_| NotATask)?;
         Ok(Self { key, queue })
     }
 }

@@ -1,5 +1,7 @@
 //! Routes of orders: quote, create, list, detail. Cancelling and paying ask a gateway: they are the payments room's.
 
+use std::collections::HashSet;
+
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,12 +11,13 @@ use super::{Item, NewOrder, Order, OrderId, OrderKind, Status, Whole};
 use crate::app::App;
 use crate::auth::CurrentUser;
 use crate::catalogue::CourseId;
-use crate::error::{Kind, Problem, Result, invalid};
+use crate::error::{Kind, Problem, Result};
 use crate::idempotency::{Answer, Key};
 use crate::platform::clock::At;
-use crate::platform::extract::{Json, Path, Query};
+use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
+use crate::platform::id::Id;
 use crate::platform::money::{CURRENCY, Money};
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::page::{Cursor, Page, PageQuery};
 use crate::wallet::UserCouponId;
 
 /// What to order.
@@ -22,34 +25,33 @@ use crate::wallet::UserCouponId;
 #[serde(deny_unknown_fields)]
 pub struct OrderRequest {
     /// The courses, 1..50, each once.
-    #[garde(length(min = 1, max = 50), inner(pattern("^[0-9a-f]{32}$")), custom(each_once))]
+    #[garde(length(min = 1, max = 50))]
     #[schema(value_type = std::collections::BTreeSet<CourseId>, min_items = 1, max_items = 50)]
-    pub course_ids: Vec<String>,
+    pub course_ids: Vec<CourseId>,
     /// A coupon of yours.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[schema(pattern = "^[0-9a-f]{32}$")]
-    pub user_coupon_id: Option<String>,
+    #[garde(skip)]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    pub user_coupon_id: Option<UserCouponId>,
     /// Points to spend; none by default.
     #[garde(range(min = 0, max = 1_000_000_000_000))]
     #[schema(minimum = 0, maximum = 1_000_000_000_000i64)]
     pub points: Option<i64>,
 }
 
-fn each_once(ids: &[String], _: &()) -> garde::Result {
-    let mut seen = std::collections::HashSet::new();
-    match ids.iter().find(|id| !seen.insert(*id)) {
-        None => Ok(()),
-        Some(id) => Err(garde::Error::new(format!("names {id} twice"))),
+impl Shape<App> for OrderRequest {
+    fn together(&self, _: &App, faults: &mut Faults) {
+        let mut seen = HashSet::new();
+        let twice = self.course_ids.iter().find(|id| !seen.insert(**id));
+        // What is at fault is filled with the same id everywhere.
+        if let Some(id) = twice.filter(|_| faults.spare(&["course_ids"])) {
+            faults.add("course_ids", format!("names {id} twice"));
+        }
     }
 }
 
-impl OrderRequest {
-    fn parse(&self) -> Result<NewOrder> {
-        let courses = self.course_ids.iter().map(|id| id.parse::<CourseId>()).collect::<Result<_, _>>();
-        let courses = courses.map_err(|e| invalid("course_ids", e.to_string()))?;
-        let coupon = self.user_coupon_id.as_deref().map(str::parse::<UserCouponId>).transpose();
-        let coupon = coupon.map_err(|e| invalid("user_coupon_id", e.to_string()))?;
-        Ok(NewOrder { courses, coupon, points: self.points.unwrap_or(0) })
+impl From<OrderRequest> for NewOrder {
+    fn from(request: OrderRequest) -> Self {
+        Self { courses: request.course_ids, coupon: request.user_coupon_id, points: request.points.unwrap_or(0) }
     }
 }
 
@@ -221,9 +223,9 @@ pub struct QuoteView {
 pub async fn quote(
     State(app): State<App>,
     user: CurrentUser,
-    Json(request): Json<OrderRequest>,
+    Input(Json(request)): Input<Json<OrderRequest>>,
 ) -> Result<Reply<QuoteView>> {
-    let quote = super::quote(&app, user.id, &request.parse()?).await?;
+    let quote = super::quote(&app, user.id, &request.into()).await?;
     let priced = quote.priced;
     Ok(Reply(QuoteView {
         total_fen: priced.total,
@@ -252,12 +254,11 @@ pub async fn quote(
 pub async fn create(
     State(app): State<App>,
     user: CurrentUser,
-    key: Key,
-    Json(request): Json<OrderRequest>,
+    Inputs(key, Json(request)): Inputs<Key, Json<OrderRequest>>,
 ) -> Result<Answer> {
     let render =
         |made: &Whole, now: At| Answer::json(StatusCode::CREATED, &OrderView::of(&made.order, &made.items, now));
-    super::create(&app, user.id, &key, &request.parse()?, render).await
+    super::create(&app, user.id, &key, &request.into(), render).await
 }
 
 /// Which of the caller's orders.
@@ -266,18 +267,20 @@ pub async fn create(
 #[into_params(parameter_in = Query)]
 pub struct OrdersQuery {
     /// `next_cursor` of the page before; absent for the first page.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[param(pattern = "^[0-9a-f]{32}$")]
-    pub cursor: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    pub cursor: Option<Id<Cursor>>,
     /// Items of a page, 1..100.
     #[garde(range(min = 1, max = 100))]
     #[param(minimum = 1, maximum = 100)]
     pub limit: Option<u32>,
     /// Only orders in this status.
-    #[garde(inner(pattern("^(unpaid|paid|cancelled|timed_out|refunding|refunded)$")))]
-    #[param(pattern = "^(unpaid|paid|cancelled|timed_out|refunding|refunded)$")]
-    pub status: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^(unpaid|paid|cancelled|timed_out|refunding|refunded)$")]
+    pub status: Option<Status>,
 }
+
+impl Shape<App> for OrdersQuery {}
 
 /// The caller's orders, newest first.
 #[utoipa::path(get, path = "/orders", operation_id = "list_orders", tag = "orders", security(("bearer" = [])), params(OrdersQuery),
@@ -285,11 +288,10 @@ pub struct OrdersQuery {
 pub async fn list(
     State(app): State<App>,
     user: CurrentUser,
-    Query(query): Query<OrdersQuery>,
+    Input(Query(query)): Input<Query<OrdersQuery>>,
 ) -> Result<Reply<Page<OrderView>>> {
-    let status = query.status.as_deref().and_then(Status::parse);
     let page = PageQuery { cursor: query.cursor, limit: query.limit };
-    let orders = super::list(&app, user.id, status, &page).await?;
+    let orders = super::list(&app, user.id, query.status, &page).await?;
     let now = app.clock.now();
     let items = orders.items.iter().map(|whole| OrderView::of(&whole.order, &whole.items, now)).collect();
     Ok(Reply(Page { items, next_cursor: orders.next_cursor }))
@@ -302,7 +304,11 @@ pub async fn list(
         (status = 200, body = OrderView, description = "The order"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found"),
     ))]
-pub async fn detail(State(app): State<App>, user: CurrentUser, Path(no): Path<OrderId>) -> Result<Reply<OrderView>> {
+pub async fn detail(
+    State(app): State<App>,
+    user: CurrentUser,
+    Input(Path(no)): Input<Path<OrderId>>,
+) -> Result<Reply<OrderView>> {
     let Whole { order, items } = super::find_whole(&app, user.id, no).await?.ok_or(Kind::NotFound)?;
     Ok(Reply(OrderView::of(&order, &items, app.clock.now())))
 }

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::{Closed, Gateway, PaymentId, Settled, close_order, gateway};
 use crate::app::App;
 use crate::auth::CurrentUser;
-use crate::error::{Kind, Problem, Result, invalid, refuse};
+use crate::error::{Kind, Problem, Result, refuse};
 use crate::orders::{self, Closing, OrderId, Status};
 use crate::platform::clock::At;
-use crate::platform::extract::{Json, Path, Query, RawBody};
+use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, RawBody, Shape};
 
 /// How to pay.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -26,6 +26,27 @@ pub struct PayRequest {
     #[garde(inner(length(min = 1, max = 16)))]
     #[schema(min_length = 1, max_length = 16, example = "page")]
     pub channel: Option<String>,
+}
+
+impl PayRequest {
+    /// The gateway and the way to pay there.
+    fn way(&self, app: &App) -> Result<(Gateway, &str), Vec<FieldFault>> {
+        let Some(gateway) = gateway::named(app, &self.gateway) else {
+            return Err(vec![FieldFault::new("gateway", "is not a payment gateway that is switched on")]);
+        };
+        let known = gateway.channels();
+        let channel = self.channel.as_deref().or(known.first().copied()).unwrap_or_default();
+        if !known.contains(&channel) {
+            return Err(vec![FieldFault::new("channel", format!("must be one of: {}", known.join(", ")))]);
+        }
+        Ok((gateway, channel))
+    }
+}
+
+impl Shape<App> for PayRequest {
+    fn together(&self, app: &App, faults: &mut Faults) {
+        faults.extend(self.way(app).err().unwrap_or_default());
+    }
 }
 
 /// A payment to go on with.
@@ -59,16 +80,9 @@ pub struct PayView {
 pub async fn pay(
     State(app): State<App>,
     user: CurrentUser,
-    Path(order): Path<OrderId>,
-    Json(request): Json<PayRequest>,
+    Inputs(Path(order), Json(request)): Inputs<Path<OrderId>, Json<PayRequest>>,
 ) -> Result<Reply<PayView>> {
-    let gateway = gateway::named(&app, &request.gateway)
-        .ok_or_else(|| invalid("gateway", "is not a payment gateway that is switched on"))?;
-    let known = gateway.channels();
-    let channel = request.channel.as_deref().or(known.first().copied()).unwrap_or_default();
-    if !known.contains(&channel) {
-        return Err(invalid("channel", format!("must be one of: {}", known.join(", "))));
-    }
+    let (gateway, channel) = request.way(&app)?;
     let started = super::pay(&app, user.id, order, gateway, channel).await?;
     let super::Started { payment_no, pay_url, expires_at } = started;
     Ok(Reply(PayView { payment_no, gateway, pay_url, expires_at }))
@@ -108,7 +122,7 @@ impl OrderStatusView {
 pub async fn cancel(
     State(app): State<App>,
     user: CurrentUser,
-    Path(order): Path<OrderId>,
+    Input(Path(order)): Input<Path<OrderId>>,
 ) -> Result<Reply<OrderStatusView>> {
     orders::find_whole(&app, user.id, order).await?.ok_or(Kind::NotFound)?;
     match close_order(&app, order, Closing::Cancelled).await? {
@@ -140,9 +154,8 @@ pub async fn cancel(
 )]
 pub async fn notify(
     State(app): State<App>,
-    Path(name): Path<String>,
     headers: HeaderMap,
-    RawBody(body): RawBody,
+    Inputs(Path(name), RawBody(body)): Inputs<Path<String>, RawBody>,
 ) -> Result<Response> {
     let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
     let settled = super::notified(&app, gateway, &headers, &body).await?;
@@ -158,10 +171,12 @@ pub async fn notify(
 #[into_params(parameter_in = Query)]
 pub struct ReturnQuery {
     /// The payment's number.
-    #[garde(pattern("^[0-9a-f]{32}$"))]
-    #[param(pattern = "^[0-9a-f]{32}$")]
-    pub payment_no: String,
+    #[garde(skip)]
+    #[param(value_type = String, pattern = "^[0-9a-f]{32}$")]
+    pub payment_no: PaymentId,
 }
+
+impl Shape<App> for ReturnQuery {}
 
 /// Where the buyer's browser comes back to. What it brings along decides nothing: the status is ours, or the gateway's
 /// answer to our own question.
@@ -177,11 +192,9 @@ pub struct ReturnQuery {
 )]
 pub async fn returned(
     State(app): State<App>,
-    Path(name): Path<String>,
-    Query(query): Query<ReturnQuery>,
+    Inputs(Path(name), Query(query)): Inputs<Path<String>, Query<ReturnQuery>>,
 ) -> Result<Reply<OrderStatusView>> {
     let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
-    let payment = query.payment_no.parse().map_err(|_| Kind::NotFound)?;
-    let order = super::returned(&app, gateway, payment).await?;
+    let order = super::returned(&app, gateway, query.payment_no).await?;
     Ok(Reply(OrderStatusView::new(order.id, order.status)))
 }

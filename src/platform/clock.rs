@@ -1,17 +1,18 @@
 //! Time comes only from here: the system clock, or one that a test moves by hand.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::mysql::{MySql, MySqlTypeInfo, MySqlValueRef};
 
 /// An instant in UTC, whole milliseconds: what MySQL's `DATETIME(3)` holds, and RFC 3339 in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct At(Timestamp);
 
@@ -50,6 +51,29 @@ impl At {
     /// As jiff's own type, for calendars and zones.
     pub fn timestamp(self) -> Timestamp {
         self.0
+    }
+}
+
+/// The text is not an instant.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("must be an instant with its zone, such as 2026-11-11T00:00:00Z")]
+pub struct NotAnInstant;
+
+/// Longest text of an instant.
+const MAX_TEXT: usize = 40;
+
+impl FromStr for At {
+    type Err = NotAnInstant;
+    fn from_str(text: &str) -> Result<Self, NotAnInstant> {
+        let short = Some(text).filter(|text| text.len() <= MAX_TEXT).ok_or(NotAnInstant)?;
+        short.parse::<Timestamp>().map(Self::from).map_err(|_| NotAnInstant)
+    }
+}
+
+impl<'de> Deserialize<'de> for At {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -1,15 +1,26 @@
-//! Extractors that refuse in our own words and name every fault of a request at once.
+//! What a request brings, read in our own words and with every fault of it told at once.
 //!
-//! serde stops at the first fault. To tell them all, a body is read into a JSON value; each fault serde finds is
-//! noted and its place filled with a neutral value of the wanted type, until the shape fits; then the field rules
-//! (`garde`) run, and their word about a place already noted is left out. So a request shape is made of plain JSON
-//! types with rules on them, and is turned into ids, money and states after that.
+//! A handler names all that it reads in one [`Input`], or in one [`Inputs`] for two parts: `Inputs(Path(id),
+//! Json(body))`. The parts are read one after the other into one list of [`Faults`], whatever the others are like, and
+//! the request is refused with the whole list. Within a part:
+//!
+//! 1. the shape (`extract/fit.rs`): types, unknown and missing fields, and what the fields' own types refuse (ids,
+//!    instants, enums: a type that parses itself is better than a rule);
+//! 2. the fields' rules (`garde`; `rules.rs` has ours);
+//! 3. what the fields mean together ([`Shape::together`]), as far as it can be said without a database.
+//!
+//! The parts cannot be extracted by themselves, so no handler can tell faults in two rounds. Who may ask at all is
+//! decided before: extractors of users stand before it.
+
+mod fit;
+mod json;
 
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +29,8 @@ use serde_json::{Map, Value};
 /// One fault of one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldFault {
-    /// Where: `items[2].course_id`, a query parameter's or a path segment's name; empty for the body as a whole.
+    /// Where: `items[2].course_id`, a header's, a query parameter's or a path segment's name; empty for the body as a
+    /// whole.
     pub field: String,
     /// What is wrong, for a person.
     pub message: String,
@@ -31,24 +43,86 @@ impl FieldFault {
     }
 }
 
-/// Why a request could not be read. The error table (`error.rs`) gives each its name and title.
-#[derive(Debug, Clone)]
-pub enum Fault {
-    /// The content type is not `application/json`.
-    NotJson,
-    /// The body is longer than the limit.
-    TooLarge,
+/// What kind of refusal the faults make; of several the last one here. The error table (`error.rs`) gives each its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// The header that makes a request safe to repeat is missing.
+    KeyMissing,
+    /// That header is not valid.
+    KeyInvalid,
+    /// A shape or a rule is not met.
+    Invalid,
+    /// The body is not JSON (or not UTF-8).
+    Malformed,
     /// The body did not arrive whole.
     Incomplete,
     /// The body did not arrive in time.
     TooSlow,
-    /// The body is not JSON (or not UTF-8): where and why.
-    Malformed(String),
-    /// The shape or a rule is not met: every place.
-    Invalid(Vec<FieldFault>),
+    /// The body is not declared as JSON in UTF-8.
+    NotJson,
+    /// The body is longer than the limit.
+    TooLarge,
 }
 
-impl IntoResponse for Fault {
+/// More faults than this are not told one by one.
+const MAX_FAULTS: usize = 50;
+
+/// The faults of a request that were found so far.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    why: Option<Why>,
+    /// What the refusal says in one line: of a field's fault nothing, since its list says it all.
+    detail: String,
+    told: Vec<FieldFault>,
+}
+
+impl Faults {
+    /// Adds a fault of `field`, unless one of it, or of what it is in, is told already.
+    pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.because(Why::Invalid, field, message);
+    }
+
+    /// Adds a fault that makes another refusal than that of a field.
+    pub fn because(&mut self, why: Why, field: impl Into<String>, message: impl Into<String>) {
+        let (field, message) = (field.into(), message.into());
+        if self.why < Some(why) {
+            let what = if field.is_empty() { "the body" } else { &field };
+            self.detail = if why == Why::Invalid { String::new() } else { format!("{what} {message}") };
+            self.why = Some(why);
+        }
+        if self.told.len() < MAX_FAULTS && !self.told.iter().any(|told| lies_in(&field, &told.field)) {
+            self.told.push(FieldFault::new(field, message));
+        }
+    }
+
+    /// Adds the faults that a function found.
+    pub fn extend(&mut self, found: Vec<FieldFault>) {
+        found.into_iter().for_each(|fault| self.add(fault.field, fault.message));
+    }
+
+    /// Whether nothing is wrong with any of these fields, nor within them: what they mean together can be said.
+    pub fn spare(&self, fields: &[&str]) -> bool {
+        !self.told.iter().any(|told| fields.iter().any(|field| lies_in(&told.field, field)))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.why.is_none()
+    }
+
+    /// What they amount to, in one line where a list does not say it, and all of them.
+    pub fn into_told(self) -> (Option<Why>, String, Vec<FieldFault>) {
+        (self.why, self.detail, self.told)
+    }
+}
+
+/// Whether the field is this one or a part of it. Nothing lies in the body as a whole but itself.
+fn lies_in(field: &str, whole: &str) -> bool {
+    let rest = field.strip_prefix(whole);
+    rest.is_some_and(|rest| rest.is_empty() || (!whole.is_empty() && rest.starts_with(['.', '['])))
+}
+
+impl IntoResponse for Faults {
     fn into_response(self) -> Response {
         // Rendered by the problem layer, which knows the error table and the request id.
         let mut response = StatusCode::BAD_REQUEST.into_response();
@@ -57,26 +131,92 @@ impl IntoResponse for Fault {
     }
 }
 
-/// A JSON body that fits `T` and its rules.
+/// What a body or a query string is made of.
+pub trait Shape<S>: DeserializeOwned + garde::Validate<Context = ()> + Send {
+    /// Adds the faults that its fields have only together, or that only the service knows of. It is asked whatever else
+    /// was found: a field that was at fault has some value of its type ([`Faults::spare`] tells), and what is said of it
+    /// here is left out.
+    fn together(&self, _service: &S, _faults: &mut Faults) {}
+}
+
+/// A request while its parts are read.
+pub struct Asked {
+    /// Its head.
+    pub head: Parts,
+    body: Body,
+}
+
+impl From<Request> for Asked {
+    fn from(request: Request) -> Self {
+        let (head, body) = request.into_parts();
+        Self { head, body }
+    }
+}
+
+/// A part of a request that a handler may ask for in its [`Input`].
+pub trait Part<S>: Sized {
+    /// Reads it. Its faults are added; with any of them what is read is of no use, and `None` where there is not even
+    /// something of its type. A part with the body comes last.
+    fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> impl Future<Output = Option<Self>> + Send;
+}
+
+/// All that a handler reads of a request.
 #[derive(Debug)]
-pub struct Json<T>(pub T);
+pub struct Input<A>(pub A);
 
-impl<S, T> FromRequest<S> for Json<T>
-where
-    S: Send + Sync,
-    T: DeserializeOwned + garde::Validate<Context = ()>,
-{
-    type Rejection = Fault;
+/// The same, of two parts.
+#[derive(Debug)]
+pub struct Inputs<A, B>(pub A, pub B);
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Fault> {
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-        let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
-            return Err(Fault::NotJson);
+impl<S: Send + Sync, A: Part<S> + Send> FromRequest<S> for Input<A> {
+    type Rejection = Faults;
+
+    async fn from_request(request: Request, service: &S) -> Result<Self, Faults> {
+        let (mut asked, mut faults) = (Asked::from(request), Faults::default());
+        let a = A::read(&mut asked, service, &mut faults).await;
+        a.filter(|_| faults.is_empty()).map(Self).ok_or(faults)
+    }
+}
+
+impl<S: Send + Sync, A: Part<S> + Send, B: Part<S> + Send> FromRequest<S> for Inputs<A, B> {
+    type Rejection = Faults;
+
+    async fn from_request(request: Request, service: &S) -> Result<Self, Faults> {
+        let (mut asked, mut faults) = (Asked::from(request), Faults::default());
+        let a = A::read(&mut asked, service, &mut faults).await;
+        let b = B::read(&mut asked, service, &mut faults).await;
+        a.zip(b).filter(|_| faults.is_empty()).map(|(a, b)| Self(a, b)).ok_or(faults)
+    }
+}
+
+/// The parameters of the path: one, or a tuple of them.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> Part<S> for Path<T> {
+    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+        if let Ok(axum::extract::Path(value)) = axum::extract::Path::from_request_parts(&mut asked.head, service).await
+        {
+            return Some(Self(value));
         }
-        let RawBody(bytes) = RawBody::from_request(request, state).await?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| Fault::Malformed(e.to_string()))?;
-        parse(value, false).map(Self)
+        // Something is wrong: once more, to find everything.
+        let given = match RawPathParams::from_request_parts(&mut asked.head, service).await {
+            Ok(given) => given,
+            Err(refused) => {
+                // The name stands between backquotes.
+                faults.add(refused.body_text().split('`').nth(1).unwrap_or("path"), "is not UTF-8 text");
+                return None;
+            }
+        };
+        let (names, mut values): (Vec<&str>, Vec<Value>) = given.iter().map(|(name, v)| (name, Value::from(v))).unzip();
+        let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
+        let mut found = Faults::default();
+        let fitted = fit::fit(value, false, &mut found);
+        for fault in found.told {
+            let place = fault.field.trim_matches(['[', ']']).parse().unwrap_or(0);
+            faults.add(*names.get(place).unwrap_or(&"path"), fault.message);
+        }
+        fitted.map(Self)
     }
 }
 
@@ -84,55 +224,40 @@ where
 #[derive(Debug)]
 pub struct Query<T>(pub T);
 
-impl<S, T> FromRequestParts<S> for Query<T>
-where
-    S: Send + Sync,
-    T: DeserializeOwned + garde::Validate<Context = ()>,
-{
-    type Rejection = Fault;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
-        let pairs: Vec<(String, String)> = serde_urlencoded::from_str(parts.uri.query().unwrap_or(""))
-            .map_err(|e| Fault::Invalid(vec![FieldFault::new("", format!("query string: {e}"))]))?;
+impl<S: Sync, T: Shape<S>> Part<S> for Query<T> {
+    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+        // Reading this form of text never fails: what is not UTF-8 comes out as U+FFFD.
+        let given: Vec<(String, String)> =
+            serde_urlencoded::from_str(asked.head.uri.query().unwrap_or("")).unwrap_or_default();
         let mut map = Map::new();
-        for (name, value) in pairs {
+        for (name, value) in given {
             if map.contains_key(&name) {
-                return Err(Fault::Invalid(vec![FieldFault::new(name, "given more than once")]));
+                faults.add(name, "is given more than once");
+                continue;
+            }
+            if value.contains(char::REPLACEMENT_CHARACTER) {
+                faults.add(&*name, "is not UTF-8 text");
             }
             map.insert(name, Value::String(value));
         }
-        parse(Value::Object(map), true).map(Self)
+        checked(Value::Object(map), true, service, faults).map(Self)
     }
 }
 
-/// The parameters of the path.
+/// A JSON body.
 #[derive(Debug)]
-pub struct Path<T>(pub T);
+pub struct Json<T>(pub T);
 
-impl<S, T> FromRequestParts<S> for Path<T>
-where
-    S: Send + Sync,
-    T: DeserializeOwned + Send,
-{
-    type Rejection = Fault;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
-        let invalid = |message: String| {
-            let (field, message) = split_path_fault(&message);
-            Fault::Invalid(vec![FieldFault::new(field, message)])
-        };
-        let axum::extract::Path(value) =
-            axum::extract::Path::<T>::from_request_parts(parts, state).await.map_err(|e| invalid(e.body_text()))?;
-        Ok(Self(value))
+impl<S: Sync, T: Shape<S>> Part<S> for Json<T> {
+    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+        if let Some(message) = json::not_declared(&asked.head.headers) {
+            faults.because(Why::NotJson, "Content-Type", message);
+            return None;
+        }
+        let RawBody(bytes) = <RawBody as Part<S>>::read(asked, service, faults).await?;
+        let value = json::read(&bytes, faults)?;
+        checked(value, false, service, faults).map(Self)
     }
-}
-
-/// axum says ``Invalid URL: Cannot parse `id` with value `x`: why``; the front ends want the field and the why.
-fn split_path_fault(message: &str) -> (String, String) {
-    let field =
-        message.split_once("Cannot parse `").and_then(|(_, rest)| rest.split_once('`')).map_or("path", |(f, _)| f);
-    let why = message.rsplit_once("`: ").map_or(message, |(_, why)| why);
-    (field.to_owned(), why.to_owned())
 }
 
 /// A body that takes longer to arrive is given up.
@@ -142,170 +267,81 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(8);
 #[derive(Debug)]
 pub struct RawBody(pub axum::body::Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for RawBody {
-    type Rejection = Fault;
-
-    async fn from_request(request: Request, _: &S) -> Result<Self, Fault> {
-        let arriving = axum::body::Bytes::from_request(request, &());
-        let arrived = tokio::time::timeout(BODY_TIMEOUT, arriving).await.map_err(|_| Fault::TooSlow)?;
-        arrived.map(Self).map_err(|rejection| {
-            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Fault::TooLarge } else { Fault::Incomplete }
-        })
+impl<S: Sync> Part<S> for RawBody {
+    async fn read(asked: &mut Asked, _: &S, faults: &mut Faults) -> Option<Self> {
+        // The limit is in the head. No part behind the body needs it.
+        let head = std::mem::replace(&mut asked.head, Request::new(()).into_parts().0);
+        let whole = Request::from_parts(head, std::mem::take(&mut asked.body));
+        let arriving = axum::body::Bytes::from_request(whole, &());
+        let (why, message) = match tokio::time::timeout(BODY_TIMEOUT, arriving).await {
+            Ok(Ok(bytes)) => return Some(Self(bytes)),
+            Ok(Err(refused)) if refused.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                (Why::TooLarge, "is longer than the limit")
+            }
+            Ok(Err(_)) => (Why::Incomplete, "did not arrive whole"),
+            Err(_) => (Why::TooSlow, "took too long to arrive"),
+        };
+        faults.because(why, "", message);
+        None
     }
 }
 
-/// More faults than this are not told one by one.
-const MAX_FAULTS: usize = 50;
+/// The faults that a value has as a `T`, each under its place within `at`.
+pub fn faults_of<T: DeserializeOwned>(at: &str, value: Value) -> Vec<FieldFault> {
+    let mut faults = Faults::default();
+    fit::fit::<T>(value, false, &mut faults);
+    let within = |field: String| if field.is_empty() { at.to_owned() } else { format!("{at}.{field}") };
+    faults.told.into_iter().map(|fault| FieldFault { field: within(fault.field), ..fault }).collect()
+}
 
-/// Fits `value` to `T`, collecting every fault. `textual`: numbers and booleans may come as text (query strings).
-fn parse<T>(mut value: Value, textual: bool) -> Result<T, Fault>
-where
-    T: DeserializeOwned + garde::Validate<Context = ()>,
-{
+/// Fits `value` to its type and holds it against every rule.
+fn checked<S, T: Shape<S>>(value: Value, textual: bool, service: &S, faults: &mut Faults) -> Option<T> {
     if !value.is_object() {
         // serde would read a struct from an array too, by position: no shape that we document.
-        return Err(Fault::Invalid(vec![FieldFault::new("", "must be a JSON object")]));
+        faults.add("", "must be an object");
+        return None;
     }
-    let mut faults: Vec<FieldFault> = Vec::new();
-    let mut fillings = 0;
-    let parsed: T = loop {
-        match serde_path_to_error::deserialize::<_, T>(value.clone()) {
-            Ok(parsed) => break parsed,
-            Err(error) => {
-                let path = error.path().clone();
-                let message = error.into_inner().to_string();
-                // Each place is filled a few times at most; a shape that still does not fit ends the search.
-                fillings += 1;
-                if fillings > MAX_FAULTS * FILLINGS.len() || faults.len() >= MAX_FAULTS {
-                    return Err(Fault::Invalid(faults));
-                }
-                if !mend(&mut value, &path, &message, &mut faults, textual) {
-                    return Err(Fault::Invalid(faults));
-                }
-            }
-        }
-    };
-    if let Err(report) = parsed.validate() {
+    let fitted: T = fit::fit(value, textual, faults)?;
+    if let Err(report) = fitted.validate() {
         for (path, error) in report.iter() {
-            let field = path.to_string();
-            if !faults.iter().any(|f| f.field == field) {
-                faults.push(FieldFault::new(field, error.message()));
-            }
+            faults.add(path.to_string(), fit::rule_for_a_person(error.message()));
         }
     }
-    if faults.is_empty() { Ok(parsed) } else { Err(Fault::Invalid(faults)) }
-}
-
-/// What a faulty place is filled with, in turn, so that the reading can go on behind it.
-const FILLINGS: [fn() -> Value; 5] = [
-    || Value::from(""),
-    || Value::from(0),
-    || Value::from(false),
-    || Value::Array(Vec::new()),
-    || Value::Object(Map::new()),
-];
-
-/// Notes one fault and changes `value` so that the next reading passes it; false when that is not possible.
-fn mend(
-    value: &mut Value,
-    path: &serde_path_to_error::Path,
-    message: &str,
-    faults: &mut Vec<FieldFault>,
-    textual: bool,
-) -> bool {
-    use serde_path_to_error::Segment;
-    let mut segments: Vec<Segment> = path.iter().cloned().collect();
-    let quoted = |prefix: &str| {
-        message.strip_prefix(prefix).and_then(|rest| rest.split_once('`')).map(|(name, _)| name.to_owned())
-    };
-    if let Some(name) = quoted("unknown field `") {
-        // serde reports the unknown field itself as the last segment.
-        if !matches!(segments.last(), Some(Segment::Map { key }) if *key == name) {
-            segments.push(Segment::Map { key: name.clone() });
-        }
-        faults.push(FieldFault::new(render(&segments), "is not a known field"));
-        let parent = &segments[..segments.len() - 1];
-        return place(value, parent).and_then(Value::as_object_mut).and_then(|map| map.remove(&name)).is_some();
-    }
-    if let Some(name) = quoted("missing field `") {
-        segments.push(Segment::Map { key: name.clone() });
-        faults.push(FieldFault::new(render(&segments), "is required"));
-        let parent = &segments[..segments.len() - 1];
-        return place(value, parent)
-            .and_then(Value::as_object_mut)
-            .map(|map| map.insert(name, Value::from("")))
-            .is_some();
-    }
-    let field = render(&segments);
-    let Some(target) = place(value, &segments) else {
-        faults.push(FieldFault::new(field, message));
-        return false;
-    };
-    if textual && let Value::String(text) = target {
-        if let Ok(number) = text.parse::<i64>() {
-            *target = Value::from(number);
-            return true;
-        }
-        if let Ok(flag) = text.parse::<bool>() {
-            *target = Value::from(flag);
-            return true;
-        }
-    }
-    let known = faults.iter().any(|f| f.field == field);
-    if !known {
-        faults.push(FieldFault::new(field, message));
-    }
-    let next = FILLINGS.iter().position(|filling| known && *target == filling()).map_or(0, |at| at + 1);
-    match FILLINGS.get(next) {
-        Some(filling) => {
-            *target = filling();
-            true
-        }
-        None => false,
-    }
-}
-
-fn place<'v>(value: &'v mut Value, segments: &[serde_path_to_error::Segment]) -> Option<&'v mut Value> {
-    use serde_path_to_error::Segment;
-    segments.iter().try_fold(value, |value, segment| match segment {
-        Segment::Seq { index } => value.get_mut(*index),
-        Segment::Map { key } => value.get_mut(key.as_str()),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    })
-}
-
-fn render(segments: &[serde_path_to_error::Segment]) -> String {
-    use serde_path_to_error::Segment;
-    let mut text = String::new();
-    for segment in segments {
-        match segment {
-            Segment::Seq { index } => text.push_str(&format!("[{index}]")),
-            Segment::Map { key } | Segment::Enum { variant: key } => {
-                if !text.is_empty() {
-                    text.push('.');
-                }
-                text.push_str(key);
-            }
-            Segment::Unknown => text.push('?'),
-        }
-    }
-    text
+    fitted.together(service, faults);
+    Some(fitted)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::clock::At;
+    use crate::platform::id::Id;
     use serde_json::json;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Size {
+        Small,
+        Large,
+    }
 
     #[derive(Debug, serde::Deserialize, garde::Validate)]
     #[serde(deny_unknown_fields)]
-    struct Shape {
+    struct Body {
         #[garde(length(min = 1, max = 5))]
         name: String,
         #[garde(range(min = 1, max = 10))]
-        count: i64,
+        count: u32,
         #[garde(dive)]
         inner: Inner,
+        #[garde(skip)]
+        size: Option<Size>,
+        #[garde(skip)]
+        flag: Option<bool>,
+        #[garde(skip)]
+        from: Option<At>,
+        #[garde(skip)]
+        until: Option<At>,
     }
 
     #[derive(Debug, serde::Deserialize, garde::Validate)]
@@ -313,31 +349,91 @@ mod tests {
     struct Inner {
         #[garde(length(max = 5))]
         list: Vec<i64>,
+        #[garde(skip)]
+        #[expect(dead_code, reason = "only its shape is looked at")]
+        ids: Option<Vec<Id<()>>>,
     }
 
-    fn faults(value: Value) -> Vec<String> {
-        match parse::<Shape>(value, false) {
-            Err(Fault::Invalid(faults)) => faults.into_iter().map(|f| f.field).collect(),
-            other => panic!("{other:?}"),
+    impl Shape<()> for Body {
+        fn together(&self, _: &(), faults: &mut Faults) {
+            if faults.spare(&["from", "until"]) && self.from > self.until {
+                faults.add("until", "must be after from");
+            }
+            if matches!(self.size, Some(Size::Small)) && self.flag == Some(true) {
+                faults.add("flag", "does not go with small");
+            }
         }
+    }
+
+    fn told(body: &str) -> Vec<(String, String)> {
+        let mut faults = Faults::default();
+        if let Some(value) = json::read(body.as_bytes(), &mut faults) {
+            checked::<(), Body>(value, false, &(), &mut faults);
+        }
+        faults.told.into_iter().map(|f| (f.field, f.message)).collect()
+    }
+
+    fn fields(body: Value) -> Vec<String> {
+        told(&body.to_string()).into_iter().map(|(field, _)| field).collect()
     }
 
     #[test]
     fn every_fault_is_told_at_once() {
-        let told = faults(json!({"name": "too long a name", "extra": 1, "inner": {"list": [1, "x", null]}}));
-        assert_eq!(told, ["extra", "inner.list[1]", "inner.list[2]", "count", "name"]);
+        let fields = fields(json!({
+            "name": "too long a name", "extra": 1, "inner": {"list": [1, "x", null], "ids": ["x", 5, "0"]},
+            "from": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z",
+        }));
+        let expected = [
+            "extra",
+            "inner.ids[0]",
+            "inner.ids[1]",
+            "inner.ids[2]",
+            "inner.list[1]",
+            "inner.list[2]",
+            "count",
+            "name",
+            "until",
+        ];
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_in_words_for_people() {
+        let found = told(
+            r#"{"name": 5, "count": -1, "inner": {"list": {}, "ids": [7]}, "size": 3, "flag": "yes", "from": "soon",
+                "until": 4}"#,
+        );
+        let message = |field: &str| {
+            let found = found.iter().find(|(at, _)| at == field);
+            &*found.unwrap_or_else(|| panic!("no {field} in {found:?}")).1
+        };
+        assert_eq!(message("name"), "must be text");
+        assert_eq!(message("count"), "must be a whole number from 0 to 4294967295");
+        assert_eq!(message("inner.list"), "must be a list");
+        assert!(message("inner.ids[0]").starts_with("must be an id of 32 hex digits"));
+        assert_eq!(message("size"), "must be one of: small, large");
+        assert_eq!(message("flag"), "must be true or false");
+        assert!(message("from").starts_with("must be an instant"));
+        assert!(message("until").starts_with("must be an instant"));
+    }
+
+    #[test]
+    fn fields_at_fault_are_not_held_against_each_other() {
+        let body =
+            json!({"name": "a", "count": 1, "inner": {"list": []}, "from": "soon", "until": "2026-01-01T00:00:00Z"});
+        assert_eq!(fields(body), ["from"]);
     }
 
     #[test]
     fn a_body_of_the_wrong_kind_is_refused_as_a_whole() {
-        assert_eq!(faults(json!(["name", 1, {"list": []}])), [""]);
-        assert_eq!(faults(json!("text")), [""]);
+        assert_eq!(fields(json!(["name", 1, {"list": []}])), [""]);
+        assert_eq!(fields(json!("text")), [""]);
     }
 
     #[test]
     fn numbers_that_overflow_are_faults() {
-        let told = faults(json!({"name": "a", "count": 1e300, "inner": {"list": [18446744073709551615u64]}}));
-        assert_eq!(told, ["count", "inner.list[0]"]);
+        let body = json!({"name": "a", "count": 1e300, "inner": {"list": [18446744073709551615u64]}});
+        assert_eq!(fields(body), ["count", "inner.list[0]"]);
     }
 
     #[test]
@@ -349,8 +445,23 @@ mod tests {
             #[garde(skip)]
             q: String,
         }
-        let q: Q = parse(json!({"limit": "20", "q": "20"}), true).unwrap();
+        impl Shape<()> for Q {}
+        let read = |given: Value| {
+            let mut faults = Faults::default();
+            let read = checked::<(), Q>(given, true, &(), &mut faults);
+            (read.filter(|_| faults.is_empty()), faults.told)
+        };
+        let q = read(json!({"limit": "20", "q": "20"})).0.unwrap();
         assert_eq!((q.limit, q.q.as_str()), (Some(20), "20"));
-        assert!(parse::<Q>(json!({"limit": "x", "q": "a"}), true).is_err());
+        for bad in ["x", "-1", "1.5", "99999999999999999999"] {
+            let (_, told) = read(json!({"limit": bad, "q": "a"}));
+            assert_eq!(told, [FieldFault::new("limit", "must be a whole number from 0 to 4294967295")], "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_field_lies_in_itself_and_in_what_holds_it() {
+        assert!(lies_in("a", "a") && lies_in("a.b", "a") && lies_in("a[1]", "a") && lies_in("", ""));
+        assert!(!lies_in("ab", "a") && !lies_in("a", "a.b") && !lies_in("a", ""));
     }
 }

@@ -18,7 +18,7 @@ pub struct Id<K>(Uuid, PhantomData<fn() -> K>);
 
 /// The text is not an id.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("must be 32 lowercase hexadecimal digits")]
+#[error("must be an id of 32 hex digits in lower case, such as 019aa23b8f007cc3a1d2c0ffee000001")]
 pub struct NotAnId;
 
 impl<K> Id<K> {

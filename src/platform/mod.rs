@@ -12,6 +12,7 @@ pub mod loops;
 pub mod money;
 pub mod page;
 pub mod redis;
+pub mod rules;
 pub mod signed;
 pub mod telemetry;
 pub mod together;

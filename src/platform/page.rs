@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::extract::Shape;
 use super::id::Id;
 
 /// Items of a page when the request does not say.
@@ -13,19 +14,25 @@ const DEFAULT_LIMIT: u32 = 20;
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
     /// `next_cursor` of the page before; absent for the first page.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[param(pattern = "^[0-9a-f]{32}$")]
-    pub cursor: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    pub cursor: Option<Id<Cursor>>,
     /// Items of a page, 1..100.
     #[garde(range(min = 1, max = 100))]
     #[param(minimum = 1, maximum = 100)]
     pub limit: Option<u32>,
 }
 
+/// Where a page ends: at the item of this id, whatever kind it is of.
+#[derive(Debug)]
+pub struct Cursor;
+
+impl<S> Shape<S> for PageQuery {}
+
 impl PageQuery {
     /// The id below which the page begins (lists are newest first).
     pub fn before<K>(&self) -> Id<K> {
-        self.cursor.as_deref().and_then(|cursor| cursor.parse().ok()).unwrap_or(Id::max())
+        self.cursor.map_or(Id::max(), |cursor| Id::from_uuid(cursor.uuid()))
     }
 
     /// How many items to read: one more than the page holds, to know whether another page follows.

@@ -7,16 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::model::{Activity, ActivityId, Phase};
 use super::{
-    NewActivity, change_stock as change, close_activity as close, create_activity as create, store, submit as submit_to,
+    NewActivity, change_stock as change, close_activity as close, create_activity as create, store,
+    submit as submit_to, window_faults,
 };
 use crate::app::App;
 use crate::auth::{Admin, CurrentUser};
 use crate::catalogue::CourseId;
-use crate::error::{Problem, Result, invalid};
+use crate::error::{Problem, Result};
 use crate::platform::clock::At;
-use crate::platform::extract::{Json, Path, Query};
+use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
+use crate::platform::rules::{in_our_time, words};
 
 /// A seckill activity.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -77,7 +79,7 @@ impl ActivityView {
     responses((status = 200, body = Page<ActivityView>, description = "A page of activities")))]
 pub async fn list_activities(
     State(app): State<App>,
-    Query(page): Query<PageQuery>,
+    Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Answer<Page<ActivityView>>> {
     let now = app.clock.now();
     let mut conn = app.db.acquire().await?;
@@ -92,7 +94,10 @@ pub async fn list_activities(
         (status = 200, body = ActivityView, description = "The activity"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn show_activity(State(app): State<App>, Path(id): Path<ActivityId>) -> Result<Answer<ActivityView>> {
+pub async fn show_activity(
+    State(app): State<App>,
+    Input(Path(id)): Input<Path<ActivityId>>,
+) -> Result<Answer<ActivityView>> {
     let activity = super::find_activity(&app, id).await?;
     Ok(Answer(ActivityView::of(activity, app.clock.now())))
 }
@@ -121,7 +126,7 @@ pub struct Submitted {
 pub async fn submit(
     State(app): State<App>,
     user: CurrentUser,
-    Path(id): Path<ActivityId>,
+    Input(Path(id)): Input<Path<ActivityId>>,
 ) -> Result<(StatusCode, Answer<Submitted>)> {
     let task = submit_to(&app, id, user.id).await?;
     Ok((StatusCode::ACCEPTED, Answer(Submitted { code: 100, msg: "正在排队", id: task.to_string() })))
@@ -132,16 +137,16 @@ pub async fn submit(
 #[serde(deny_unknown_fields)]
 pub struct CreateActivity {
     /// Its id, chosen by the client so that a repeat is safe; made by the server when absent.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[schema(pattern = "^[0-9a-f]{32}$")]
-    pub id: Option<String>,
+    #[garde(skip)]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    pub id: Option<ActivityId>,
     /// What is sold.
-    #[garde(pattern("^[0-9a-f]{32}$"))]
-    #[schema(pattern = "^[0-9a-f]{32}$")]
-    pub course_id: String,
+    #[garde(skip)]
+    #[schema(value_type = String, pattern = "^[0-9a-f]{32}$")]
+    pub course_id: CourseId,
     /// Its title.
-    #[garde(length(chars, min = 1, max = 200))]
-    #[schema(min_length = 1, max_length = 200)]
+    #[garde(custom(words(1, 200)))]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     pub title: String,
     /// The price of one unit.
     #[garde(range(min = 0, max = 100_000_000))]
@@ -160,49 +165,36 @@ pub struct CreateActivity {
     #[schema(minimum = 1, maximum = 86_400)]
     pub pay_deadline_s: Option<i32>,
     /// When the sale begins, RFC 3339.
-    #[garde(length(min = 1, max = 40))]
-    #[schema(format = DateTime, max_length = 40)]
-    pub starts_at: String,
-    /// When it ends, RFC 3339.
-    #[garde(length(min = 1, max = 40))]
-    #[schema(format = DateTime, max_length = 40)]
-    pub ends_at: String,
+    #[garde(custom(in_our_time))]
+    #[schema(value_type = String, format = DateTime, max_length = 40)]
+    pub starts_at: At,
+    /// When it ends: after it began, and in the future. RFC 3339.
+    #[garde(custom(in_our_time))]
+    #[schema(value_type = String, format = DateTime, max_length = 40)]
+    pub ends_at: At,
 }
 
-fn instant(field: &'static str, text: &str) -> Result<At> {
-    let parsed: jiff::Timestamp =
-        text.parse().map_err(|_| invalid(field, "must be an instant such as 2026-11-11T00:00:00Z"))?;
-    let year = parsed.to_zoned(jiff::tz::TimeZone::UTC).year();
-    if (2000..=2100).contains(&year) {
-        Ok(parsed.into())
-    } else {
-        Err(invalid(field, "must be between the years 2000 and 2100"))
+impl Shape<App> for CreateActivity {
+    fn together(&self, app: &App, faults: &mut Faults) {
+        if faults.spare(&["ends_at"]) {
+            faults.extend(window_faults(self.starts_at, self.ends_at, app.clock.now()));
+        }
     }
 }
 
-impl TryFrom<CreateActivity> for NewActivity {
-    type Error = crate::error::Error;
-    fn try_from(body: CreateActivity) -> Result<Self> {
-        let id = body
-            .id
-            .as_deref()
-            .map(str::parse)
-            .transpose()
-            .map_err(|_| invalid("id", "must be 32 lowercase hexadecimal digits"))?;
-        Ok(Self {
-            id: id.unwrap_or_default(),
-            course: body
-                .course_id
-                .parse()
-                .map_err(|_| invalid("course_id", "must be 32 lowercase hexadecimal digits"))?,
+impl From<CreateActivity> for NewActivity {
+    fn from(body: CreateActivity) -> Self {
+        Self {
+            id: body.id.unwrap_or_default(),
+            course: body.course_id,
             title: body.title,
             price: Money::fen(body.price_fen),
             stock: body.stock,
             per_user_limit: body.per_user_limit.unwrap_or(3),
             pay_deadline_s: body.pay_deadline_s.unwrap_or(300),
-            starts_at: instant("starts_at", &body.starts_at)?,
-            ends_at: instant("ends_at", &body.ends_at)?,
-        })
+            starts_at: body.starts_at,
+            ends_at: body.ends_at,
+        }
     }
 }
 
@@ -215,9 +207,9 @@ impl TryFrom<CreateActivity> for NewActivity {
 pub async fn create_activity(
     State(app): State<App>,
     Admin(admin): Admin,
-    Json(body): Json<CreateActivity>,
+    Input(Json(body)): Input<Json<CreateActivity>>,
 ) -> Result<(StatusCode, Answer<ActivityView>)> {
-    let activity = create(&app, Some(admin.id), body.try_into()?).await?;
+    let activity = create(&app, Some(admin.id), body.into()).await?;
     Ok((StatusCode::CREATED, Answer(ActivityView::of(activity, app.clock.now()))))
 }
 
@@ -230,6 +222,8 @@ pub struct ChangeActivity {
     #[schema(minimum = 0, maximum = 10_000_000)]
     pub stock: i64,
 }
+
+impl Shape<App> for ChangeActivity {}
 
 /// Changes the stock of an activity.
 #[utoipa::path(patch, path = "/admin/seckill/activities/{id}", tag = "admin", security(("bearer" = [])), request_body = ChangeActivity,
@@ -244,8 +238,7 @@ pub struct ChangeActivity {
 pub async fn change_activity(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path(id): Path<ActivityId>,
-    Json(body): Json<ChangeActivity>,
+    Inputs(Path(id), Json(body)): Inputs<Path<ActivityId>, Json<ChangeActivity>>,
 ) -> Result<Answer<ActivityView>> {
     let activity = change(&app, admin.id, id, body.stock).await?;
     Ok(Answer(ActivityView::of(activity, app.clock.now())))
@@ -262,7 +255,7 @@ pub async fn change_activity(
 pub async fn close_activity(
     State(app): State<App>,
     Admin(admin): Admin,
-    Path(id): Path<ActivityId>,
+    Input(Path(id)): Input<Path<ActivityId>>,
 ) -> Result<Answer<ActivityView>> {
     let activity = close(&app, admin.id, id).await?;
     Ok(Answer(ActivityView::of(activity, app.clock.now())))

@@ -38,7 +38,9 @@ use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::engine::TaskId;
 use crate::error::{Error, Kind, Result, invalid, refuse};
+use crate::platform::clock::At;
 use crate::platform::db;
+use crate::platform::extract::FieldFault;
 use crate::platform::money::Money;
 
 /// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered.
@@ -176,20 +178,27 @@ pub struct NewActivity {
     /// Seconds to pay.
     pub pay_deadline_s: i32,
     /// When it begins.
-    pub starts_at: crate::platform::clock::At,
+    pub starts_at: At,
     /// When it ends.
-    pub ends_at: crate::platform::clock::At,
+    pub ends_at: At,
+}
+
+/// What is wrong with the times of a new activity.
+fn window_faults(starts_at: At, ends_at: At, now: At) -> Vec<FieldFault> {
+    let rules = [
+        (ends_at > now, FieldFault::new("ends_at", "must be in the future")),
+        (starts_at < ends_at, FieldFault::new("starts_at", "must be before ends_at")),
+    ];
+    rules.into_iter().filter(|(holds, _)| !holds).map(|(_, fault)| fault).collect()
 }
 
 /// Creates an activity and opens its gate; the audit says `by` whom, where that was a person. The same id again, for the
 /// same activity, answers it as it is; for another one it is refused.
 pub async fn create_activity(app: &App, by: Option<UserId>, new: NewActivity) -> Result<Activity> {
     let now = app.clock.now();
-    if new.ends_at <= now {
-        return Err(invalid("ends_at", "must be in the future"));
-    }
-    if new.starts_at >= new.ends_at {
-        return Err(invalid("starts_at", "must be before ends_at"));
+    let faults = window_faults(new.starts_at, new.ends_at, now);
+    if !faults.is_empty() {
+        return Err(faults.into());
     }
     let mut conn = app.db.acquire().await?;
     if crate::catalogue::courses_for_sale(&mut conn, &[new.course]).await?.is_empty() {

@@ -18,7 +18,7 @@ use crate::auth::{CurrentUser, Role};
 use crate::engine::{State, Status, TaskId};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::platform::crowd::OwnPlace;
-use crate::platform::extract::{Path, Query};
+use crate::platform::extract::{Input, Inputs, Path, Query, Shape};
 
 /// The longest a poll may wait, in seconds.
 const MAX_WAIT_S: u64 = 30;
@@ -54,6 +54,8 @@ pub struct WaitQuery {
     #[param(minimum = 0, maximum = 30)]
     pub wait: Option<u64>,
 }
+
+impl Shape<App> for WaitQuery {}
 
 fn answer(status: &Status) -> TaskAnswer {
     let result = status.result.clone();
@@ -155,10 +157,8 @@ pub async fn poll_task(
     AppState(app): AppState<App>,
     user: CurrentUser,
     OwnPlace(place): OwnPlace,
-    Path(id): Path<String>,
-    Query(query): Query<WaitQuery>,
+    Inputs(Path(id), Query(query)): Inputs<Path<TaskId>, Query<WaitQuery>>,
 ) -> Result<Json<TaskAnswer>> {
-    let id: TaskId = id.parse().map_err(|_| Kind::NotFound)?;
     let seat = query.wait.filter(|wait| *wait > 0).and_then(|wait| Seat::take(&app).map(|seat| (seat, wait)));
     if let Some(place) = place.filter(|_| seat.is_some()) {
         place.leave();
@@ -181,9 +181,8 @@ pub async fn task_events(
     AppState(app): AppState<App>,
     user: CurrentUser,
     OwnPlace(place): OwnPlace,
-    Path(id): Path<String>,
+    Input(Path(id)): Input<Path<TaskId>>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
-    let id: TaskId = id.parse().map_err(|_| Kind::NotFound)?;
     let seat = Seat::take(&app).ok_or_else(|| refuse(Kind::Overloaded, "too many streams are open").retry_after(1))?;
     let first = look(&app, &id, user, None).await?;
     if let Some(place) = place {

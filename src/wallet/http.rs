@@ -9,12 +9,13 @@ use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, 
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::{Admin, CurrentUser};
-use crate::error::{Error, Kind, Problem, Result, refuse};
+use crate::error::{Problem, Result};
 use crate::idempotency::{self, Answer, Key};
 use crate::platform::clock::At;
-use crate::platform::extract::{FieldFault, Json, Path, Query};
+use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
+use crate::platform::rules::words;
 
 /// A coupon in the caller's wallet.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -84,7 +85,7 @@ impl UserCouponView {
 pub async fn claim(
     State(app): State<App>,
     user: CurrentUser,
-    Path(coupon): Path<CouponId>,
+    Input(Path(coupon)): Input<Path<CouponId>>,
 ) -> Result<(StatusCode, Reply<UserCouponView>)> {
     let (claimed, first) = super::claim(&app, user.id, coupon).await?;
     let status = if first { StatusCode::CREATED } else { StatusCode::OK };
@@ -97,7 +98,7 @@ pub async fn claim(
 pub async fn coupons(
     State(app): State<App>,
     user: CurrentUser,
-    Query(page): Query<PageQuery>,
+    Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Reply<Page<UserCouponView>>> {
     let list = super::coupons(&app, user.id, &page).await?;
     let now = app.clock.now();
@@ -136,7 +137,7 @@ pub struct PointsView {
 pub async fn points(
     State(app): State<App>,
     user: CurrentUser,
-    Query(page): Query<PageQuery>,
+    Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Reply<PointsView>> {
     let (balance, lines) = super::points(&app, user.id, &page).await?;
     let view = |line: LedgerLine| LedgerLineView {
@@ -154,13 +155,13 @@ pub async fn points(
 #[serde(deny_unknown_fields)]
 pub struct CouponRequest {
     /// Its name.
-    #[garde(length(chars, min = 1, max = 100))]
-    #[schema(min_length = 1, max_length = 100)]
+    #[garde(custom(words(1, 100)))]
+    #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     pub title: String,
     /// `amount` or `percent`.
-    #[garde(pattern("^(amount|percent)$"))]
-    #[schema(pattern = "^(amount|percent)$")]
-    pub kind: String,
+    #[garde(skip)]
+    #[schema(value_type = String, pattern = "^(amount|percent)$")]
+    pub kind: CouponKind,
     /// The discount; of an `amount` coupon only.
     #[garde(range(min = 1, max = 100_000_000_000))]
     #[schema(minimum = 1, maximum = 100_000_000_000i64)]
@@ -168,7 +169,7 @@ pub struct CouponRequest {
     /// The percentage; of a `percent` coupon only.
     #[garde(range(min = 1, max = 100))]
     #[schema(minimum = 1, maximum = 100)]
-    pub percent_off: Option<i64>,
+    pub percent_off: Option<i32>,
     /// The largest discount; of a `percent` coupon only.
     #[garde(range(min = 1, max = 100_000_000_000))]
     #[schema(minimum = 1, maximum = 100_000_000_000i64)]
@@ -182,68 +183,66 @@ pub struct CouponRequest {
     #[schema(minimum = 1, maximum = 1_000_000_000)]
     pub quantity: i64,
     /// Usable from this instant (RFC 3339).
-    #[garde(length(min = 1, max = 40))]
-    #[schema(format = "date-time", max_length = 40)]
-    pub valid_from: String,
-    /// Usable until just before this instant (RFC 3339).
-    #[garde(length(min = 1, max = 40))]
-    #[schema(format = "date-time", max_length = 40)]
-    pub valid_until: String,
+    #[garde(custom(can_be_kept))]
+    #[schema(value_type = String, format = "date-time", max_length = 40)]
+    pub valid_from: At,
+    /// Usable until just before this instant, which is to come (RFC 3339).
+    #[garde(custom(can_be_kept))]
+    #[schema(value_type = String, format = "date-time", max_length = 40)]
+    pub valid_until: At,
 }
 
-impl CouponRequest {
-    /// The coupon it describes, or every fault that one field alone does not show.
-    fn parse(&self) -> Result<NewCoupon> {
-        let mut faults = Vec::new();
-        let mut fault = |field: &str, message: &str| faults.push(FieldFault::new(field, message));
-        let percent = self.kind == CouponKind::Percent.as_str();
-        let kind = if percent { CouponKind::Percent } else { CouponKind::Amount };
+impl Shape<App> for CouponRequest {
+    fn together(&self, app: &App, faults: &mut Faults) {
+        let percent = self.kind == CouponKind::Percent;
         let fields = [
             ("amount_fen", self.amount_fen.is_some(), !percent),
             ("percent_off", self.percent_off.is_some(), percent),
             ("cap_fen", self.cap_fen.is_some(), percent),
         ];
+        let kind_is_known = faults.spare(&["kind"]);
         for (field, given, wanted) in fields {
-            if given != wanted {
-                fault(field, if wanted { "is required for this kind" } else { "does not go with this kind" });
+            if kind_is_known && given != wanted {
+                faults.add(field, if wanted { "is required for this kind" } else { "does not go with this kind" });
             }
         }
-        let mut instant = |field: &str, text: &str| {
-            let parsed = instant(text);
-            if parsed.is_none() {
-                fault(field, "must be an instant such as 2026-11-20T19:30:00Z, in the years 1970..9998");
-            }
-            parsed.unwrap_or(At::from_ms(0))
-        };
-        let (valid_from, valid_until) =
-            (instant("valid_from", &self.valid_from), instant("valid_until", &self.valid_until));
-        if faults.is_empty() && valid_until <= valid_from {
-            faults.push(FieldFault::new("valid_until", "must be after valid_from"));
+        if self.valid_until <= self.valid_from && faults.spare(&["valid_from", "valid_until"]) {
+            faults.add("valid_until", "must be after valid_from");
         }
+        // Of a request that is well otherwise this is asked when it is no repeat: a repeat is answered as the first was.
         if !faults.is_empty() {
-            let mut refusal = refuse(Kind::Invalid, "");
-            refusal.errors = faults;
-            return Err(Error::from(refusal));
+            faults.extend(self.over(app.clock.now()).err().unwrap_or_default());
         }
+    }
+}
+
+impl CouponRequest {
+    /// A coupon that nobody could use any more is a mistake.
+    fn over(&self, now: At) -> Result<(), Vec<FieldFault>> {
+        let over = self.valid_until <= now;
+        if over { Err(vec![FieldFault::new("valid_until", "must be in the future")]) } else { Ok(()) }
+    }
+
+    fn coupon(&self) -> NewCoupon {
         let terms = Terms {
-            kind,
+            kind: self.kind,
             amount: Money::fen(self.amount_fen.unwrap_or(0)),
-            percent_off: i32::try_from(self.percent_off.unwrap_or(0)).unwrap_or(0),
+            percent_off: self.percent_off.unwrap_or(0),
             cap: Money::fen(self.cap_fen.unwrap_or(0)),
             min_spend: Money::fen(self.min_spend_fen.unwrap_or(0)),
-            valid_from,
-            valid_until,
+            valid_from: self.valid_from,
+            valid_until: self.valid_until,
         };
-        Ok(NewCoupon { title: self.title.clone(), terms, quantity: self.quantity })
+        NewCoupon { title: self.title.clone(), terms, quantity: self.quantity }
     }
 }
 
 /// The last instant that a coupon's time may reach: 9998-12-31, well inside what MySQL holds.
 const LAST_INSTANT_MS: i64 = 253_370_764_800_000;
 
-fn instant(text: &str) -> Option<At> {
-    let at = At::from(text.parse::<jiff::Timestamp>().ok()?);
-    (0..LAST_INSTANT_MS).contains(&at.ms()).then_some(at)
+fn can_be_kept(at: &At, (): &()) -> garde::Result {
+    let kept = (0..LAST_INSTANT_MS).contains(&at.ms());
+    if kept { Ok(()) } else { Err(garde::Error::new("must be in the years 1970 to 9998")) }
 }
 
 /// A coupon that was created.
@@ -267,17 +266,16 @@ pub struct CouponCreated {
 pub async fn create_coupon(
     State(app): State<App>,
     Admin(admin): Admin,
-    key: Key,
-    Json(request): Json<CouponRequest>,
+    Inputs(key, Json(request)): Inputs<Key, Json<CouponRequest>>,
 ) -> Result<Answer> {
-    let coupon = request.parse()?;
     let fingerprint = idempotency::fingerprint("POST /admin/coupons", &request)?;
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
     if let Some(answer) = idempotency::begin(&mut tx, admin.id.uuid(), &key, fingerprint, now).await? {
         return Ok(answer);
     }
-    let id = super::create_coupon(&mut tx, &coupon, now).await?;
+    request.over(now)?;
+    let id = super::create_coupon(&mut tx, &request.coupon(), now).await?;
     let act = Act { by: admin.id, action: "coupon.create", target: &id.to_string() };
     audit::done(&mut tx, act, &serde_json::json!({ "title": request.title, "quantity": request.quantity }), now)
         .await?;

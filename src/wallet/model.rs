@@ -19,7 +19,7 @@ pub struct Holder;
 pub type HolderId = Id<Holder>;
 
 /// How a coupon's discount is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CouponKind {
     /// `amount_fen` off.

@@ -74,6 +74,24 @@ async fn a_body_that_does_not_come_is_given_up_and_its_connection_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_before_it_is_a_request_has_no_body() {
+    let h = Harness::new().await;
+    let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+    let cases = [
+        (400, "nonsense\r\n\r\n".to_owned()),
+        (400, get("/api/v1/courses", "content-length: 1\r\ncontent-length: 2\r\n")),
+        (414, get(&format!("/{}", "x".repeat(70_000)), "")),
+        (431, get("/api/v1/courses", &"x-more: 1\r\n".repeat(200))),
+    ];
+    for (status, request) in cases {
+        let said = raw(&h, &request).await;
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {said}");
+        assert!(said.ends_with("\r\n\r\n") && said.contains("content-length: 0"), "{status}: {said}");
+    }
+    h.get("/courses", ()).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_id_is_kept_when_it_is_sane_and_replaced_when_not() {
     let h = Harness::new().await;
     let ask = async |id: &str| {

@@ -11,6 +11,7 @@ mod catalogue;
 mod commands;
 mod crashes;
 mod engine;
+mod input;
 mod limits;
 mod operations;
 mod orders;

@@ -213,6 +213,19 @@ async fn a_coupon_is_created_by_an_administrator_once_per_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coupon_that_is_over_is_not_created_and_a_repeat_is_answered_all_the_same() {
+    let h = with_long_tokens().await;
+    let (admin, make) = (h.admin().await, coupon(&h));
+    let first = h.post_once("/admin/coupons", &admin, "k", make.clone()).await.expect(201);
+    h.advance(Duration::from_secs(3600));
+    let refused = h.post_once("/admin/coupons", &admin, "other", make.clone()).await.problem(422, "validation_failed");
+    assert_eq!(refused["errors"], json!([{"field": "valid_until", "message": "must be in the future"}]));
+    assert_eq!(h.post_once("/admin/coupons", &admin, "k", make.clone()).await.expect(201).bytes, first.bytes);
+    assert_eq!(h.count("SELECT COUNT(*) FROM coupons").await, 1);
+    assert_eq!(h.count("SELECT COUNT(*) FROM idempotency_keys").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_fault_of_a_coupon_is_told() {
     let h = Harness::new().await;
     let admin = h.admin().await;

@@ -1,27 +1,26 @@
 //! Requests about schedules, and what may be wrong with them.
 
-use std::fmt::Display;
-
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::app::App;
 use crate::engine::schedule::{CatchUp, Definition, Kind, ScheduleId};
-use crate::error::{self, Error, refuse};
 use crate::jobs;
 use crate::platform::clock::At;
-use crate::platform::extract::FieldFault;
+use crate::platform::extract::{Faults, FieldFault, Shape};
+use crate::platform::rules::{in_our_time, words};
 
 /// A new schedule.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSchedule {
     /// Its id, chosen by the client so that a repeat is safe; made by the server when absent.
-    #[garde(inner(pattern("^[0-9a-f]{32}$")))]
-    #[schema(pattern = "^[0-9a-f]{32}$")]
-    id: Option<String>,
+    #[garde(skip)]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    id: Option<ScheduleId>,
     /// Its name, unlike all others.
-    #[garde(length(chars, min = 1, max = 100))]
-    #[schema(min_length = 1, max_length = 100)]
+    #[garde(custom(words(1, 100)))]
+    #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     name: String,
     /// The task to enqueue.
     #[garde(length(chars, min = 1, max = 100))]
@@ -32,9 +31,9 @@ pub struct CreateSchedule {
     #[schema(value_type = Option<Object>)]
     args: Option<Map<String, Value>>,
     /// How its times are given: `interval`, `crontab` or `once`.
-    #[garde(length(max = 20))]
-    #[schema(pattern = "^(interval|crontab|once)$")]
-    kind: String,
+    #[garde(skip)]
+    #[schema(value_type = String, pattern = "^(interval|crontab|once)$")]
+    kind: Kind,
     /// For an interval: the pause in seconds.
     #[garde(inner(range(min = 1, max = 31_622_400)))]
     #[schema(minimum = 1, maximum = 31_622_400)]
@@ -44,25 +43,25 @@ pub struct CreateSchedule {
     #[schema(max_length = 255, example = "30 7 * * mon-fri")]
     crontab: Option<String>,
     /// For a single run: when, RFC 3339.
-    #[garde(inner(length(max = 40)))]
-    #[schema(format = DateTime, max_length = 40)]
-    run_at: Option<String>,
+    #[garde(inner(custom(in_our_time)))]
+    #[schema(value_type = Option<String>, format = DateTime, max_length = 40)]
+    run_at: Option<At>,
     /// The zone whose wall clock a crontab means, by its IANA name; the business time zone when absent.
     #[garde(inner(length(max = 64)))]
     #[schema(max_length = 64, example = "Asia/Shanghai")]
     time_zone: Option<String>,
     /// The first run of an interval; a crontab does not run before it. RFC 3339; now when absent, and then an interval
     /// runs first when it has passed once.
-    #[garde(inner(length(max = 40)))]
-    #[schema(format = DateTime, max_length = 40)]
-    starts_at: Option<String>,
+    #[garde(inner(custom(in_our_time)))]
+    #[schema(value_type = Option<String>, format = DateTime, max_length = 40)]
+    starts_at: Option<At>,
     /// Whether it runs at all; true when absent.
     #[garde(skip)]
     enabled: Option<bool>,
     /// What becomes of runs that nobody was there to make: `skip`, `once` (one for all of them; when absent) or `each`.
-    #[garde(inner(length(max = 20)))]
-    #[schema(pattern = "^(skip|once|each)$")]
-    catch_up: Option<String>,
+    #[garde(skip)]
+    #[schema(value_type = Option<String>, pattern = "^(skip|once|each)$")]
+    catch_up: Option<CatchUp>,
     /// With `each`: so many of them, the latest; 100 when absent.
     #[garde(inner(range(min = 1, max = 1000)))]
     #[schema(minimum = 1, maximum = 1000)]
@@ -77,8 +76,8 @@ pub struct CreateSchedule {
 #[serde(deny_unknown_fields)]
 pub struct ChangeSchedule {
     /// Its name, unlike all others.
-    #[garde(inner(length(chars, min = 1, max = 100)))]
-    #[schema(min_length = 1, max_length = 100)]
+    #[garde(inner(custom(words(1, 100))))]
+    #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     name: Option<String>,
     /// The task to enqueue.
     #[garde(inner(length(chars, min = 1, max = 100)))]
@@ -89,9 +88,9 @@ pub struct ChangeSchedule {
     #[schema(value_type = Option<Object>)]
     args: Option<Map<String, Value>>,
     /// How its times are given: `interval`, `crontab` or `once`.
-    #[garde(inner(length(max = 20)))]
-    #[schema(pattern = "^(interval|crontab|once)$")]
-    kind: Option<String>,
+    #[garde(skip)]
+    #[schema(value_type = Option<String>, pattern = "^(interval|crontab|once)$")]
+    kind: Option<Kind>,
     /// For an interval: the pause in seconds.
     #[garde(inner(range(min = 1, max = 31_622_400)))]
     #[schema(minimum = 1, maximum = 31_622_400)]
@@ -101,24 +100,24 @@ pub struct ChangeSchedule {
     #[schema(max_length = 255, example = "30 7 * * mon-fri")]
     crontab: Option<String>,
     /// For a single run: when, RFC 3339.
-    #[garde(inner(length(max = 40)))]
-    #[schema(format = DateTime, max_length = 40)]
-    run_at: Option<String>,
+    #[garde(inner(custom(in_our_time)))]
+    #[schema(value_type = Option<String>, format = DateTime, max_length = 40)]
+    run_at: Option<At>,
     /// The zone whose wall clock a crontab means, by its IANA name.
     #[garde(inner(length(max = 64)))]
     #[schema(max_length = 64, example = "Asia/Shanghai")]
     time_zone: Option<String>,
     /// The first run of an interval; a crontab does not run before it. RFC 3339.
-    #[garde(inner(length(max = 40)))]
-    #[schema(format = DateTime, max_length = 40)]
-    starts_at: Option<String>,
+    #[garde(inner(custom(in_our_time)))]
+    #[schema(value_type = Option<String>, format = DateTime, max_length = 40)]
+    starts_at: Option<At>,
     /// Whether it runs at all. What was due while it was disabled is not made up for.
     #[garde(skip)]
     enabled: Option<bool>,
     /// What becomes of runs that nobody was there to make: `skip`, `once` or `each`.
-    #[garde(inner(length(max = 20)))]
-    #[schema(pattern = "^(skip|once|each)$")]
-    catch_up: Option<String>,
+    #[garde(skip)]
+    #[schema(value_type = Option<String>, pattern = "^(skip|once|each)$")]
+    catch_up: Option<CatchUp>,
     /// With `each`: so many of them, the latest.
     #[garde(inner(range(min = 1, max = 1000)))]
     #[schema(minimum = 1, maximum = 1000)]
@@ -128,29 +127,36 @@ pub struct ChangeSchedule {
     overlap: Option<bool>,
 }
 
-/// A new schedule, with every fault told at once: of the fields' shapes and of what they mean together.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
-pub struct NewSchedule(pub CreateSchedule);
-
-impl garde::Validate for NewSchedule {
-    type Context = ();
-
-    fn validate_into(&self, ctx: &(), parent: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report) {
-        self.0.validate_into(ctx, parent, report);
-        // Neither the zone nor the time can be at fault: they are ours.
-        let Err(faults) = self.0.definition("UTC", At::from_ms(0)) else { return };
-        let told: Vec<String> = report.iter().map(|(path, _)| path.to_string()).collect();
-        for fault in faults.into_iter().filter(|fault| !told.contains(&fault.field)) {
-            report.append(garde::Path::new(fault.field), garde::Error::new(fault.message));
-        }
+impl Shape<App> for CreateSchedule {
+    fn together(&self, app: &App, faults: &mut Faults) {
+        let found = self.definition(&app.config.time_zone, app.clock.now()).err().unwrap_or_default();
+        add_what_is_known(found, true, faults);
     }
+}
+
+impl Shape<App> for ChangeSchedule {
+    fn together(&self, app: &App, faults: &mut Faults) {
+        // What it changes is not read yet: some schedule that has no fault of its own stands for it.
+        let found = self.applied_to(&self.plausible(app)).err().unwrap_or_default();
+        add_what_is_known(found, self.task.is_some() && self.args.is_some(), faults);
+    }
+}
+
+/// Without its kind nothing can be said of what goes with it. Of its arguments only when they are there with their task.
+fn add_what_is_known(found: Vec<FieldFault>, with_task: bool, faults: &mut Faults) {
+    let (kind, task) = (faults.spare(&["kind"]), with_task && faults.spare(&["task", "args"]));
+    let known = |field: &str| match field.split('.').next().unwrap_or("") {
+        "every_s" | "crontab" | "run_at" => kind,
+        "args" => task,
+        _ => true,
+    };
+    faults.extend(found.into_iter().filter(|fault| known(&fault.field)).collect());
 }
 
 impl CreateSchedule {
     /// The id that the client chose, or a new one.
     pub fn id(&self) -> ScheduleId {
-        self.id.as_deref().and_then(|id| id.parse().ok()).unwrap_or_default()
+        self.id.unwrap_or_default()
     }
 
     /// What it asks for; else every fault of it.
@@ -174,14 +180,14 @@ impl CreateSchedule {
             name: None,
             task: None,
             args: self.args.clone(),
-            kind: Some(self.kind.clone()),
+            kind: Some(self.kind),
             every_s: self.every_s,
             crontab: self.crontab.clone(),
-            run_at: self.run_at.clone(),
+            run_at: self.run_at,
             time_zone: self.time_zone.clone(),
-            starts_at: self.starts_at.clone(),
+            starts_at: self.starts_at,
             enabled: self.enabled,
-            catch_up: self.catch_up.clone(),
+            catch_up: self.catch_up,
             catch_up_max: self.catch_up_max,
             overlap: self.overlap,
         };
@@ -190,75 +196,59 @@ impl CreateSchedule {
 }
 
 impl ChangeSchedule {
+    /// A schedule that it could change, and without a fault where it leaves it as it is.
+    fn plausible(&self, app: &App) -> Definition {
+        let given = [
+            (Kind::Crontab, self.crontab.is_some()),
+            (Kind::Once, self.run_at.is_some()),
+            (Kind::Interval, self.every_s.is_some()),
+        ];
+        let kind = given.into_iter().find(|(_, given)| *given).map_or(Kind::Interval, |(kind, _)| kind);
+        let kind = self.kind.unwrap_or(kind);
+        let now = app.clock.now();
+        Definition {
+            name: "any".to_owned(),
+            task: jobs::schedulable().names().first().copied().unwrap_or_default().to_owned(),
+            args: "{}".to_owned(),
+            kind,
+            every_s: Some(60).filter(|_| kind == Kind::Interval),
+            crontab: Some("* * * * *".to_owned()).filter(|_| kind == Kind::Crontab),
+            run_at: Some(now).filter(|_| kind == Kind::Once),
+            time_zone: app.config.time_zone.clone(),
+            starts_at: now,
+            enabled: true,
+            catch_up: CatchUp::Once,
+            catch_up_max: 1,
+            overlap: true,
+        }
+    }
+
     /// What a schedule becomes by it; else every fault.
     pub fn applied_to(&self, before: &Definition) -> Result<Definition, Vec<FieldFault>> {
-        let mut faults = Vec::new();
-        let kind = parsed(&mut faults, "kind", &self.kind, "must be `interval`, `crontab` or `once`", Kind::parse);
-        let catch_up =
-            parsed(&mut faults, "catch_up", &self.catch_up, "must be `skip`, `once` or `each`", CatchUp::parse);
-        let run_at = parsed(&mut faults, "run_at", &self.run_at, INSTANT, instant);
-        let starts_at = parsed(&mut faults, "starts_at", &self.starts_at, INSTANT, instant);
         let mut after = before.clone();
-        if kind.is_some_and(|kind| kind != before.kind) {
+        if self.kind.is_some_and(|kind| kind != before.kind) {
             (after.every_s, after.crontab, after.run_at) = (None, None, None);
         }
         set(&mut after.name, self.name.clone());
         set(&mut after.task, self.task.clone());
         set(&mut after.args, self.args.clone().map(|args| Value::Object(args).to_string()));
-        set(&mut after.kind, kind);
+        set(&mut after.kind, self.kind);
         after.every_s = self.every_s.or(after.every_s);
         after.crontab = self.crontab.clone().or(after.crontab);
-        after.run_at = run_at.or(after.run_at);
+        after.run_at = self.run_at.or(after.run_at);
         set(&mut after.time_zone, self.time_zone.clone());
-        set(&mut after.starts_at, starts_at);
+        set(&mut after.starts_at, self.starts_at);
         set(&mut after.enabled, self.enabled);
-        set(&mut after.catch_up, catch_up);
+        set(&mut after.catch_up, self.catch_up);
         set(&mut after.catch_up_max, self.catch_up_max);
         set(&mut after.overlap, self.overlap);
-        for fault in after.faults(&jobs::schedulable()) {
-            // Without its kind nothing can be said of what goes with it.
-            let unknowable =
-                self.kind.is_some() && kind.is_none() && ["every_s", "crontab", "run_at"].contains(&&*fault.field);
-            if !unknowable && !faults.iter().any(|told| told.field == fault.field) {
-                faults.push(fault);
-            }
-        }
+        let faults = after.faults(&jobs::schedulable());
         if faults.is_empty() { Ok(after) } else { Err(faults) }
     }
-}
-
-const INSTANT: &str = "must be an instant such as 2026-11-11T00:00:00Z, between the years 2000 and 2100";
-
-fn instant(text: &str) -> Option<At> {
-    let instant: jiff::Timestamp = text.parse().ok()?;
-    let year = instant.to_zoned(jiff::tz::TimeZone::UTC).year();
-    Some(instant.into()).filter(|_| (2000..=2100).contains(&year))
-}
-
-fn parsed<T>(
-    faults: &mut Vec<FieldFault>,
-    field: &str,
-    text: &Option<String>,
-    wanted: impl Display,
-    parse: fn(&str) -> Option<T>,
-) -> Option<T> {
-    let text = text.as_deref()?;
-    let value = parse(text);
-    if value.is_none() {
-        faults.push(FieldFault::new(field, wanted.to_string()));
-    }
-    value
 }
 
 fn set<T>(slot: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *slot = value;
     }
-}
-
-/// The refusal of a request with these faults.
-pub fn refused(faults: Vec<FieldFault>) -> Error {
-    let mut refusal = refuse(error::Kind::Invalid, "");
-    refusal.errors = faults;
-    refusal.into()
 }

@@ -1,14 +1,14 @@
 //! Which tasks are asked for, and what may be wrong with that.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::app::App;
 use crate::engine::operate::{Filter, Place};
-use crate::engine::{QueueName, Registry};
-use crate::error::{Kind, Result, refuse};
+use crate::engine::{QueueName, Registry, State};
+use crate::jobs;
 use crate::platform::clock::At;
-use crate::platform::extract::FieldFault;
+use crate::platform::extract::{Faults, FieldFault, Shape};
+use crate::platform::rules::{in_our_time, words};
 
 /// Items of a page when the request does not say.
 const DEFAULT_LIMIT: usize = 20;
@@ -23,21 +23,21 @@ pub struct TasksQuery {
     #[param(min_length = 1, max_length = 100)]
     queue: Option<String>,
     /// In this state.
-    #[garde(inner(pattern("^(PENDING|STARTED|RETRY|SUCCESS|FAILURE|REVOKED)$")))]
-    #[param(pattern = "^(PENDING|STARTED|RETRY|SUCCESS|FAILURE|REVOKED)$")]
-    state: Option<String>,
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^(PENDING|STARTED|RETRY|SUCCESS|FAILURE|REVOKED)$")]
+    state: Option<State>,
     /// Of this name.
-    #[garde(inner(length(chars, min = 1, max = 100)))]
+    #[garde(inner(custom(words(1, 100))))]
     #[param(min_length = 1, max_length = 100)]
     name: Option<String>,
     /// Not before this instant: of its end, for a task that has ended; else of its enqueueing. RFC 3339.
-    #[garde(inner(length(max = 40)))]
-    #[param(max_length = 40, format = DateTime)]
-    since: Option<String>,
+    #[garde(inner(custom(in_our_time)))]
+    #[param(value_type = Option<String>, max_length = 40, format = DateTime)]
+    since: Option<At>,
     /// Not after this instant, likewise.
-    #[garde(inner(length(max = 40)))]
-    #[param(max_length = 40, format = DateTime)]
-    until: Option<String>,
+    #[garde(inner(custom(in_our_time)))]
+    #[param(value_type = Option<String>, max_length = 40, format = DateTime)]
+    until: Option<At>,
     /// `next_cursor` of the page before; absent for the first page.
     #[garde(inner(length(max = 250)))]
     #[param(max_length = 250)]
@@ -71,25 +71,16 @@ fn queue_of(segment: &str) -> Option<QueueName> {
     segment.replace('.', "/").parse().ok()
 }
 
-fn instant(text: &str) -> Option<At> {
-    let instant: jiff::Timestamp = text.parse().ok()?;
-    let year = instant.to_zoned(jiff::tz::TimeZone::UTC).year();
-    Some(instant.into()).filter(|_| (2000..=2100).contains(&year))
+impl Shape<App> for TasksQuery {
+    fn together(&self, app: &App, faults: &mut Faults) {
+        faults.extend(self.wanted(&jobs::registry(&app.config)).err().unwrap_or_default());
+    }
 }
 
 impl TasksQuery {
     /// What it asks for, or every fault of it.
-    pub fn parse(self, registry: &Registry<App>) -> Result<Wanted> {
+    pub fn wanted(&self, registry: &Registry<App>) -> Result<Wanted, Vec<FieldFault>> {
         let mut faults = Vec::new();
-        let mut read = |field: &str, text: &Option<String>| {
-            let at = text.as_deref().map(instant);
-            if at == Some(None) {
-                let message = "must be an instant such as 2026-11-11T00:00:00Z, between the years 2000 and 2100";
-                faults.push(FieldFault::new(field, message));
-            }
-            at.flatten()
-        };
-        let (since, until) = (read("since", &self.since), read("until", &self.until));
         let queue = self.queue.as_deref().map(|text| queue_of(text).filter(|queue| registry.knows(queue)));
         if queue == Some(None) {
             faults.push(FieldFault::new("queue", "is not a queue"));
@@ -105,14 +96,11 @@ impl TasksQuery {
             faults.push(FieldFault::new("cursor", "is not the `next_cursor` of such a list"));
         }
         if !faults.is_empty() {
-            let mut refusal = refuse(Kind::Invalid, "");
-            refusal.errors = faults;
-            return Err(refusal.into());
+            return Err(faults);
         }
-        let state = self.state.and_then(|state| serde_json::from_value(Value::String(state)).ok());
         Ok(Wanted {
             queue,
-            filter: Filter { state, name: self.name, since, until },
+            filter: Filter { state: self.state, name: self.name.clone(), since: self.since, until: self.until },
             from: from.flatten(),
             limit: self.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize),
         })

@@ -2,7 +2,6 @@
 
 use anyhow::Context;
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,7 +12,7 @@ use super::model::{Act, Action, Answer, No, Request, TradeNo, TradeStatus};
 use super::store::{self, StoredNotify, Trade};
 use crate::app::App;
 use crate::error::Result;
-use crate::platform::extract::Path;
+use crate::platform::extract::{Input, Inputs, Path, RawBody};
 use crate::platform::money::Money;
 
 /// Notifies that the cashier's page lists.
@@ -25,7 +24,7 @@ pub fn routes() -> Router<App> {
 }
 
 /// The merchant's requests: verified over the raw bytes before anything is read, answered signed.
-async fn api(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<Response> {
+async fn api(State(app): State<App>, headers: HeaderMap, Input(RawBody(body)): Input<RawBody>) -> Result<Response> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let verified = super::secret(&app).verify(
         header("x-sandbox-timestamp"),
@@ -78,7 +77,7 @@ fn declined(no: No) -> Response {
 }
 
 /// The cashier's page.
-async fn page(State(app): State<App>, Path(trade_no): Path<TradeNo>) -> Result<Response> {
+async fn page(State(app): State<App>, Input(Path(trade_no)): Input<Path<TradeNo>>) -> Result<Response> {
     let mut conn = app.db.acquire().await.context("taking a connection")?;
     let Some(trade) = store::trade(&mut conn, trade_no).await? else { return Ok(declined(No::TradeNotFound)) };
     let notifies = store::notifies_of(&mut conn, trade_no, NOTIFIES_SHOWN).await?;
@@ -94,9 +93,8 @@ async fn page(State(app): State<App>, Path(trade_no): Path<TradeNo>) -> Result<R
 /// A button of the cashier's page, or `curl -d action=pay`. No login: it is the buyer's phone.
 async fn pay(
     State(app): State<App>,
-    Path(trade_no): Path<TradeNo>,
     headers: HeaderMap,
-    body: Bytes,
+    Inputs(Path(trade_no), RawBody(body)): Inputs<Path<TradeNo>, RawBody>,
 ) -> Result<Response> {
     let act = match Act::parse(&body) {
         Ok(act) => act,

@@ -26,7 +26,7 @@ const MAX_EVERY_S: i64 = 366 * 24 * 3600;
 pub const MAX_CATCH_UP: i32 = 1000;
 
 /// How a schedule's times are given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Every so many seconds.
@@ -63,7 +63,7 @@ impl Kind {
 }
 
 /// What becomes of occurrences that nobody was there to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CatchUp {
     /// They are left out.
@@ -177,7 +177,7 @@ impl Definition {
         if self.args.len() > MAX_ARGS {
             faults.push(FieldFault::new("args", format!("must be at most {MAX_ARGS} bytes")));
         }
-        faults.extend(tasks.fault(&self.task, &self.args));
+        faults.extend(tasks.faults(&self.task, &self.args));
         faults
     }
 
@@ -193,7 +193,7 @@ impl Definition {
                 Some(Timing::Interval { every: Duration::from_secs(seconds.unsigned_abs()), start })
             }
             (Kind::Interval, ..) => {
-                faults.push(FieldFault::new("every_s", format!("an interval needs 1..{MAX_EVERY_S} seconds")));
+                faults.push(FieldFault::new("every_s", format!("must be 1 to {MAX_EVERY_S} seconds for an interval")));
                 None
             }
             (Kind::Crontab, _, Some(text), _) => match text.parse() {
@@ -204,12 +204,18 @@ impl Definition {
                 }
             },
             (Kind::Crontab, ..) => {
-                faults.push(FieldFault::new("crontab", "a crontab needs its expression, such as `30 7 * * mon-fri`"));
+                faults.push(FieldFault::new(
+                    "crontab",
+                    "must be an expression for a crontab, such as `30 7 * * mon-fri`",
+                ));
                 None
             }
             (Kind::Once, _, _, Some(at)) => Some(Timing::Once(at)),
             (Kind::Once, ..) => {
-                faults.push(FieldFault::new("run_at", "a date needs its instant, such as 2026-11-11T00:00:00Z"));
+                faults.push(FieldFault::new(
+                    "run_at",
+                    "must be an instant for a single run, such as 2026-11-11T00:00:00Z",
+                ));
                 None
             }
         };

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::client::Engine;
 use super::super::task::Task;
 use super::send;
-use crate::platform::extract::FieldFault;
+use crate::platform::extract::{FieldFault, faults_of};
 
 /// Enqueues a task with these arguments once under each key.
 type Enqueue = fn(Engine, String, Vec<Uuid>) -> BoxFuture<'static, anyhow::Result<()>>;
@@ -20,7 +20,7 @@ type Enqueue = fn(Engine, String, Vec<Uuid>) -> BoxFuture<'static, anyhow::Resul
 pub(super) struct Schedulable {
     pub name: &'static str,
     pub queue: &'static str,
-    parses: fn(&str) -> Result<(), String>,
+    args_faults: fn(Value) -> Vec<FieldFault>,
     pub enqueue: Enqueue,
     /// Whether the leader runs it itself when it cannot be enqueued.
     pub without_redis: bool,
@@ -33,9 +33,14 @@ pub struct Tasks(BTreeMap<&'static str, Schedulable>);
 impl Tasks {
     /// Adds a task.
     pub fn task<T: Task>(mut self) -> Self {
-        let parses = |args: &str| serde_json::from_str::<T>(args).map(drop).map_err(|e| e.to_string());
         let enqueue: Enqueue = |engine, args, keys| send::enqueue::<T>(engine, args, keys).boxed();
-        let task = Schedulable { name: T::NAME, queue: T::QUEUE, parses, enqueue, without_redis: false };
+        let task = Schedulable {
+            name: T::NAME,
+            queue: T::QUEUE,
+            args_faults: |args| faults_of::<T>("args", args),
+            enqueue,
+            without_redis: false,
+        };
         self.0.insert(T::NAME, task);
         self
     }
@@ -60,12 +65,15 @@ impl Tasks {
     }
 
     /// Why `task` cannot be scheduled with `args`.
-    pub(super) fn fault(&self, task: &str, args: &str) -> Option<FieldFault> {
+    pub(super) fn faults(&self, task: &str, args: &str) -> Vec<FieldFault> {
         match self.get(task) {
-            Some(known) => (known.parses)(args).err().map(|why| FieldFault::new("args", why)),
+            Some(known) => match serde_json::from_str(args) {
+                Ok(args) => (known.args_faults)(args),
+                Err(_) => vec![FieldFault::new("args", "must be an object")],
+            },
             None => {
                 let names = self.names().join(", ");
-                Some(FieldFault::new("task", format!("is not a task that can be scheduled; these are: {names}")))
+                vec![FieldFault::new("task", format!("must be one of: {names}"))]
             }
         }
     }

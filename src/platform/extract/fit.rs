@@ -1,0 +1,206 @@
+//! Fits a JSON value to a type, with every fault of its shape.
+//!
+//! serde stops at the first fault. To tell them all, each is noted and its place filled with some value of the wanted
+//! type, until the whole fits. What was wanted is read from serde's words, which a person never sees: they are put into
+//! ours here. A type of ours that parses itself says what it wants in its own words, with an example behind "such as",
+//! and the example fills its place.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use serde_path_to_error::{Path, Segment};
+
+use super::{Faults, MAX_FAULTS};
+
+/// Each place is filled at most so often: it may turn out twice that more than text is wanted.
+const FILLINGS: usize = 4;
+/// Said of a place of which only its type is known; a more exact word replaces it.
+const TEXT: &str = "must be text";
+
+/// `value` as a `T`; where there were faults, with something of the wanted types in their places. `None` when a place
+/// could not be filled or there is no end to it. `textual`: numbers and booleans may come as text (query strings).
+pub(super) fn fit<T: DeserializeOwned>(mut value: Value, textual: bool, faults: &mut Faults) -> Option<T> {
+    for _ in 0..MAX_FAULTS * FILLINGS {
+        match serde_path_to_error::deserialize::<_, T>(value.clone()) {
+            Ok(fitted) => return Some(fitted),
+            Err(error) => {
+                let path = error.path().clone();
+                let mended = mend(&mut value, &path, &error.into_inner().to_string(), textual, faults);
+                if !mended || faults.told.len() >= MAX_FAULTS {
+                    return None;
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Notes one fault and changes `value` so that the next reading passes it; false when that is not possible.
+fn mend(value: &mut Value, path: &Path, message: &str, textual: bool, faults: &mut Faults) -> bool {
+    let mut segments: Vec<Segment> = path.iter().cloned().collect();
+    let quoted = |prefix: &str| {
+        message.strip_prefix(prefix).and_then(|rest| rest.split_once('`')).map(|(name, _)| name.to_owned())
+    };
+    if let Some(name) = quoted("unknown field `") {
+        // serde reports the unknown field itself as the last segment.
+        if !matches!(segments.last(), Some(Segment::Map { key }) if *key == name) {
+            segments.push(Segment::Map { key: name.clone() });
+        }
+        faults.add(render(&segments), "is not a known field");
+        let holder = members(value, &segments[..segments.len() - 1]);
+        return holder.and_then(|holder| holder.remove(&name)).is_some();
+    }
+    if let Some(name) = quoted("missing field `") {
+        segments.push(Segment::Map { key: name.clone() });
+        faults.add(render(&segments), "is required");
+        let holder = members(value, &segments[..segments.len() - 1]);
+        return holder.map(|holder| holder.insert(name, Value::from(""))).is_some();
+    }
+    let wanted = Wanted::read(message);
+    let Some(target) = place(value, &segments) else {
+        faults.add(render(&segments), wanted.message);
+        return false;
+    };
+    if textual
+        && let Value::String(text) = target
+        && let Some(meant) = wanted.meant_by(text)
+    {
+        *target = meant;
+        return true;
+    }
+    let field = render(&segments);
+    match faults.told.iter_mut().find(|told| told.field == field) {
+        Some(told) if told.message == TEXT => told.message = wanted.message,
+        Some(_) => {}
+        None => faults.add(field, wanted.message),
+    }
+    let Some(filling) = wanted.filling.filter(|filling| filling != target) else { return false };
+    *target = filling;
+    true
+}
+
+/// What a place should have held.
+struct Wanted {
+    message: String,
+    /// Something that might fit.
+    filling: Option<Value>,
+}
+
+impl Wanted {
+    fn new(message: impl Into<String>, filling: impl Into<Value>) -> Self {
+        Self { message: message.into(), filling: Some(filling.into()) }
+    }
+
+    /// From what serde, or a type that parses itself, says.
+    fn read(message: &str) -> Self {
+        let serde = ["invalid type: ", "invalid value: ", "invalid length ", "unknown variant "];
+        let Some((_, wanted)) =
+            message.rsplit_once(", expected ").filter(|_| serde.iter().any(|start| message.starts_with(start)))
+        else {
+            let filling = message.rsplit_once("such as ").map(|(_, example)| Value::from(example));
+            return Self { message: message.to_owned(), filling };
+        };
+        if message.starts_with("unknown variant ") {
+            let known: Vec<&str> = wanted.split('`').skip(1).step_by(2).collect();
+            return Self::new(format!("must be one of: {}", known.join(", ")), known.first().copied().unwrap_or(""));
+        }
+        if let Some((min, max)) = bounds(wanted) {
+            return Self::new(format!("must be a whole number from {min} to {max}"), 0);
+        }
+        match wanted {
+            "f32" | "f64" => Self::new("must be a number", 0),
+            "a boolean" => Self::new("must be true or false", false),
+            "a sequence" => Self::new("must be a list", Value::Array(Vec::new())),
+            wanted if wanted == "a map" || wanted.starts_with("struct ") => Self::new("must be an object", Map::new()),
+            _ => Self::new(TEXT, ""),
+        }
+    }
+
+    /// The number or boolean that the text of a query string stands for, where one is wanted.
+    fn meant_by(&self, text: &str) -> Option<Value> {
+        match self.filling {
+            Some(Value::Number(_)) => text.parse::<i64>().ok().map(Value::from),
+            Some(Value::Bool(_)) => text.parse::<bool>().ok().map(Value::from),
+            _ => None,
+        }
+    }
+}
+
+/// The least and the largest of a type of whole numbers.
+fn bounds(name: &str) -> Option<(i128, i128)> {
+    let (signed, bits) = name.split_at_checked(1)?;
+    let bits: u32 = if bits == "size" { 64 } else { bits.parse().ok()? };
+    match signed {
+        "u" if bits <= 64 => Some((0, (1 << bits) - 1)),
+        "i" if bits <= 64 => Some((-(1 << (bits - 1)), (1 << (bits - 1)) - 1)),
+        _ => None,
+    }
+}
+
+/// garde's words about a rule, in ours.
+pub(super) fn rule_for_a_person(message: &str) -> String {
+    let rules = [
+        ("length is lower than ", "must have a length of at least "),
+        ("length is greater than ", "must have a length of at most "),
+        ("lower than ", "must be at least "),
+        ("greater than ", "must be at most "),
+    ];
+    let known = rules.iter().find_map(|(theirs, ours)| Some(format!("{ours}{}", message.strip_prefix(theirs)?)));
+    known.unwrap_or_else(|| message.to_owned())
+}
+
+fn place<'v>(value: &'v mut Value, segments: &[Segment]) -> Option<&'v mut Value> {
+    segments.iter().try_fold(value, |value, segment| match segment {
+        Segment::Seq { index } => value.get_mut(*index),
+        Segment::Map { key } => value.get_mut(key.as_str()),
+        // Beside an enum's own place, where its name is looked for.
+        Segment::Enum { .. } => Some(value),
+        Segment::Unknown => None,
+    })
+}
+
+fn members<'v>(value: &'v mut Value, segments: &[Segment]) -> Option<&'v mut Map<String, Value>> {
+    place(value, segments)?.as_object_mut()
+}
+
+fn render(segments: &[Segment]) -> String {
+    let mut text = String::new();
+    for segment in segments {
+        match segment {
+            Segment::Seq { index } => text.push_str(&format!("[{index}]")),
+            Segment::Map { key } => {
+                if !text.is_empty() {
+                    text.push('.');
+                }
+                text.push_str(key);
+            }
+            Segment::Enum { .. } => {}
+            Segment::Unknown => text.push('?'),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_of_numbers_are_those_of_their_types() {
+        assert_eq!(bounds("u8"), Some((0, i128::from(u8::MAX))));
+        assert_eq!(bounds("i64"), Some((i128::from(i64::MIN), i128::from(i64::MAX))));
+        assert_eq!(bounds("usize"), Some((0, i128::from(u64::MAX))));
+        assert!(bounds("a map").is_none() && bounds("unit").is_none() && bounds("é").is_none());
+    }
+
+    #[test]
+    fn what_a_client_sends_is_not_taken_for_what_is_wanted() {
+        assert_eq!(
+            Wanted::read("invalid type: string \"x, expected u8\", expected a boolean").message,
+            "must be true or false"
+        );
+        assert_eq!(
+            Wanted::read("unknown variant `u8, expected z`, expected `a` or `b`").message,
+            "must be one of: a, b"
+        );
+    }
+}
