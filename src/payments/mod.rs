@@ -78,7 +78,12 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, chan
                 return Ok(Started { payment_no: payment.id, pay_url, expires_at: payment.expires_at });
             }
             // The order was closed before its trade was opened: nobody is to pay for it (`close::end`).
-            Asked::Waiting => close::end_at_gateway(app, &payment).await.map(|_| ())?,
+            Asked::Waiting => {
+                if let Err(error) = close::end_at_gateway(app, &payment).await {
+                    end_if_closed(app, &payment).await;
+                    return Err(error);
+                }
+            }
             Asked::Paid(message, body) => {
                 settle::settle(app, gateway, &message, &body).await?;
                 return Err(refuse(Kind::OrderState, "the order has been paid").into());
@@ -92,8 +97,8 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, chan
     Err(gateway::unavailable(gateway, "it opens no new trade"))
 }
 
-/// Opening the trade failed, and it may be open all the same. When its order was closed meanwhile, nobody else asks
-/// about it any more: it is ended by a task, since the gateway has just failed.
+/// A call to the gateway failed, and the trade may be open. When its order was closed meanwhile, nobody else asks about
+/// it any more: it is ended by a task, since the gateway has just failed.
 async fn end_if_closed(app: &App, payment: &Payment) {
     let told = async {
         if is_started(app, payment.id).await? {

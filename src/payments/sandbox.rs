@@ -124,7 +124,11 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     match answer.code.as_str() {
         TRADE_NOT_FOUND => Ok(CloseAnswer::Unknown),
         ALREADY_PAID => Ok(CloseAnswer::AlreadyPaid),
-        _ => answer.trade_of(payment.id).map(|_| CloseAnswer::Closed),
+        _ => match answer.trade_of(payment.id)?.status.as_str() {
+            // Believed, somebody could still pay for an order that is closed.
+            "waiting" => Err(unavailable(Gateway::Sandbox, "it confirms a close and leaves the trade open")),
+            _ => Ok(CloseAnswer::Closed),
+        },
     }
 }
 

@@ -70,16 +70,25 @@ async fn query(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
     Ok(trade.map(|trade| answer(app, &trade)).ok_or(No::TradeNotFound))
 }
 
-/// Ends a trade that nobody paid; one that is over already stays as it is.
+/// Ends a trade that nobody paid; one that is over already stays as it is. What is answered is what was seen under the
+/// lock: a trade that is opened meanwhile is not found, and not called closed.
 async fn close(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
-    let mut conn = app.db.acquire().await.context("taking a connection")?;
-    store::close_trade(&mut conn, merchant_no).await?;
-    let trade = store::trade_of_merchant(&mut conn, merchant_no).await?;
-    Ok(match trade {
-        None => Err(No::TradeNotFound),
-        Some(trade) if trade.status.has_money() => Err(No::AlreadyPaid),
-        Some(trade) => Ok(answer(app, &trade)),
+    retrying(|| async {
+        let mut tx = app.db.begin().await?;
+        let Some(mut trade) = store::lock_trade_of_merchant(&mut tx, merchant_no).await? else {
+            return Ok(Err(No::TradeNotFound));
+        };
+        if trade.status.has_money() {
+            return Ok(Err(No::AlreadyPaid));
+        }
+        if trade.status == TradeStatus::Waiting {
+            store::close_trade(&mut tx, trade.trade_no).await?;
+            tx.commit().await?;
+            trade.status = TradeStatus::Closed;
+        }
+        Ok(Ok(answer(app, &trade)))
     })
+    .await
 }
 
 /// Gives money back; the same refund number again is the same refund. Never more than was paid.

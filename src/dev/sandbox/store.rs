@@ -115,9 +115,9 @@ pub async fn lock_trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Tra
 }
 
 /// Closes a trade that waits.
-pub async fn close_trade(conn: &mut Conn, merchant_no: &str) -> Result<()> {
-    query("UPDATE sandbox_trades SET status = 'closed' WHERE merchant_no = ? AND status = 'waiting'")
-        .bind(merchant_no)
+pub async fn close_trade(conn: &mut Conn, trade_no: TradeNo) -> Result<()> {
+    query("UPDATE sandbox_trades SET status = 'closed' WHERE trade_no = ? AND status = 'waiting'")
+        .bind(trade_no)
         .execute(conn)
         .await?;
     Ok(())

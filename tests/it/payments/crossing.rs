@@ -1,5 +1,6 @@
 //! A trade that is opened while its order is closed: whoever comes second ends it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::Router;
@@ -8,10 +9,13 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use onrush::platform::clock::Clock;
+use onrush::platform::signed::SharedSecret;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::support::harness::SANDBOX_SECRET;
 
 /// Stands between the service and the gateway: it can hold one call until the test lets it go.
 #[derive(Default)]
@@ -19,6 +23,10 @@ struct Between {
     /// Where the gateway is; until that is set, it does not answer.
     gateway: OnceLock<String>,
     hold: Mutex<Option<Hold>>,
+    /// Calls of this action fail before they reach the gateway, so many of them.
+    fail: Mutex<Option<(&'static str, usize)>>,
+    /// The next close is answered as carried out, and is not.
+    feign_close: AtomicBool,
 }
 
 struct Hold {
@@ -37,6 +45,26 @@ impl Between {
         *self.hold.lock().unwrap() = Some(Hold { action, answered, reached, go });
         (there, let_go)
     }
+
+    fn fails(&self, asked: &Value) -> bool {
+        let mut fail = self.fail.lock().unwrap();
+        let Some((_, left)) = fail.as_mut().filter(|(action, left)| asked["action"] == *action && *left > 0) else {
+            return false;
+        };
+        *left -= 1;
+        true
+    }
+}
+
+/// Another request in the place of the one that came, signed as the service would.
+fn signed(request: Value) -> (HeaderMap, Bytes) {
+    let body = serde_json::to_vec(&request).unwrap();
+    let (timestamp, signature) = SharedSecret::new(SANDBOX_SECRET.as_bytes()).sign(&body, Clock::System.now());
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", "application/json".parse().unwrap());
+    headers.insert("x-sandbox-timestamp", timestamp.parse().unwrap());
+    headers.insert("x-sandbox-signature", signature.parse().unwrap());
+    (headers, body.into())
 }
 
 async fn pass(State(between): State<Arc<Between>>, headers: HeaderMap, body: Bytes) -> Response {
@@ -52,6 +80,14 @@ async fn pass(State(between): State<Arc<Between>>, headers: HeaderMap, body: Byt
         }
         None => {}
     }
+    if between.fails(&asked) {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    let (headers, body) = if asked["action"] == "close" && between.feign_close.swap(false, Ordering::SeqCst) {
+        signed(json!({"action": "query", "merchant_no": asked["merchant_no"]}))
+    } else {
+        (headers, body)
+    };
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let answer = http.post(format!("{gateway}/sandbox/api")).headers(headers).body(body).send().await.unwrap();
     let (status, headers, bytes) = (answer.status(), answer.headers().clone(), answer.bytes().await.unwrap());
@@ -148,4 +184,41 @@ async fn money_that_comes_between_the_question_and_the_close_is_settled() {
     assert_eq!(status(&h, &alice, &no).await, "paid");
     deliver(&h).await;
     books_balance(&h).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_that_leaves_the_trade_open_closes_no_order() {
+    let (h, between) = service_behind().await;
+    between.gateway.set(h.base.clone()).unwrap();
+    let alice = h.register().await;
+    let no = order(&h, &alice, 500).await;
+    start(&h, &alice, &no).await;
+    between.feign_close.store(true, Ordering::SeqCst);
+    let cancel = async || send(h.request(Method::POST, &format!("/orders/{no}/cancel"), &alice)).await;
+    cancel().await.problem(503, "gateway_unavailable");
+    assert_eq!((status(&h, &alice, &no).await.as_str(), open_trades(&h).await), ("unpaid", 1));
+    cancel().await.expect(200);
+    assert_eq!(open_trades(&h).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trade_that_its_opener_could_not_end_is_ended_by_a_task() {
+    let (h, between) = service_behind().await;
+    between.gateway.set(h.base.clone()).unwrap();
+    let alice = h.register().await;
+    let no = order(&h, &alice, 500).await;
+    let (pay, cancel) = (format!("/orders/{no}/pay"), format!("/orders/{no}/cancel"));
+    let (there, go) = between.hold("create", false);
+    let meanwhile = async {
+        there.await.unwrap();
+        send(h.request(Method::POST, &cancel, &alice)).await.expect(200);
+        // The order is closed, the trade about to be opened, and its opener's question about it fails.
+        *between.fail.lock().unwrap() = Some(("query", 1));
+        go.send(()).unwrap();
+    };
+    let (answer, ()) = tokio::join!(h.post(&pay, &alice, json!({"gateway": "sandbox"})), meanwhile);
+    answer.problem(503, "gateway_unavailable");
+    assert_eq!(open_trades(&h).await, 1);
+    h.start_workers();
+    h.eventually(async || open_trades(&h).await == 0).await;
 }
