@@ -48,8 +48,7 @@ pub async fn readyz(State(app): State<App>) -> Response {
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic.to_string(),
     };
-    let redis: Result<String, redis::RedisError> = redis::cmd("PING").query_async(&mut app.redis.commands()).await;
-    let redis = redis.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
+    let redis = app.redis.usable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
     let loops = app.loops.health();
     let stopping = app.loops.stop_signal().is_cancelled();
     let ready = mysql == "ok" && redis == "ok" && !stopping && loops.iter().all(|l| !l.stalled);

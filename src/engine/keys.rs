@@ -159,6 +159,11 @@ impl Keys {
     }
 }
 
+/// The channel on which the process called `name` hears itself. Its hash tag is no queue's name.
+pub(super) fn echo(prefix: &str, name: impl fmt::Display) -> String {
+    format!("{prefix}:{{.echo}}:{name}")
+}
+
 /// The keys of the registry of workers. Their hash tag is no queue's name, so a queue of any name has keys of its own.
 #[derive(Debug, Clone)]
 pub(super) struct WorkerKeys {

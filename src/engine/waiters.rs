@@ -5,18 +5,25 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures_util::StreamExt;
+use redis::aio::PubSub;
 use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use super::client::{Engine, Status};
+use super::keys::echo;
 use super::task::TaskId;
 use crate::platform::loops::Pulse;
 use crate::platform::redis::Redis;
 
 /// A waiter looks by itself this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Something to be heard by ourselves is said this often.
+const ECHO_PERIOD: Duration = Duration::from_secs(1);
+/// Not heard for so long, the subscription is made again; it must also be there within this.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Waiters by task key.
 #[derive(Default)]
@@ -62,7 +69,7 @@ impl Waiters {
         patience: Duration,
     ) -> anyhow::Result<Option<Status>> {
         let place = self.enter(id.key);
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         loop {
             // Listening begins before looking, so an end between the two is heard.
             let rung = place.bell.notified();
@@ -70,7 +77,7 @@ impl Waiters {
             rung.as_mut().enable();
             let status = engine.status(id).await?;
             let ended = status.as_ref().is_none_or(|status| status.state.is_final());
-            let now = tokio::time::Instant::now();
+            let now = Instant::now();
             if ended || now >= deadline {
                 return Ok(status);
             }
@@ -78,26 +85,51 @@ impl Waiters {
         }
     }
 
+    /// Rings for what is announced, until the subscription fails or is silent. It is silent when it does not bring what
+    /// this process says itself, through its other connection, once a second: its peer is gone without a word, or it
+    /// leads to a server that nobody writes to any more.
     pub(super) async fn listen(&self, redis: &Redis, pulse: Pulse) -> anyhow::Result<()> {
-        let mut subscription = redis.client().get_async_pubsub().await.context("subscribing to finished tasks")?;
-        subscription
-            .psubscribe(format!("{}:{{*}}:done", redis.prefix()))
-            .await
-            .context("subscribing to finished tasks")?;
+        let echo = echo(redis.prefix(), Uuid::now_v7().as_simple());
+        let subscribed = tokio::time::timeout(SILENCE, subscribe(redis, &echo)).await;
+        let mut subscription = subscribed.context("the server did not answer a subscription in time")??;
         let mut messages = subscription.on_message();
+        // Since when something that was said has not been heard.
+        let mut unheard = None::<Instant>;
+        let mut period = tokio::time::interval(ECHO_PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !pulse.stopping() {
             pulse.beat();
             tokio::select! {
                 message = messages.next() => {
                     let message = message.context("the subscription to finished tasks ended")?;
+                    unheard = None;
                     let keys: String = message.get_payload().context("reading an announcement")?;
                     for key in keys.split(' ').filter_map(|key| Uuid::try_parse(key).ok()) {
                         self.ring(key);
                     }
                 }
-                () = pulse.sleep(LOOK_AGAIN) => {}
+                _ = period.tick() => {
+                    if unheard.is_some_and(|since| since.elapsed() > SILENCE) {
+                        bail!("the subscription to finished tasks is silent");
+                    }
+                    say(redis, &echo).await?;
+                    unheard = unheard.or_else(|| Some(Instant::now()));
+                }
+                () = pulse.stopped() => {}
             }
         }
         Ok(())
     }
+}
+
+async fn subscribe(redis: &Redis, echo: &str) -> anyhow::Result<PubSub> {
+    let mut subscription = redis.client().get_async_pubsub().await.context("subscribing to finished tasks")?;
+    subscription.psubscribe(format!("{}:{{*}}:done", redis.prefix())).await.context("subscribing to finished tasks")?;
+    subscription.subscribe(echo).await.context("subscribing to finished tasks")?;
+    Ok(subscription)
+}
+
+async fn say(redis: &Redis, echo: &str) -> anyhow::Result<()> {
+    let mut said = redis::cmd("PUBLISH");
+    said.arg(echo).arg("").query_async::<()>(&mut redis.commands()).await.context("saying something to be heard")
 }

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use deadpool_redis::Connection;
 use redis::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -178,6 +179,20 @@ impl Drop for CloseAll {
 impl<C: Clone + Send + Sync + 'static> Lane<C> {
     async fn read(self, pulse: Pulse, tracker: tokio_util::task::TaskTracker) -> anyhow::Result<()> {
         let mut connection = self.worker.engine.redis.blocking().await?;
+        let read = self.read_on(&mut connection, pulse, tracker).await;
+        if read.is_err() {
+            // Not back to the pool: one that leads to a server which is a replica now would pass there for a good one.
+            drop(Connection::take(connection));
+        }
+        read
+    }
+
+    async fn read_on(
+        &self,
+        connection: &mut Connection,
+        pulse: Pulse,
+        tracker: tokio_util::task::TaskTracker,
+    ) -> anyhow::Result<()> {
         self.ensure_group().await?;
         while !pulse.stopping() {
             pulse.beat();
@@ -204,7 +219,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 .arg(self.keys.stream())
                 .arg(">");
             // A server that is gone without a word would never answer; what it gave out is taken over.
-            let reply = tokio::time::timeout(BLOCK + READ_GRACE, read.query_async::<Value>(&mut connection)).await;
+            let reply = tokio::time::timeout(BLOCK + READ_GRACE, read.query_async::<Value>(connection)).await;
             let reply = match reply.context("the server did not answer a read in time")? {
                 Ok(reply) => reply,
                 // The stream is gone (Redis was emptied): the group is made again and reading goes on.

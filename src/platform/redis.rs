@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use deadpool_redis::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use deadpool_redis::redis::{AsyncConnectionConfig, Client, InfoDict};
+use deadpool_redis::redis::{AsyncConnectionConfig, Client, InfoDict, Value, from_redis_value};
 
 /// A command that has no answer after this long has failed.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -17,6 +17,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections of their own for blocking reads, at most.
 const POOL_SIZE: usize = 256;
 
+/// What is said of a server that somebody else writes to.
+const REPLICA: &str = "redis is a read-only replica";
 /// The shared connection is tried this often.
 const WATCH_PERIOD: Duration = Duration::from_millis(250);
 
@@ -71,6 +73,12 @@ impl Redis {
         &self.prefix
     }
 
+    /// Whether the server answers and takes writes; what is wrong otherwise. A replica answers, to a PING too, and takes
+    /// none.
+    pub async fn usable(&self) -> anyhow::Result<()> {
+        usable(&mut self.commands()).await
+    }
+
     /// Connections of the blocking pool: (open, in use).
     pub fn pool_use(&self) -> (usize, usize) {
         let status = self.blocking.status();
@@ -84,9 +92,10 @@ impl Redis {
         Ok(vec![info.get("run_id").context("a Redis without a run_id")?])
     }
 
-    /// Refuses a server that may drop keys on its own, and says when a restart of it would lose data.
+    /// Refuses a replica and a server that may drop keys on its own, and says when a restart of it would lose data.
     pub async fn require_safe_server(&self) -> anyhow::Result<()> {
         let mut commands = self.commands();
+        usable(&mut commands).await.context("REDIS_URL must lead to a server that takes writes")?;
         let memory: InfoDict = deadpool_redis::redis::cmd("INFO")
             .arg("memory")
             .query_async(&mut commands)
@@ -124,22 +133,35 @@ async fn shared_connection(client: &Client) -> Result<ConnectionManager, deadpoo
     ConnectionManager::new_with_config(client.clone(), config).await
 }
 
-/// Replaces the shared connection when it does not answer. The connection manager reconnects by itself after an I/O
-/// error, but keeps for ever the error of a reconnection that failed otherwise (a server that is loading its data).
+/// Replaces the shared connection when it does not answer, or leads to a server that was made a replica and kept it
+/// open: its address may lead to another server by now. The connection manager reconnects by itself after an I/O error,
+/// but keeps for ever the error of a reconnection that failed otherwise (a server that is loading its data).
 async fn watch(client: Client, commands: Weak<RwLock<ConnectionManager>>) {
+    let mut well = true;
     loop {
         tokio::time::sleep(WATCH_PERIOD).await;
         let Some(commands) = commands.upgrade() else { return };
         let mut current = commands.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let answer: Result<String, _> = deadpool_redis::redis::cmd("PING").query_async(&mut current).await;
-        if answer.is_ok() {
+        let Err(error) = usable(&mut current).await else {
+            well = true;
             continue;
+        };
+        if well {
+            tracing::warn!(error = format!("{error:#}"), "redis is not usable; connecting again");
+            well = false;
         }
-        if let Ok(fresh) = shared_connection(&client).await {
+        let Ok(mut fresh) = shared_connection(&client).await else { continue };
+        if usable(&mut fresh).await.is_ok() {
             tracing::info!("connected to redis again");
             *commands.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
     }
+}
+
+async fn usable(commands: &mut ConnectionManager) -> anyhow::Result<()> {
+    let role: Vec<Value> = deadpool_redis::redis::cmd("ROLE").query_async(commands).await?;
+    let role: Option<String> = role.into_iter().next().map(from_redis_value).transpose()?;
+    if role.as_deref() == Some("master") { Ok(()) } else { bail!(REPLICA) }
 }
 
 /// Whether an error says that Redis cannot be reached or cannot serve now.

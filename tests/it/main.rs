@@ -15,6 +15,7 @@ mod input;
 mod limits;
 mod operations;
 mod orders;
+mod outages;
 mod payments;
 mod playground;
 mod schedules;

@@ -3,9 +3,11 @@
 pub mod client;
 pub mod harness;
 pub mod process;
+pub mod proxy;
 pub mod servers;
 
 pub use client::{Answer, Client};
 pub use harness::{Course, Harness, Options, Person};
 pub use process::Process;
-pub use servers::PrivateServers;
+pub use proxy::Proxy;
+pub use servers::{PrivateRedis, PrivateServers};

@@ -76,6 +76,49 @@ impl PrivateServers {
     }
 }
 
+/// A Redis for one test alone, beside the MySQL that all share.
+pub struct PrivateRedis {
+    server: Option<Server>,
+    /// Dropped last: the server is gone by then.
+    _dir: TempDir,
+}
+
+impl PrivateRedis {
+    pub async fn start() -> Self {
+        let dir = new_dir();
+        let path = dir.path().to_owned();
+        let server = blocking(move || Server::redis(&path, Care::Safe)).await;
+        Self { server: Some(server.expect("a private Redis for one test")), _dir: dir }
+    }
+
+    pub fn url(&self) -> &str {
+        self.server.as_ref().expect("a server").url()
+    }
+
+    /// A power cut, and the server again.
+    pub async fn restart(&mut self) {
+        let mut server = self.server.take().expect("a server");
+        let restarted = blocking(move || {
+            server.kill()?;
+            server.start().map(|()| server)
+        });
+        self.server = Some(restarted.await.expect("a restart"));
+    }
+
+    /// The shared MySQL, and Redis at `url`, which leads here.
+    pub async fn addresses(&self, url: String) -> Addresses {
+        Addresses { redis: url, ..blocking(servers).await }
+    }
+
+    /// Sends a command on a connection of its own.
+    pub async fn tell(&self, command: &[&str]) -> redis::Value {
+        let client = redis::Client::open(self.url()).expect("an address");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
+        let mut told = redis::cmd(command[0]);
+        told.arg(&command[1..]).query_async(&mut connection).await.expect("an answer")
+    }
+}
+
 /// A directory for servers.
 pub fn new_dir() -> TempDir {
     tempfile::Builder::new().prefix("onrush-it-").tempdir().expect("a temporary directory")

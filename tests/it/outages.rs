@@ -1,0 +1,176 @@
+//! Redis that resets its connections, stalls, goes silent, forgets its scripts, restarts, or becomes a replica: what
+//! runs goes on unaided.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use onrush::engine::{Call, Effect, Engine, Job, Outcome, QueueName, QueueSpec, Registry, State, Task, Unique, Worker};
+use onrush::platform::loops::Loops;
+use onrush::platform::redis::Redis;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::seckill::{Sale, people};
+use crate::support::{Harness, Options, PrivateRedis, Proxy};
+
+/// A service that reaches a Redis of its own through a way that can be broken.
+struct Setup {
+    h: Harness,
+    redis: PrivateRedis,
+    proxy: Proxy,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let redis = PrivateRedis::start().await;
+        let proxy = Proxy::to(redis.url()).await;
+        let settings = vec![("engine.lease_ms", "600".to_owned()), ("orders.owed_grace_s", "1".to_owned())];
+        let servers = Some(redis.addresses(proxy.url()).await);
+        let h = Harness::with(Options { system_clock: true, settings, servers }).await;
+        Self { h, redis, proxy }
+    }
+}
+
+/// Counts itself, in the acknowledgement.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Counted {}
+
+impl Task for Counted {
+    const NAME: &'static str = "test.counted";
+    const QUEUE: &'static str = "counted";
+}
+
+fn effect(engine: &Engine) -> String {
+    let queue: QueueName = Counted::QUEUE.parse().unwrap();
+    engine.keys(&queue).own("effect")
+}
+
+async fn counted(engine: Engine, _: Job<Counted>) -> Outcome {
+    let effects = vec![Effect { key: effect(&engine), command: "INCRBY", args: vec!["1".to_owned()] }];
+    Outcome::SuccessWith { result: json!(null), effects }
+}
+
+/// Enqueues each, again for as long as the server does not say that it took it.
+async fn enqueue(h: &Harness, calls: &[Call]) {
+    for call in calls {
+        let once = Unique::For(Duration::from_secs(3600));
+        h.eventually(async || h.app.engine.call(call, None, once).await.is_ok()).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Outage {
+    Reset,
+    ClientsKilled,
+    Stall,
+    Silence,
+    ScriptsForgotten,
+    Restart,
+}
+
+const OUTAGES: [Outage; 6] =
+    [Outage::Reset, Outage::ClientsKilled, Outage::Stall, Outage::Silence, Outage::ScriptsForgotten, Outage::Restart];
+
+async fn strike(outage: Outage, proxy: &Proxy, redis: &mut PrivateRedis) {
+    match outage {
+        Outage::Reset => proxy.reset(),
+        Outage::ClientsKilled => {
+            for kind in ["normal", "pubsub"] {
+                redis.tell(&["CLIENT", "KILL", "TYPE", kind]).await;
+            }
+        }
+        Outage::Stall => drop(redis.tell(&["CLIENT", "PAUSE", "2000", "ALL"]).await),
+        Outage::Silence => proxy.silence(),
+        Outage::ScriptsForgotten => drop(redis.tell(&["SCRIPT", "FLUSH"]).await),
+        Outage::Restart => redis.restart().await,
+    }
+}
+
+/// Tasks before, during and after an outage, each of which ends well and counts once.
+async fn consumption_survives(outage: Outage) {
+    let Setup { h, mut redis, proxy } = Setup::new().await;
+    let (engine, loops) = (h.app.engine.clone(), Loops::default());
+    let registry = Registry::default().queue(QueueSpec { name: "counted", batch: 5, concurrency: 2 }).single(counted);
+    Worker::start(engine.clone(), registry, engine.clone(), &loops);
+    let calls: Vec<Call> = (0..300).map(|_| Call::of(&Counted {}).unwrap()).collect();
+    enqueue(&h, &calls[..100]).await;
+    tokio::join!(enqueue(&h, &calls[100..200]), strike(outage, &proxy, &mut redis));
+    enqueue(&h, &calls[200..]).await;
+    let ended = async || {
+        let all = join_all(calls.iter().map(async |call| engine.status(&call.id()).await)).await;
+        all.iter().all(|status| matches!(status, Ok(Some(status)) if status.state == State::Success))
+    };
+    h.eventually(ended).await;
+    let count: i64 = redis::cmd("GET").arg(effect(&engine)).query_async(&mut h.app.redis.commands()).await.unwrap();
+    assert_eq!(count, 300, "{outage:?}");
+    assert!(loops.stop(Duration::from_secs(20)).await, "{outage:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumption_goes_on_unaided_after_every_kind_of_outage() {
+    let all = join_all(OUTAGES.map(|outage| tokio::spawn(consumption_survives(outage)))).await;
+    let failed: Vec<_> = OUTAGES.iter().zip(all).filter(|(_, end)| end.is_err()).map(|(outage, _)| outage).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_went_silent_are_replaced_and_submissions_go_on() {
+    let s = Setup::new().await;
+    let (sale, buyers) = (Sale::open(&s.h, 10).await, people(&s.h, 3).await);
+    s.h.start_workers();
+    assert_eq!(sale.take_part(&s.h, &buyers[0]).await["code"], 100);
+    s.proxy.silence();
+    s.h.eventually(async || sale.submit(&s.h, &buyers[1]).await.status == 202).await;
+    assert_eq!(sale.take_part(&s.h, &buyers[1]).await["code"], 100);
+    assert_eq!(sale.take_part(&s.h, &buyers[2]).await["code"], 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_went_silent_is_made_again() {
+    let s = Setup::new().await;
+    let channel = s.h.app.engine.keys(&Counted::QUEUE.parse().unwrap()).done();
+    // Polls would end by looking for themselves: what counts is that what is announced is heard.
+    let heard = async || {
+        let key = Uuid::now_v7().as_simple().to_string();
+        s.redis.tell(&["PUBLISH", &channel, &key]).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        s.proxy.announced(&key)
+    };
+    s.h.eventually(heard).await;
+    assert_eq!(s.proxy.silence_subscriptions(), 1);
+    s.h.eventually(heard).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_becomes_a_replica_is_not_ready_and_left() {
+    let s = Setup::new().await;
+    let (other, buyers) = (PrivateRedis::start().await, people(&s.h, 3).await);
+    let way = Proxy::to(other.url()).await;
+    let sale = Sale::open(&s.h, 10).await;
+    s.h.start_workers();
+    assert_eq!(sale.take_part(&s.h, &buyers[0]).await["code"], 100);
+    let not_ready = async || {
+        let readiness = s.h.get("/readyz", ()).await;
+        readiness.status == 503 && readiness.body["redis"] == "redis is a read-only replica"
+    };
+    let ready = async || s.h.get("/readyz", ()).await.status == 200;
+
+    let port = way.port().to_string();
+    s.redis.tell(&["REPLICAOF", "127.0.0.1", &port]).await;
+    s.h.eventually(not_ready).await;
+    sale.submit(&s.h, &buyers[1]).await.problem(503, "unavailable");
+    let refused = Redis::connect(s.redis.url(), "x").await.unwrap().require_safe_server().await.unwrap_err();
+    assert!(format!("{refused:#}").contains("read-only replica"), "{refused:#}");
+    s.redis.tell(&["REPLICAOF", "NO", "ONE"]).await;
+    s.h.eventually(ready).await;
+    s.h.eventually(async || sale.submit(&s.h, &buyers[1]).await.status == 202).await;
+    assert_eq!(sale.take_part(&s.h, &buyers[1]).await["code"], 100);
+
+    // The address leads to the new master; the connections to the old one stay open.
+    s.redis.tell(&["REPLICAOF", "127.0.0.1", &port]).await;
+    s.proxy.lead_to(other.url());
+    s.h.eventually(async || sale.submit(&s.h, &buyers[2]).await.status == 202).await;
+    assert_eq!(sale.take_part(&s.h, &buyers[2]).await["code"], 100);
+    s.h.eventually(ready).await;
+}
