@@ -10,7 +10,6 @@ use crate::app::App;
 use crate::auth::UserId;
 use crate::engine::{Job, Outcome, QueueName};
 use crate::error::Kind;
-use crate::orders::OrderId;
 use crate::platform::clock::At;
 
 /// Activities that are over and looked through for submissions left behind, at most.
@@ -125,11 +124,4 @@ fn outcome(gate: &Gate, user: UserId, placement: &Placement) -> Outcome {
 
 fn activity_of(queue: &QueueName) -> Option<ActivityId> {
     (queue.base() == QUEUE).then(|| queue.partition_name()?.parse().ok())?
-}
-
-/// The order a submission got, when Redis has forgotten the task: from MySQL.
-pub async fn order_of(app: &App, entry: EntryId) -> crate::error::Result<Option<(UserId, OrderId)>> {
-    let mut conn = app.db.acquire().await?;
-    let found = store::find_entry(&mut conn, entry).await?;
-    Ok(found.map(|entry| (entry.user_id, entry.order_id)))
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::RedisError;
 
+use super::lookup::Placed;
 use super::model::{ActivityId, Admission, EntryId};
 use crate::auth::UserId;
 use crate::error::Kind;
@@ -33,6 +34,8 @@ pub struct Memory {
     pub admissions: Arc<Together<ActivityId, (UserId, EntryId), Admission, RedisError>>,
     /// Those who wait for a gate to be built.
     pub building: Arc<Together<ActivityId, (), (), Kind>>,
+    /// Those who ask MySQL what became of a submission.
+    pub lookups: Arc<Together<(), EntryId, Option<Placed>, Kind>>,
     /// Kept: finding a counter by its labels costs more than the rest of a refusal.
     pub admitted: metrics::Counter,
     /// As [`Memory::admitted`].
@@ -52,6 +55,7 @@ impl Default for Memory {
             hasher: RandomState::new(),
             admissions: Arc::default(),
             building: Arc::default(),
+            lookups: Arc::default(),
             admitted: submissions("admitted"),
             refused_sold_out: submissions(Kind::SoldOut.name()),
         }

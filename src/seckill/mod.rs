@@ -12,6 +12,7 @@
 
 pub mod http;
 pub mod jobs;
+mod lookup;
 mod memory;
 mod model;
 mod placing;
@@ -71,6 +72,14 @@ async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) 
     if admission == Admission::NoGate {
         have_gate_built(app, memory, activity).await?;
         admission = ask(app, memory, activity, user).await?;
+    }
+    if let Admission::Lost(entry) = admission {
+        admission = if lookup::order_of(app, entry).await?.is_some() {
+            Admission::InAlready(entry)
+        } else {
+            Gate::of(&app.engine, activity).forget(app, user, entry).await?;
+            ask(app, memory, activity, user).await?
+        };
     }
     if admission == Admission::SoldOut {
         memory.saw_sold_out(activity);

@@ -114,6 +114,8 @@ pub enum Admission {
     Admitted(EntryId),
     /// The user is in already; the key of that task.
     InAlready(EntryId),
+    /// The user is in already, by a task that Redis has forgotten.
+    Lost(EntryId),
     /// Too early.
     NotStarted(At),
     /// Too late.
@@ -130,7 +132,7 @@ impl Admission {
     /// The task's key, or the refusal.
     pub fn into_entry(self, now: At) -> Result<EntryId, Error> {
         Err(match self {
-            Self::Admitted(id) | Self::InAlready(id) => return Ok(id),
+            Self::Admitted(id) | Self::InAlready(id) | Self::Lost(id) => return Ok(id),
             Self::NotStarted(starts) => {
                 let refusal = refuse(Kind::NotStarted, format!("the sale starts at {starts}"));
                 refusal.retry_after(starts.retry_after_s(now)).with("starts_at", starts).into()

@@ -27,6 +27,7 @@ static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/o
 static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/return.lua")));
 static LOOK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/look.lua")));
 static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/adjust.lua")));
+static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/forget.lua")));
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take.lua")));
 static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
 
@@ -153,6 +154,13 @@ impl Gate {
         call.invoke_async(&mut app.redis.commands()).await.context("returning units")
     }
 
+    /// Frees the place of a submission that came to nothing.
+    pub async fn forget(&self, app: &App, user: UserId, entry: EntryId) -> anyhow::Result<()> {
+        let mut call = FORGET.key(self.gate());
+        call.arg(user.to_string()).arg(entry.to_string());
+        call.invoke_async::<i64>(&mut app.redis.commands()).await.map(drop).context("freeing a place")
+    }
+
     /// (gate's stock, admitted so far, admitted and not acknowledged); `None` without a gate.
     pub async fn look(&self, app: &App) -> anyhow::Result<Option<(i64, i64, i64)>> {
         let (stock, admitted, in_flight): (i64, i64, i64) = LOOK
@@ -242,6 +250,7 @@ fn admission(word: &str, entry: EntryId) -> Option<Admission> {
         "no_gate" => Admission::NoGate,
         "admitted" => Admission::Admitted(entry),
         "in" => Admission::InAlready(value.parse().ok()?),
+        "lost" => Admission::Lost(value.parse().ok()?),
         "not_started" => Admission::NotStarted(At::from_ms(value.parse().ok()?)),
         "ended" => Admission::Ended,
         "sold_out" => Admission::SoldOut,

@@ -158,11 +158,12 @@ pub async fn entries_of(conn: &mut Conn, activity: ActivityId, users: &[UserId])
     Ok(query.build_query_as().persistent(recurs(users.len())).fetch_all(conn).await?)
 }
 
-pub async fn find_entry(conn: &mut Conn, id: EntryId) -> Result<Option<Entry>> {
-    Ok(sqlx::query_as("SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE id = ?")
-        .bind(id)
-        .fetch_optional(conn)
-        .await?)
+/// Those of the entries that are there; `ids` is not empty.
+pub async fn find_entries(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<Entry>> {
+    let mut query =
+        QueryBuilder::<MySql>::new("SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE id IN ");
+    push_in(&mut query, ids.iter().copied());
+    Ok(query.build_query_as().persistent(recurs(ids.len())).fetch_all(conn).await?)
 }
 
 pub async fn find_entry_by_order(conn: &mut Conn, order: OrderId) -> Result<Option<Entry>> {

@@ -127,10 +127,7 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
     if id.queue.base() != QUEUE {
         return fault.map_or(Err(Kind::NotFound.into()), |error| Err(error.into()));
     }
-    let (asked, entry) = (app.clone(), EntryId::from_uuid(id.key));
-    // A task of its own: the client may leave, a sqlx future may not be dropped.
-    let found = tokio::spawn(async move { super::jobs::order_of(&asked, entry).await });
-    let found = found.await.map_err(|panic| anyhow::anyhow!("looking for an entry: {panic}"))??;
+    let found = super::lookup::order_of(app, EntryId::from_uuid(id.key)).await?;
     match (found, fault) {
         (Some((owner, order)), _) if visible(&owner.to_string()) => Ok(TaskAnswer {
             code: 100,

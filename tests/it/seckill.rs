@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Harness, Options, Person, client};
+use crate::support::{Harness, Options, Person, PrivateServers, client};
 
 /// An activity of one course, on sale for an hour.
 pub struct Sale {
@@ -313,6 +313,77 @@ async fn what_a_fail_over_of_redis_forgot_is_made_again() {
     set_gate(&h, &sale, "stock", "1").await;
     seckill::look_after_gates(&h.app).await.unwrap();
     sale.submit(&h, &other).await.problem(410, "ended");
+}
+
+/// Reads an activity's submissions as a worker that then dies.
+async fn read_and_die(h: &Harness, sale: &Sale) {
+    let stream = h.app.engine.keys(&seckill::queue(sale.activity())).stream();
+    let mut commands = h.app.redis.commands();
+    let group = redis::cmd("XGROUP").arg(&["CREATE", &stream, "workers", "0", "MKSTREAM"]).to_owned();
+    let _: String = group.query_async(&mut commands).await.unwrap();
+    let read = redis::cmd("XREADGROUP").arg(&["GROUP", "workers", "dead", "STREAMS", &stream, ">"]).to_owned();
+    let _: redis::Value = read.query_async(&mut commands).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_submission_frees_its_user_and_unit_also_when_its_record_is_gone() {
+    let settings = vec![("engine.lease_ms", "500".to_owned()), ("engine.max_deliveries", "1".to_owned())];
+    let h = Harness::with(Options { system_clock: true, settings, ..Options::default() }).await;
+    let (sale, buyer) = (Sale::open(&h, 1).await, h.register().await);
+    let forget_record = async |task: &str| {
+        let record = h.app.engine.keys(&seckill::queue(sale.activity())).task(&task[..32]);
+        let deleted: i64 = redis::cmd("DEL").arg(record).query_async(&mut h.app.redis.commands()).await.unwrap();
+        assert_eq!(deleted, 1);
+    };
+    let dead = sale.submit(&h, &buyer).await.expect(202).text_of("id");
+    read_and_die(&h, &sale).await;
+    h.start_workers();
+    assert_eq!(h.get(&format!("/tasks/{dead}?wait=20"), &buyer).await.expect(200).body["code"], 101);
+    forget_record(&dead).await;
+    h.get(&format!("/tasks/{dead}"), &buyer).await.problem(404, "not_found");
+    h.eventually(async || sale.submit(&h, &buyer).await.status == 202).await;
+    let won = sale.submit(&h, &buyer).await.expect(202).text_of("id");
+    assert_ne!(won, dead);
+    assert_eq!(sale.take_part(&h, &buyer).await["code"], 100);
+    // A winner whose record is gone keeps his place.
+    forget_record(&won).await;
+    assert_eq!(sale.submit(&h, &buyer).await.expect(202).text_of("id"), won);
+    assert_eq!(h.get(&format!("/tasks/{won}"), &buyer).await.expect(200).body["code"], 100);
+    assert_clean(&h).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polls_of_ids_that_nobody_had_ask_mysql_together() {
+    const POLLS: i64 = 100;
+    let servers = PrivateServers::start().await;
+    let h = Harness::with(Options { servers: Some(servers.addresses()), ..Options::default() }).await;
+    let buyer = h.register().await;
+    let asked_redis = async || {
+        let stats: redis::InfoDict =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut h.app.redis.commands()).await.unwrap();
+        let stat: String = stats.get("cmdstat_mget").unwrap_or_default();
+        stat.split(&['=', ','][..]).nth(1).map_or(0, |calls| calls.parse::<i64>().unwrap())
+    };
+    let selects = async || {
+        let status = "SHOW GLOBAL STATUS LIKE 'Com_select'";
+        let (_, value): (String, String) = sqlx::query_as(status).fetch_one(&h.app.db).await.unwrap();
+        value.parse::<i64>().unwrap()
+    };
+    let before = selects().await;
+    // The first one's question is held up until all the others have asked.
+    let mut lock = h.app.db.acquire().await.unwrap();
+    sqlx::raw_sql("LOCK TABLES seckill_entries WRITE").execute(&mut *lock).await.unwrap();
+    let polls = (0..POLLS).map(async |_| {
+        let id = format!("{}.seckill.{}", Uuid::now_v7().as_simple(), Uuid::now_v7().as_simple());
+        h.get(&format!("/tasks/{id}"), &buyer).await.problem(404, "not_found");
+    });
+    let release = async {
+        h.eventually(async || asked_redis().await == POLLS).await;
+        sqlx::raw_sql("UNLOCK TABLES").execute(&mut *lock).await.unwrap();
+    };
+    tokio::join!(join_all(polls), release);
+    let asked = selects().await - before;
+    assert!((1..=POLLS / 5).contains(&asked), "{asked} questions for {POLLS} polls");
 }
 
 #[tokio::test(flavor = "multi_thread")]

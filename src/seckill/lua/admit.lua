@@ -7,7 +7,8 @@
 -- KEYS  1 meta of the queue, which is the gate too: stock, starts, ends, closed, limit, and by u<user> the user's place
 --         "<tries>:<task key, empty when free>", 2 stream of the queue
 -- ARGV  1 now (ms), 2 what the keys of records begin with, then per submission: user, new task's key, its envelope
--- reply a word per submission, joined by blanks: no_gate; admitted; in:<task key>; not_started:<start, ms>; ended;
+-- reply a word per submission, joined by blanks: no_gate; admitted; in:<task key>; lost:<task key> (in, but the task is
+--       not on its way and has no record any more: MySQL knows what became of it); not_started:<start, ms>; ended;
 --       sold_out; limit:<limit>
 local now = tonumber(ARGV[1])
 local places = {}
@@ -19,12 +20,13 @@ local stock, starts, ends, limit = tonumber(gate[1]), tonumber(gate[2]), tonumbe
 local seq = tonumber(gate[6] or 0)
 local changed, own = {}, {}
 
--- A submission whose task died without a result (dead letter), or was taken back, holds nobody back.
-local function has_died(key)
+-- What became of the task that a place names. One that died without a result (dead letter), or was taken back, holds
+-- nobody back.
+local function fate(key)
   local record = redis.call('GET', ARGV[2] .. key)
-  if not record then return false end
+  if not record then return redis.call('HEXISTS', KEYS[1], key) == 1 and 'in' or 'lost' end
   local state = cjson.decode(record).state
-  return state == 'FAILURE' or state == 'REVOKED'
+  return (state == 'FAILURE' or state == 'REVOKED') and 'died' or 'in'
 end
 
 local function admit(place, known, key, envelope, user)
@@ -37,7 +39,8 @@ local function admit(place, known, key, envelope, user)
     tries = tonumber(string.sub(known, 1, colon - 1))
     local held = string.sub(known, colon + 1)
     if held ~= '' then
-      if not has_died(held) then return 'in:' .. held end
+      local became = fate(held)
+      if became ~= 'died' then return became .. ':' .. held end
       -- It was given nothing, so it was no try.
       tries = tries - 1
     end

@@ -1,0 +1,43 @@
+//! What MySQL knows of a submission that Redis has forgotten.
+//!
+//! Anybody may ask about ids that nobody ever had: everybody who asks while one look is under way is answered by the
+//! next one together, so a process has one such statement under way at a time, however many ask.
+
+use std::collections::HashMap;
+
+use super::memory::Memory;
+use super::model::EntryId;
+use super::store;
+use crate::app::App;
+use crate::auth::UserId;
+use crate::error::{Error, Kind, Result};
+use crate::orders::OrderId;
+
+/// A submission that has an order: whose, and which.
+pub type Placed = (UserId, OrderId);
+
+/// The order that a submission got. The statement runs in a task of its own: who asks may leave.
+pub async fn order_of(app: &App, entry: EntryId) -> Result<Option<Placed>> {
+    let asking = app.clone();
+    let look = move |entries: Vec<EntryId>| {
+        let app = asking.clone();
+        async move {
+            orders_of(&app, &entries).await.map_err(|error| {
+                if let Error::Internal(cause) = &error {
+                    tracing::warn!(error = format!("{cause:#}"), "submissions could not be looked up");
+                }
+                error.kind()
+            })
+        }
+    };
+    let found = app.local::<Memory>().lookups.ask(&(), entry, look).await.map_err(anyhow::Error::from)?;
+    found.map_err(|kind: Kind| kind.into())
+}
+
+/// In the order of `entries`.
+async fn orders_of(app: &App, entries: &[EntryId]) -> Result<Vec<Option<Placed>>> {
+    let mut conn = app.db.acquire().await?;
+    let found = store::find_entries(&mut conn, entries).await?;
+    let found: HashMap<EntryId, Placed> = found.into_iter().map(|e| (e.id, (e.user_id, e.order_id))).collect();
+    Ok(entries.iter().map(|entry| found.get(entry).copied()).collect())
+}
