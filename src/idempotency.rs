@@ -155,7 +155,9 @@ pub async fn prune(app: &App) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn queue_behind_the_user(conn: &mut Conn, user: Uuid) -> Result<()> {
+/// Waits until no other transaction that queued here for this user is open, and holds up those that come after. What it
+/// committed is then seen. Taken after the rows of orders and payments that are locked already, before any other.
+pub async fn queue_behind_the_user(conn: &mut Conn, user: Uuid) -> Result<()> {
     sqlx::query("SELECT id FROM users WHERE id = ? FOR UPDATE")
         .bind(user)
         .fetch_optional(conn)

@@ -16,7 +16,7 @@ pub use create::{Quote, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
 pub use model::{Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, Release, SeckillOrder, Status};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use sqlx::Connection;
 use uuid::Uuid;
@@ -27,6 +27,7 @@ use crate::catalogue;
 use crate::config;
 use crate::engine;
 use crate::error::{Result, retrying};
+use crate::idempotency;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
@@ -99,6 +100,16 @@ pub async fn mark_paid(conn: &mut Conn, order: &Order, now: At) -> Result<bool> 
     store::mark_paid(conn, order.id, now).await
 }
 
+/// Whether its user has every course of an order by others that are paid. Of two orders that are paid at once, one sees
+/// the other: they queue behind the user. The caller holds the order by [`lock`].
+pub async fn is_bought_otherwise(conn: &mut Conn, order: &Order) -> Result<bool> {
+    idempotency::queue_behind_the_user(conn, order.user_id.uuid()).await?;
+    let courses: Vec<_> = store::items(conn, &[order.id]).await?.into_iter().map(|item| item.course_id).collect();
+    let mut bought: HashSet<_> = catalogue::owned(conn, order.user_id, &courses).await?.into_iter().collect();
+    bought.extend(store::paid_not_granted(conn, order.user_id, &courses).await?);
+    Ok(courses.iter().all(|course| bought.contains(course)))
+}
+
 /// Notes that a payment was started; false when the order is not unpaid or its time is over.
 pub async fn mark_pay_started(conn: &mut Conn, id: OrderId, now: At) -> Result<bool> {
     store::mark_pay_started(conn, id, now).await
@@ -132,6 +143,7 @@ pub async fn reopen(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
 }
 
 async fn retake(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
+    idempotency::queue_behind_the_user(conn, order.user_id.uuid()).await?;
     let courses: Vec<_> = store::items(conn, &[order.id]).await?.into_iter().map(|item| item.course_id).collect();
     if !catalogue::owned(conn, order.user_id, &courses).await?.is_empty()
         || !store::paid_not_granted(conn, order.user_id, &courses).await?.is_empty()

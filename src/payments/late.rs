@@ -1,4 +1,5 @@
-//! Money that came for an order that was dead or paid already: the order is opened again, or the money goes back.
+//! Money that came for an order that was dead or paid already, or all of whose courses the buyer has by another one: the
+//! order is opened again, or the money goes back.
 
 use anyhow::{Context, anyhow};
 use futures_util::future::BoxFuture;

@@ -22,7 +22,8 @@ use crate::platform::db::{self, Conn};
 pub enum Settled {
     /// It paid the order.
     Paid(OrderId),
-    /// Its money came for an order that was dead or paid already: that is being decided.
+    /// Its money came for an order that was dead or paid already, or all of whose courses the buyer has by another one:
+    /// that is being decided.
     Late(PaymentId),
     /// Nothing: it was handled before, or its payment was.
     Repeated,
@@ -110,8 +111,12 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
     let order = orders::lock(&mut tx, found.order_id).await?.context("a payment without its order")?;
     let payment = store::lock_payment(&mut tx, id).await.context("locking a payment")?.context("a payment vanished")?;
     let verdict = judge(message, &payment, gateway::merchant(gateway));
+    let to_be_paid = matches!(verdict, Verdict::Settle) && order.status == Status::Unpaid;
+    let in_vain = to_be_paid && orders::is_bought_otherwise(&mut tx, &order).await?;
     let (settled, detail) = match verdict {
-        Verdict::Settle if order.status == Status::Unpaid => (Settled::Paid(order.id), String::new()),
+        // It stays unpaid until its time is over, and its money goes back.
+        Verdict::Settle if in_vain => (Settled::Late(payment.id), "its courses were bought otherwise".to_owned()),
+        Verdict::Settle if to_be_paid => (Settled::Paid(order.id), String::new()),
         Verdict::Settle => (Settled::Late(payment.id), format!("the order is {}", order.status.name())),
         Verdict::Repeat => (Settled::Repeated, String::new()),
         Verdict::Ignore => (Settled::Ignored, String::new()),

@@ -258,3 +258,58 @@ async fn money_for_a_seckill_order_whose_unit_was_sold_again_goes_back() {
     assert_clean(&h).await;
     books_balance(&h).await;
 }
+
+/// Orders these courses; the order's number.
+async fn order_of(h: &Harness, who: &Person, courses: &[&crate::support::Course]) -> String {
+    let key = Uuid::now_v7().as_simple().to_string();
+    let courses: Vec<String> = courses.iter().map(|course| course.no()).collect();
+    h.post_once("/orders", who, &key, json!({ "course_ids": courses })).await.expect(201).text_of("order_no")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_payments_at_once_for_the_same_course_buy_it_once() {
+    const ROUNDS: usize = 15;
+    let h = service().await;
+    let alice = h.register().await;
+    for round in 1..=ROUNDS {
+        let course = h.course(500).await;
+        let orders = [order_of(&h, &alice, &[&course]).await, order_of(&h, &alice, &[&course]).await];
+        for no in &orders {
+            let attempt = start(&h, &alice, no).await;
+            buyer(&h, &attempt.trade, "action=pay").await.expect(200);
+        }
+        // Both callbacks are under way at once.
+        assert_eq!(deliver(&h).await, 2);
+        let mut states = [status(&h, &alice, &orders[0]).await, status(&h, &alice, &orders[1]).await];
+        states.sort_unstable();
+        assert_eq!(states, ["paid", "unpaid"], "round {round}");
+        assert_eq!(resolve_late(&h).await, 1);
+    }
+    assert_eq!(payments::drive_refunds(&h.app).await.unwrap(), ROUNDS);
+    assert_eq!(h.count("SELECT COUNT(*) FROM refunds WHERE status = 'confirmed' AND reason = 'paid_twice'").await, 15);
+    h.advance(DEADLINE);
+    payments::sweep_due(&h.app).await.unwrap();
+    release(&h).await;
+    assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE status = 0").await, 0);
+    h.start_workers();
+    h.eventually(async || h.count("SELECT COUNT(*) FROM orders WHERE status = 1 AND granted_at IS NULL").await == 0)
+        .await;
+    assert_eq!(h.count("SELECT COUNT(*) FROM user_courses").await, 15);
+    books_balance(&h).await;
+    assert_clean(&h).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_that_brings_anything_new_is_settled() {
+    let h = service().await;
+    let alice = h.register().await;
+    let (old, new) = (h.course(500).await, h.course(500).await);
+    let (first, second) = (order_of(&h, &alice, &[&old]).await, order_of(&h, &alice, &[&old, &new]).await);
+    for no in [&first, &second] {
+        let attempt = start(&h, &alice, no).await;
+        buyer(&h, &attempt.trade, "action=pay").await.expect(200);
+    }
+    assert_eq!(deliver(&h).await, 2);
+    // In whatever order they came, the larger one brings a course.
+    assert_eq!(status(&h, &alice, &second).await, "paid");
+}
