@@ -169,6 +169,19 @@ async fn a_server_that_becomes_a_replica_is_not_ready_and_left() {
 
     // The address leads to the new master; the connections to the old one stay open.
     s.redis.tell(&["REPLICAOF", "127.0.0.1", &port]).await;
+    let following = async || {
+        let role: Vec<redis::Value> = redis::from_redis_value(s.redis.tell(&["ROLE"]).await).unwrap();
+        role.get(3).cloned().and_then(|state| redis::from_redis_value::<String>(state).ok()).as_deref()
+            == Some("connected")
+    };
+    s.h.eventually(following).await;
+    // Readers are connected to it again, in vain, and it loads nothing any more: it keeps those connections.
+    let reader_failed = async || {
+        let loops = s.h.get("/readyz", ()).await.body["loops"].as_array().cloned().unwrap_or_default();
+        let failed = |of: &serde_json::Value| of["last_error"].as_str().is_some_and(|why| why.contains("read only"));
+        loops.iter().any(|of| of["name"].as_str().is_some_and(|name| name.starts_with("read:seckill")) && failed(of))
+    };
+    s.h.eventually(reader_failed).await;
     s.proxy.lead_to(other.url());
     s.h.eventually(async || sale.submit(&s.h, &buyers[2]).await.status == 202).await;
     assert_eq!(sale.take_part(&s.h, &buyers[2]).await["code"], 100);

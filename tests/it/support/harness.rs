@@ -199,7 +199,9 @@ impl Harness {
         let caller = std::panic::Location::caller();
         async move {
             let started = Instant::now();
-            while !holds().await {
+            // A question that is never answered fails the test too, and does not hang it.
+            let asked = || tokio::time::timeout(2 * PATIENCE, holds());
+            while !asked().await.unwrap_or_else(|_| panic!("what {caller} asks for was not answered")) {
                 assert!(started.elapsed() < PATIENCE, "what {caller} waits for did not come true in {PATIENCE:?}");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
