@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::envelope::Envelope;
 use super::keys::{NotAQueue, QueueName};
+use super::priority::Priority;
 use super::task::{Task, TaskId};
 
 /// A task of any kind, to be enqueued.
@@ -22,6 +23,9 @@ pub struct Call {
     pub name: String,
     /// The handler's arguments, as JSON.
     pub args: Box<RawValue>,
+    /// How urgent it is.
+    #[serde(default, skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
 }
 
 impl Call {
@@ -32,7 +36,13 @@ impl Call {
 
     /// As [`Call::of`], with this key.
     pub fn keyed<T: Task>(key: Uuid, args: &T) -> Result<Self, NotAQueue> {
-        Ok(Self { queue: T::QUEUE.parse()?, key, name: T::NAME.to_owned(), args: raw(args) })
+        let (queue, name) = (T::QUEUE.parse()?, T::NAME.to_owned());
+        Ok(Self { queue, key, name, args: raw(args), priority: T::PRIORITY })
+    }
+
+    /// The same with this priority in place of its kind's.
+    pub fn with_priority(self, priority: Priority) -> Self {
+        Self { priority, ..self }
     }
 
     /// The id of the task.
@@ -42,7 +52,7 @@ impl Call {
 
     /// Its envelope, enqueued `now` (ms since 1970).
     pub(super) fn envelope(&self, now: i64) -> Envelope {
-        Envelope::new(self.key, &self.name, self.args.clone(), now)
+        Envelope { priority: self.priority, ..Envelope::new(self.key, &self.name, self.args.clone(), now) }
     }
 }
 

@@ -102,23 +102,6 @@ impl Status {
     }
 }
 
-/// How much a queue holds.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct QueueDepth {
-    /// The queue.
-    pub queue: String,
-    /// Tasks in the stream, running ones too.
-    pub depth: u64,
-    /// Of these, with a worker.
-    pub running: u64,
-    /// Waiting for their time.
-    pub delayed: u64,
-    /// Dead letters.
-    pub dead: u64,
-    /// Age of the oldest task in the stream.
-    pub oldest_ms: u64,
-}
-
 /// A handle on the engine; cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -341,36 +324,6 @@ impl Engine {
     pub async fn listen(&self, pulse: crate::platform::loops::Pulse) -> anyhow::Result<()> {
         self.waiters.listen(&self.redis, pulse).await
     }
-
-    /// How much `queue` holds.
-    pub async fn depth(&self, queue: &QueueName) -> anyhow::Result<QueueDepth> {
-        let keys = self.keys(queue);
-        let mut commands = self.redis.commands();
-        type First = Vec<(String, Vec<String>)>;
-        let (depth, delayed, dead, first): (u64, u64, u64, First) = redis::pipe()
-            .xlen(keys.stream())
-            .zcard(keys.delayed())
-            .xlen(keys.dead())
-            .xrange_count(keys.stream(), "-", "+", 1)
-            .query_async(&mut commands)
-            .await
-            .context("reading a queue's depth")?;
-        // No group yet means nobody reads yet.
-        let running: (u64,) =
-            match redis::cmd("XPENDING").arg(keys.stream()).arg(GROUP).query_async::<redis::Value>(&mut commands).await
-            {
-                Ok(redis::Value::Array(parts)) => match parts.first() {
-                    Some(redis::Value::Int(n)) => (u64::try_from(*n).unwrap_or(0),),
-                    _ => (0,),
-                },
-                Ok(_) => (0,),
-                Err(error) if error.code() == Some("NOGROUP") => (0,),
-                Err(error) => return Err(error).context("reading a queue's pending entries"),
-            };
-        let born = first.first().and_then(|(id, _)| id.split('-').next()).and_then(|ms| ms.parse::<i64>().ok());
-        let oldest_ms = born.map_or(0, |ms| u64::try_from(self.clock.now().ms() - ms).unwrap_or(0));
-        Ok(QueueDepth { queue: queue.to_string(), depth, running: running.0, delayed, dead, oldest_ms })
-    }
 }
 
 /// Whole milliseconds.
@@ -384,5 +337,5 @@ fn queue_of<T: Task>() -> anyhow::Result<QueueName> {
 
 /// The envelope of a task that is enqueued `now` (ms since 1970), by `owner` where that matters.
 pub fn envelope_of<T: Task>(key: Uuid, args: &T, now: i64, owner: Option<String>) -> Envelope {
-    Envelope { owner, ..Envelope::new(key, T::NAME, call::raw(args), now) }
+    Envelope { owner, priority: T::PRIORITY, ..Envelope::new(key, T::NAME, call::raw(args), now) }
 }

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::call::{Call, Member};
+use super::priority::Priority;
 use super::task::State;
 
 /// The version of [`Envelope`] that this program writes, and the newest one it understands.
@@ -57,6 +58,9 @@ pub struct Envelope {
     pub attempt: u32,
     /// When it was enqueued, in ms since 1970.
     pub at: i64,
+    /// How urgent it is. The scripts that put it into a stream read this.
+    #[serde(default, skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
     /// Who may ask about it, where that matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -84,6 +88,7 @@ impl Envelope {
             args,
             attempt: 1,
             at: now,
+            priority: Priority::DEFAULT,
             owner: None,
             previous: None,
             then: Vec::new(),
@@ -124,6 +129,9 @@ pub struct Record {
     pub state: State,
     /// Which handler.
     pub name: String,
+    /// How urgent it was.
+    #[serde(default, skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
     /// Who may ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -160,6 +168,7 @@ impl Record {
         Self {
             state,
             name: envelope.name.clone(),
+            priority: envelope.priority,
             owner: envelope.owner.clone(),
             attempt: envelope.attempt,
             at: envelope.at,
@@ -178,6 +187,7 @@ impl Record {
         Self {
             state: State::Revoked,
             name: String::new(),
+            priority: Priority::DEFAULT,
             owner: None,
             attempt: 0,
             at: now,
@@ -212,6 +222,17 @@ mod tests {
             r#"{"v":1,"key":"01936f3c7a3b70008000000000000001","name":"a","args":{"b": 1.50},"attempt":2,"at":7}"#;
         let envelope = Envelope::parse(text).unwrap();
         assert_eq!(envelope.text(), text);
+    }
+
+    #[test]
+    fn a_priority_is_written_only_when_it_is_not_the_default_one() {
+        let of = |priority| Envelope { priority, ..Envelope::nameless(Uuid::from_u128(1)) };
+        assert!(!of(Priority::DEFAULT).text().contains("priority"));
+        let text = of(Priority::of::<9>()).text();
+        assert!(text.contains(r#""priority":9"#), "{text}");
+        assert_eq!(Envelope::parse(&text).unwrap().priority, Priority::of::<9>());
+        let said = Envelope::parse(&text.replace(":9", ":10")).unwrap_err();
+        assert!(said.contains("from 0 (the most urgent) to 9"), "{said}");
     }
 
     #[test]

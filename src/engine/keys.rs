@@ -8,6 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::priority::Priority;
+
 /// The consumer group of every stream.
 pub const GROUP: &str = "workers";
 
@@ -90,9 +92,17 @@ impl Keys {
     pub fn new(prefix: &str, queue: &QueueName) -> Self {
         Self { base: format!("{prefix}:{{{queue}}}") }
     }
-    /// Stream of envelopes to run.
+    /// Stream of envelopes to run, of the default priority.
     pub fn stream(&self) -> String {
         format!("{}:stream", self.base)
+    }
+    /// Stream of envelopes to run, of this priority (`lua/streams.lua` makes the same).
+    pub fn stream_of(&self, priority: Priority) -> String {
+        if priority.is_default() { self.stream() } else { format!("{}:stream:{priority}", self.base) }
+    }
+    /// Set: the priorities beside the default one for which there is a stream. It has no expiry, like these.
+    pub fn levels(&self) -> String {
+        format!("{}:stream:levels", self.base)
     }
     /// Sorted set: task key by the millisecond at which it is due.
     pub fn delayed(&self) -> String {
@@ -106,8 +116,9 @@ impl Keys {
     pub fn dead(&self) -> String {
         format!("{}:dead", self.base)
     }
-    /// Hash: the counters `seq` (tasks that entered the stream) and `done` (tasks that left it), and by its key each
-    /// task that has not ended: `<seq> <since, ms> <entry of the stream, or ->[ <owner>]`.
+    /// Hash: the counters `seq` (tasks that entered a stream) and `done` (tasks that left it), and by its key each
+    /// task that has not ended: `<seq> <since, ms> <entry, or ->[ <owner>]`; an entry of a stream of another priority than
+    /// the default one is `<id>:<priority>`.
     pub fn meta(&self) -> String {
         format!("{}:meta", self.base)
     }
@@ -195,6 +206,8 @@ mod tests {
         let keys = Keys::new("p", &queue);
         for key in [
             keys.stream(),
+            keys.stream_of(Priority::of::<3>()),
+            keys.levels(),
             keys.delayed(),
             keys.envelopes(),
             keys.dead(),

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::call::Call;
 use super::control::Control;
 use super::keys::QueueName;
+use super::priority::Priority;
 
 /// A kind of background work, declared as the type of its arguments.
 pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -28,6 +29,8 @@ pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
     const KEEP_RESULT: Option<Duration> = None;
     /// Calls of its handler under way at once in one process, at most; by default as many as its queue lets.
     const CONCURRENCY: Option<usize> = None;
+    /// How urgent it is, where the call does not say.
+    const PRIORITY: Priority = Priority::DEFAULT;
     /// Whether the arguments are nobody's to see.
     const SECRET: bool = false;
 }

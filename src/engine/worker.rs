@@ -1,8 +1,8 @@
 //! The side of the engine that runs tasks: reads, runs, acknowledges.
 //!
-//! Per partition there are two loops. The **reader** takes a permit, reads a batch and hands it to a task of its own
-//! ([`run`], then [`finish`]); the permits bound what is under way. The [`keeper`] moves due tasks to the stream, takes
-//! over deliveries whose worker gave no sign for a lease, and removes consumers that are long gone.
+//! Per partition there are two loops. The **reader** takes a permit, reads a batch of one priority ([`turns`]) and hands it
+//! to a task of its own ([`run`], then [`finish`]); the permits bound what is under way. The [`keeper`] moves due tasks to
+//! the stream, takes over deliveries whose worker gave no sign for a lease, and removes consumers that are long gone.
 //!
 //! A handler is never cancelled (it may be inside a database transaction). A stop ends the reading, waits for what
 //! runs, and gives back what was read and not begun.
@@ -12,23 +12,24 @@ mod forward;
 mod heartbeat;
 mod keeper;
 mod lease;
+mod read;
 mod run;
 mod throttle;
+mod turns;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context;
-use deadpool_redis::Connection;
-use redis::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::heartbeat::{Running, Seat};
 use self::throttle::Throttle;
-use super::client::{Engine, millis};
-use super::keys::{GROUP, Keys, QueueName};
+use super::client::Engine;
+use super::keys::{Keys, QueueName};
+use super::priority::{Levels, Priority};
 use super::registry::{QueueSpec, Registry};
 use crate::platform::clock::At;
 use crate::platform::loops::{Loops, Pulse};
@@ -61,6 +62,10 @@ struct Lane<C> {
     spec: QueueSpec,
     queue: QueueName,
     keys: Keys,
+    /// Of the deliveries that it is about.
+    level: Priority,
+    /// The priorities for which the queue has a stream, as the keeper saw last ([`Levels::bits`]).
+    levels: Arc<AtomicU16>,
     throttle: Arc<Throttle>,
     /// Tasks that run here now, by their keys.
     running: Arc<Mutex<HashMap<Uuid, Running>>>,
@@ -74,10 +79,33 @@ impl<C> Clone for Lane<C> {
             spec: self.spec,
             queue: self.queue.clone(),
             keys: self.keys.clone(),
+            level: self.level,
+            levels: self.levels.clone(),
             throttle: self.throttle.clone(),
             running: self.running.clone(),
             stop: self.stop.clone(),
         }
+    }
+}
+
+impl<C> Lane<C> {
+    /// The same for deliveries of this priority.
+    fn at(&self, level: Priority) -> Self {
+        Self { level, ..self.clone() }
+    }
+
+    /// One for each priority, the most urgent first.
+    fn each_level(&self) -> impl Iterator<Item = Self> {
+        self.levels().iter().map(|level| self.at(level))
+    }
+
+    fn levels(&self) -> Levels {
+        Levels::from_bits(self.levels.load(Ordering::SeqCst))
+    }
+
+    /// The stream that its deliveries are in.
+    fn stream(&self) -> String {
+        self.keys.stream_of(self.level)
     }
 }
 
@@ -114,7 +142,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let keys = self.engine.keys(&queue);
         let (throttle, running) = (Arc::new(Throttle::new(spec.concurrency)), Arc::default());
         self.take_seat(queue.clone(), Seat::new(&throttle, &running, &stop));
-        let lane = Lane { worker: self, spec, queue: queue.clone(), keys, throttle, running, stop: stop.clone() };
+        let (level, levels) = (Priority::DEFAULT, Arc::new(AtomicU16::new(Levels::default().bits())));
+        let (worker, name, end) = (self, queue.clone(), stop.clone());
+        let lane = Lane { worker, spec, queue: name, keys, level, levels, throttle, running, stop: end };
         let (reader, tracker) = (lane.clone(), loops.tracker().clone());
         loops.spawn_until(format!("read:{queue}"), STALL_AFTER, stop.clone(), move |pulse| {
             let (lane, tracker) = (reader.clone(), tracker.clone());
@@ -174,113 +204,4 @@ impl Drop for CloseAll {
     fn drop(&mut self) {
         self.0.cancel();
     }
-}
-
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
-    async fn read(self, pulse: Pulse, tracker: tokio_util::task::TaskTracker) -> anyhow::Result<()> {
-        let mut connection = self.worker.engine.redis.blocking().await?;
-        let read = self.read_on(&mut connection, pulse, tracker).await;
-        if read.is_err() {
-            // Not back to the pool: one that leads to a server which is a replica now would pass there for a good one.
-            drop(Connection::take(connection));
-        }
-        read
-    }
-
-    async fn read_on(
-        &self,
-        connection: &mut Connection,
-        pulse: Pulse,
-        tracker: tokio_util::task::TaskTracker,
-    ) -> anyhow::Result<()> {
-        self.ensure_group().await?;
-        while !pulse.stopping() {
-            pulse.beat();
-            if !self.throttle.may_read() {
-                self.throttle.opened(&pulse, BLOCK).await;
-                continue;
-            }
-            let permit = tokio::select! {
-                permit = self.throttle.place() => permit?,
-                () = pulse.sleep(BLOCK) => continue,
-            };
-            if self.throttle.is_paused() {
-                continue;
-            }
-            let mut read = redis::cmd("XREADGROUP");
-            read.arg("GROUP")
-                .arg(GROUP)
-                .arg(&self.worker.consumer)
-                .arg("COUNT")
-                .arg(self.spec.batch)
-                .arg("BLOCK")
-                .arg(millis(BLOCK))
-                .arg("STREAMS")
-                .arg(self.keys.stream())
-                .arg(">");
-            // A server that is gone without a word would never answer; what it gave out is taken over.
-            let reply = tokio::time::timeout(BLOCK + READ_GRACE, read.query_async::<Value>(connection)).await;
-            let reply = match reply.context("the server did not answer a read in time")? {
-                Ok(reply) => reply,
-                // The stream is gone (Redis was emptied): the group is made again and reading goes on.
-                Err(error) if keeper::is_no_group(&error) => {
-                    drop(permit);
-                    self.ensure_group().await?;
-                    continue;
-                }
-                Err(error) => return Err(error).context("reading tasks"),
-            };
-            let entries = first_stream(reply);
-            if entries.is_empty() {
-                continue;
-            }
-            let batch = self.batch(entries, 1);
-            if pulse.stopping() {
-                self.give_back(&batch.into_deliveries()).await?;
-                break;
-            }
-            let lane = self.clone();
-            tracker.spawn(async move { lane.process(batch, permit).await });
-        }
-        Ok(())
-    }
-
-    async fn ensure_group(&self) -> anyhow::Result<()> {
-        let made: Result<(), redis::RedisError> = redis::cmd("XGROUP")
-            .arg("CREATE")
-            .arg(self.keys.stream())
-            .arg(GROUP)
-            .arg("0")
-            .arg("MKSTREAM")
-            .query_async(&mut self.worker.engine.redis.commands())
-            .await;
-        match made {
-            Err(error) if error.code() != Some("BUSYGROUP") => Err(error).context("making the consumer group"),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The entries of the only stream of an `XREADGROUP` reply.
-fn first_stream(reply: Value) -> Vec<(String, String)> {
-    let stream = match reply {
-        Value::Array(streams) => streams.into_iter().next(),
-        Value::Map(streams) => streams.into_iter().next().map(|(name, entries)| Value::Array(vec![name, entries])),
-        _ => None,
-    };
-    match stream {
-        Some(Value::Array(mut parts)) if parts.len() == 2 => parts.pop().map(stream_entries).unwrap_or_default(),
-        _ => Vec::new(),
-    }
-}
-
-/// Entries as (id, envelope's text). One that was deleted (nil fields) is left out; one without an envelope has "".
-fn stream_entries(reply: Value) -> Vec<(String, String)> {
-    let Value::Array(entries) = reply else { return Vec::new() };
-    let read = |entry| {
-        let (id, fields): (String, Vec<String>) = redis::from_redis_value(entry).ok()?;
-        let envelope = fields.chunks_exact(2).find(|pair| pair[0] == "e").map(|pair| pair[1].clone());
-        Some((id, envelope.unwrap_or_default()))
-    };
-    entries.into_iter().filter_map(read).collect()
 }

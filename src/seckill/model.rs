@@ -102,6 +102,7 @@ pub struct Place {
     pub user: UserId,
 }
 
+/// Of the default priority for ever: the gate counts what is admitted in the stream of that one.
 impl Task for Place {
     const NAME: &'static str = "seckill.place";
     const QUEUE: &'static str = QUEUE;

@@ -1,7 +1,9 @@
 //! The task engine by itself, with tasks of the tests' own.
 
-use std::sync::Arc;
+mod priorities;
+
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onrush::engine::{
@@ -32,12 +34,15 @@ impl Task for Work {
 struct Bench {
     engine: Engine,
     runs: Arc<AtomicU32>,
+    /// What ran, in the order in which it began.
+    seen: Arc<Mutex<Vec<String>>>,
     /// Handlers that wait do so until a permit is added.
     gate: Arc<Semaphore>,
 }
 
 async fn one(bench: Bench, job: Job<Work>) -> Outcome {
     bench.runs.fetch_add(1, Ordering::SeqCst);
+    bench.seen.lock().unwrap().push(job.args.what.clone());
     match job.args.what.as_str() {
         "fail once" if job.attempt == 1 => Outcome::Retry(anyhow::anyhow!("not yet")),
         "fail" => Outcome::Retry(anyhow::anyhow!("never")),
@@ -74,7 +79,8 @@ impl Setup {
     async fn new() -> Self {
         let settings = vec![("engine.lease_ms", "500".to_owned()), ("engine.max_deliveries", "3".to_owned())];
         let h = Harness::with(Options { system_clock: true, settings, ..Options::default() }).await;
-        let bench = Bench { engine: h.app.engine.clone(), runs: Arc::default(), gate: Arc::new(Semaphore::new(0)) };
+        let (runs, seen, gate) = (Arc::default(), Arc::default(), Arc::new(Semaphore::new(0)));
+        let bench = Bench { engine: h.app.engine.clone(), runs, seen, gate };
         Self { h, bench, loops: Loops::default() }
     }
 
@@ -110,9 +116,13 @@ impl Setup {
     }
 
     async fn make_group(&self) {
+        self.make_group_of(&self.stream()).await;
+    }
+
+    async fn make_group_of(&self, stream: &str) {
         let made: Result<(), _> = redis::cmd("XGROUP")
             .arg("CREATE")
-            .arg(self.stream())
+            .arg(stream)
             .arg("workers")
             .arg("0")
             .arg("MKSTREAM")
@@ -123,6 +133,10 @@ impl Setup {
 
     /// Reads everything as another worker, which then does nothing with it.
     async fn read_as(&self, consumer: &str) -> usize {
+        self.read_of(&self.stream(), consumer).await
+    }
+
+    async fn read_of(&self, stream: &str, consumer: &str) -> usize {
         let reply: redis::streams::StreamReadReply = self
             .redis(
                 redis::cmd("XREADGROUP")
@@ -132,7 +146,7 @@ impl Setup {
                     .arg("COUNT")
                     .arg(100)
                     .arg("STREAMS")
-                    .arg(self.stream())
+                    .arg(stream)
                     .arg(">"),
             )
             .await;

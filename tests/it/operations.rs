@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use onrush::engine::{Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, State, Status, Task, TaskId, Worker};
+use onrush::engine::{
+    Call, Item, Job, Outcome, Priority, QueueName, QueueSpec, Registry, Retry, State, Status, Task, TaskId, Unique,
+    Worker,
+};
 use onrush::platform::loops::Loops;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};

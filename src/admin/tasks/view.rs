@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::app::App;
 use crate::engine::operate::{Found, ListedTask};
-use crate::engine::{Failed, Registry, State, TaskId};
+use crate::engine::{Failed, Priority, Registry, State, TaskId};
 use crate::platform::clock::At;
 
 /// Whether arguments are shown.
@@ -61,6 +61,9 @@ pub struct ListedView {
     pub name: String,
     /// Its state.
     pub state: State,
+    /// How urgent it is, from 0 (the most urgent) to 9; null when its record is gone.
+    #[schema(minimum = 0, maximum = 9)]
+    pub priority: Option<u8>,
     /// Its attempt; null when its record is gone.
     pub attempt: Option<u32>,
     /// When it was enqueued.
@@ -82,6 +85,7 @@ impl From<ListedTask> for ListedView {
             id: task.id.to_string(),
             name: task.name,
             state: task.state,
+            priority: task.priority.map(Priority::number),
             attempt: task.attempt,
             enqueued_at: task.enqueued_at,
             due_at: task.due_at,
@@ -118,6 +122,9 @@ pub struct TaskView {
     pub args_shown: ArgsShown,
     /// Who may ask about it, where that matters: a person's id.
     pub owner: Option<String>,
+    /// How urgent it is, from 0 (the most urgent) to 9.
+    #[schema(minimum = 0, maximum = 9)]
+    pub priority: u8,
     /// Its attempt, from 1: the one under way, the last one, or the next one.
     pub attempt: u32,
     /// How often the attempt under way was delivered.
@@ -163,6 +170,7 @@ impl TaskView {
             args,
             args_shown,
             owner: envelope.map(|e| e.owner.clone()).or(record.map(|r| r.owner.clone())).flatten(),
+            priority: envelope.map(|e| e.priority).or(record.map(|r| r.priority)).unwrap_or_default().number(),
             attempt,
             deliveries: held.as_ref().map(|held| held.deliveries),
             errors: failed.into_iter().flatten().map(FailedView::of).collect(),

@@ -6,6 +6,8 @@
 --   once     left as it is, also when it has ended, for as long as its once-key lives
 --   replace  taken out, if no worker has it yet, and the new one added
 --
+-- After streams.lua.
+--
 -- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. a record per task, then (once) a once-key per task
 -- ARGV  1 now (ms), 2 unique (ms), 3 life of meta (ms), 4 group, 5 mode, 6 life of once-keys (ms), then per task: key,
 --       envelope, due (ms, 0 = now)
@@ -25,10 +27,11 @@ local function on_its_way(i)
   local since, entry = string.match(waiting[i] or '', '^%d+ (%d+) (%S+)')
   if not since or now - tonumber(since) >= unique then return false end
   if mode ~= 'replace' then return true end
-  if entry ~= '-' and #redis.call('XRANGE', KEYS[1], entry, entry) > 0 then
-    local pending = redis.pcall('XPENDING', KEYS[1], group, entry, entry, 1)
+  local stream, id = place_of(KEYS[1], entry)
+  if id ~= '-' and #redis.call('XRANGE', stream, id, id) > 0 then
+    local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
     if pending.err or #pending == 0 then
-      redis.call('XDEL', KEYS[1], entry)
+      redis.call('XDEL', stream, id)
       redis.call('HINCRBY', KEYS[4], 'done', 1)
     end
   end
@@ -49,7 +52,7 @@ for i = 1, tasks do
   elseif taken and not on_its_way(i) then
     seq = (seq or tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)) + 1
     seen[key] = true
-    local entry = redis.call('XADD', KEYS[1], '*', 'e', envelope)
+    local entry = enter(KEYS[1], envelope)
     entered[#entered + 1] = key
     entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)
   else

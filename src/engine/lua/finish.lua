@@ -1,7 +1,7 @@
 -- Ends deliveries: result, acknowledgement, retry or dead letter, and effects, all or nothing per task, and only for
 -- a task whose delivery this consumer still owns.
 --
--- KEYS  1 stream, 2 meta, 3 delayed, 4 envelopes, 5 dead, 6 revoked, 7 outbox, 8 ended, then the records, one per task, then
+-- KEYS  1 stream of the deliveries, 2 meta, 3 delayed, 4 envelopes, 5 dead, 6 revoked, 7 outbox, 8 ended, then the records, one per task, then
 --       the effects' keys
 -- ARGV  1 group, 2 consumer, 3 now (ms), 4 done channel, 5 dead letters kept, 6 life of meta (ms),
 --       7 lowest and 8 highest of the entry ids, 9 name of the tasks, 10 entries of ended kept, 11 their life (ms),
@@ -11,6 +11,8 @@
 -- reply how many were still owned
 local stream, meta, delayed, envelopes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, now, tasks = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[12])
+-- What meta adds to the ids of this stream: its priority, when that is not the default one.
+local level = string.match(stream, ':stream(:%d)$') or ''
 local held = {}
 for _, pending in ipairs(redis.call('XPENDING', stream, group, ARGV[7], ARGV[8], 2 * tasks, consumer)) do
   held[pending[1]] = true
@@ -32,7 +34,7 @@ for i = 1, tasks do
       waits[#waits + 1] = '0 ' .. due .. ' -'
     else
       ended[#ended + 1] = key
-      held_by[key] = entry
+      held_by[key] = entry .. level
       states[#states + 1] = key .. ' ' .. (what == 'dead' and 'FAILURE' or what)
       if ARGV[at + 8] ~= '' then redis.call('XADD', KEYS[7], '*', 'f', ARGV[at + 8]) end
       if what == 'dead' then

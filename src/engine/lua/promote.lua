@@ -1,10 +1,11 @@
 -- Moves delayed tasks whose time has come to the stream, the earliest first, unless the queue is paused; tells also
--- which tasks are to be stopped, and what operators have set.
+-- which tasks are to be stopped, what operators have set, and which priorities the queue has streams for. After
+-- streams.lua.
 --
 -- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta, 5 revoked, 6 control
 -- ARGV  1 now (ms), 2 at most so many, 3 life of meta (ms)
 -- reply {moved, milliseconds until the next one is due (-1: none waits, or paused), keys of running tasks that were
---       revoked, paused (0 | 1), concurrency (0: not set)}
+--       revoked, paused (0 | 1), concurrency (0: not set), priorities beside the default one}
 local set = redis.call('HMGET', KEYS[6], 'paused', 'concurrency')
 local due = {}
 if not set[1] then due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2]) end
@@ -15,7 +16,7 @@ if #due > 0 then
   for i, key in ipairs(due) do
     if texts[i] then
       seq = seq + 1
-      local entry = redis.call('XADD', KEYS[3], '*', 'e', texts[i])
+      local entry = enter(KEYS[3], texts[i])
       entered[#entered + 1] = key
       entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)
     end
@@ -33,4 +34,5 @@ local pause = -1
 if next[2] and not set[1] then
   pause = math.max(0, math.ceil(tonumber(next[2]) - tonumber(ARGV[1])))
 end
-return { #due, pause, revoked, set[1] and 1 or 0, tonumber(set[2] or 0) }
+local levels = redis.call('SMEMBERS', KEYS[3] .. ':levels')
+return { #due, pause, revoked, set[1] and 1 or 0, tonumber(set[2] or 0), levels }

@@ -1,8 +1,10 @@
 -- Takes tasks out that wait, for good. One that a worker has by now stays.
 --
+-- After streams.lua.
+--
 -- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 ended, then a record per task
--- ARGV  1 group, 2 records' life (ms), 3 done channel, 4 entries of ended kept, 5 their life (ms), then per task: entry
---       of the stream (- for one that waits for its time), key ('' when its envelope cannot be read), name, record
+-- ARGV  1 group, 2 records' life (ms), 3 done channel, 4 entries of ended kept, 5 their life (ms), then per task: name of
+--       its entry (- for one that waits for its time), key ('' when its envelope cannot be read), name, record
 -- reply how many were taken out
 local taken, ended, left = 0, {}, 0
 for i = 1, #KEYS - 5 do
@@ -12,8 +14,9 @@ for i = 1, #KEYS - 5 do
     gone = redis.call('ZREM', KEYS[2], key) == 1
     if gone then redis.call('HDEL', KEYS[3], key) end
   else
-    local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
-    gone = (pending.err or #pending == 0) and redis.call('XDEL', KEYS[1], entry) == 1
+    local stream, id = place_of(KEYS[1], entry)
+    local pending = redis.pcall('XPENDING', stream, ARGV[1], id, id, 1)
+    gone = (pending.err or #pending == 0) and redis.call('XDEL', stream, id) == 1
     if gone then left = left + 1 end
   end
   if gone then

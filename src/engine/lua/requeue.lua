@@ -1,6 +1,8 @@
 -- Enqueues dead letters anew and removes them. One that is gone was retried, or removed, by somebody else: nothing
 -- happens. One whose task is on its way again already is removed only.
 --
+-- After streams.lua.
+--
 -- KEYS  1 stream, 2 meta, 3 dead, then a record per letter
 -- ARGV  1 now (ms), 2 life of meta (ms), 3 a task of the same key may have been lost after (ms), then per letter: its
 --       entry, the task's key ('' when its envelope cannot be read), envelope, owner
@@ -13,7 +15,7 @@ for i = 1, #KEYS - 3 do
     local since = waiting and tonumber(string.match(waiting, '^%d+ (%d+)'))
     if not since or now - since >= tonumber(ARGV[3]) then
       local seq = redis.call('HINCRBY', KEYS[2], 'seq', 1)
-      local added = redis.call('XADD', KEYS[1], '*', 'e', envelope)
+      local added = enter(KEYS[1], envelope)
       if key ~= '' then
         local place = string.format('%d %d %s', seq, now, added)
         if owner ~= '' then place = place .. ' ' .. owner end

@@ -1,5 +1,7 @@
 -- Takes a task back before it runs; one that runs is noted, for its worker to tell it.
 --
+-- After streams.lua.
+--
 -- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 record, 6 revoked, 7 ended
 -- ARGV  1 group, 2 key, 3 record, 4 record's life (ms), 5 now (ms), 6 life of the note (ms), 7 done channel,
 --       8 name, 9 entries of ended kept
@@ -12,14 +14,14 @@ if revoked then
 elseif not waiting then
   return redis.call('EXISTS', KEYS[5]) == 1 and 'ended' or 'unknown'
 else
-  local entry = string.match(waiting, '^%d+ %d+ (%S+)')
-  local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
+  local stream, entry = place_of(KEYS[1], string.match(waiting, '^%d+ %d+ (%S+)'))
+  local pending = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1)
   if not pending.err and #pending > 0 then
     redis.call('HSET', KEYS[6], key, ARGV[5])
     redis.call('PEXPIRE', KEYS[6], ARGV[6])
     return 'running'
   end
-  redis.call('XDEL', KEYS[1], entry)
+  redis.call('XDEL', stream, entry)
   redis.call('HINCRBY', KEYS[4], 'done', 1)
 end
 redis.call('HDEL', KEYS[4], key)

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::super::client::Engine;
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
+use super::super::priority::{Entry, Priority};
 use super::super::task::{State, TaskId};
 use super::tasks::waiting_state;
 use crate::platform::clock::At;
@@ -41,6 +42,8 @@ pub struct ListedTask {
     pub name: String,
     /// Its state.
     pub state: State,
+    /// How urgent it is; none when its record is gone.
+    pub priority: Option<Priority>,
     /// Its attempt; none when its record is gone.
     pub attempt: Option<u32>,
     /// When it was enqueued.
@@ -94,7 +97,8 @@ impl Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     source: Source,
-    /// What was seen last there; empty at its beginning. `<entry>` of the stream; `<due, ms>.<key>`; for what ended
+    /// What was seen last there; empty at its beginning. The name of an entry, `:<priority>` at the beginning of that one's
+    /// stream; `<due, ms>.<key>`; for what ended
     /// `<entry>.<tasks of it already seen>`.
     seen: String,
 }
@@ -127,7 +131,9 @@ impl FromStr for Place {
         let is_entry = |part: &str| part.split_once('-').is_some_and(|(ms, seq)| number(ms) && number(seq));
         let good = seen.is_empty()
             || match (source, seen.split_once('.')) {
-                (Source::Running | Source::Waiting, None) => is_entry(seen),
+                (Source::Running | Source::Waiting, None) => {
+                    Entry::named(seen).is_some_and(|entry| entry.id.is_empty() || is_entry(&entry.id))
+                }
                 (Source::Delayed, Some((due, key))) => number(due) && Uuid::try_parse(key).is_ok(),
                 (Source::Ended, Some((entry, count))) => is_entry(entry) && number(count),
                 _ => false,
@@ -156,8 +162,7 @@ impl Engine {
         }
         let count = limit.min(STEP);
         let (mut tasks, seen) = match source {
-            Source::Running => self.running(queue, seen, count).await?,
-            Source::Waiting => self.in_stream(queue, seen, count).await?,
+            Source::Running | Source::Waiting => self.in_streams(queue, source, seen, count).await?,
             Source::Delayed => self.delayed(queue, seen, count).await?,
             Source::Ended => self.ended(queue, seen, count, filter).await?,
         };
@@ -165,11 +170,26 @@ impl Engine {
         Ok((tasks, seen.map(|seen| Place { source, seen }).or(following)))
     }
 
-    async fn running(&self, queue: &QueueName, seen: &str, count: usize) -> anyhow::Result<Step> {
-        let keys = self.keys(queue);
+    /// What runs or waits, stream by stream, the most urgent priority first.
+    async fn in_streams(&self, queue: &QueueName, source: Source, seen: &str, count: usize) -> anyhow::Result<Step> {
+        let levels = self.levels(queue).await?;
+        let first = levels.iter().next().unwrap_or_default();
+        let seen = Entry::named(seen).filter(|_| !seen.is_empty());
+        let Entry { level, id } = seen.unwrap_or(Entry { level: first, id: String::new() });
+        let (tasks, last) = match source {
+            Source::Running => self.running(queue, level, &id, count).await?,
+            _ => self.waiting_in(queue, level, &id, count).await?,
+        };
+        let next = levels.iter().find(|next| *next > level);
+        let seen = last.map(|id| Entry { level, id }.to_string()).or(next.map(|next| format!(":{next}")));
+        Ok((tasks, seen))
+    }
+
+    async fn running(&self, queue: &QueueName, level: Priority, seen: &str, count: usize) -> anyhow::Result<Step> {
+        let stream = self.keys(queue).stream_of(level);
         let mut commands = self.redis.commands();
         let pending: Result<Vec<(String, String, u64, u64)>, redis::RedisError> = redis::cmd("XPENDING")
-            .arg(keys.stream())
+            .arg(&stream)
             .arg(GROUP)
             .arg(above(seen))
             .arg("+")
@@ -185,7 +205,7 @@ impl Engine {
         let Some(last) = pending.last().map(|row| row.0.clone()) else { return Ok((Vec::new(), None)) };
         let mut asked = redis::pipe();
         for (entry, ..) in &pending {
-            asked.cmd("XRANGE").arg(keys.stream()).arg(entry).arg(entry);
+            asked.cmd("XRANGE").arg(&stream).arg(entry).arg(entry);
         }
         let entries: Vec<StreamRangeReply> = asked.query_async(&mut commands).await.context("reading what runs")?;
         let mut tasks = Vec::new();
@@ -201,10 +221,10 @@ impl Engine {
         Ok((tasks, (pending.len() == count).then_some(last)))
     }
 
-    async fn in_stream(&self, queue: &QueueName, seen: &str, count: usize) -> anyhow::Result<Step> {
-        let after = if seen.is_empty() { self.last_delivered(queue).await? } else { seen.to_owned() };
+    async fn waiting_in(&self, queue: &QueueName, level: Priority, seen: &str, count: usize) -> anyhow::Result<Step> {
+        let after = if seen.is_empty() { self.last_delivered(queue, level).await? } else { seen.to_owned() };
         let found: StreamRangeReply = redis::cmd("XRANGE")
-            .arg(self.keys(queue).stream())
+            .arg(self.keys(queue).stream_of(level))
             .arg(above(&after))
             .arg("+")
             .arg("COUNT")
@@ -303,6 +323,7 @@ impl Engine {
         for (task, text) in tasks.iter_mut().zip(texts) {
             let record = text.and_then(|text| serde_json::from_str::<Record>(&text).ok());
             let Some(record) = record.filter(|record| record.state == task.state) else { continue };
+            task.priority = Some(record.priority);
             task.attempt = Some(record.attempt);
             task.enqueued_at = Some(At::from_ms(record.at));
             task.started_at = record.started_at.map(At::from_ms);
@@ -326,6 +347,7 @@ fn listed(queue: &QueueName, envelope: &Envelope) -> ListedTask {
         id: TaskId { key: envelope.key, queue: queue.clone() },
         name: envelope.name.clone(),
         state: waiting_state(envelope),
+        priority: Some(envelope.priority),
         attempt: Some(envelope.attempt),
         enqueued_at: Some(At::from_ms(envelope.at)),
         due_at: None,
@@ -345,7 +367,7 @@ fn batch_of(queue: &QueueName, entry: &StreamId) -> Vec<ListedTask> {
         let state: State = serde_json::from_value(pair[1].into()).ok()?;
         let id = TaskId { key: Uuid::try_parse(pair[0]).ok()?, queue: queue.clone() };
         let nothing = Envelope::nameless(id.key);
-        let blank = ListedTask { attempt: None, enqueued_at: None, ..listed(queue, &nothing) };
+        let blank = ListedTask { priority: None, attempt: None, enqueued_at: None, ..listed(queue, &nothing) };
         Some(ListedTask { id, name: name.clone(), state, ended_at, ..blank })
     };
     words.chunks_exact(2).filter_map(task).collect()
@@ -365,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_place_survives_its_text_and_nothing_else_is_one() {
-        for good in ["r", "w17-0", "d17.01936f3c7a3b70008000000000000001", "e17-3.400"] {
+        for good in ["r", "w17-0", "w17-0:3", "r:5", "d17.01936f3c7a3b70008000000000000001", "e17-3.400"] {
             assert_eq!(good.parse::<Place>().unwrap().to_string(), good);
         }
         for bad in [
@@ -378,6 +400,10 @@ mod tests {
             "e17-3",
             "e17-3.x",
             "r+",
+            "r:",
+            "w17-0:10",
+            "w17:3",
+            "d:3",
             "e99999999999999999999-1.0",
             "w18446744073709551615-0",
         ] {

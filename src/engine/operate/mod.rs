@@ -4,8 +4,8 @@
 //!   without an expiry; every worker's keeper reads it with its look for due tasks, at least ten times a second.
 //! * **Rates** come from the counters in the queue's [`meta`](super::Keys::meta): the keepers note every five seconds how
 //!   they stand, for a minute, and a look compares the oldest note with the present.
-//! * **Lists are bounded pages.** Nothing reads keys by a pattern: what waits is in the stream and the delayed set, what
-//!   runs is among the stream's pending entries, what ended is in the [`ended`](super::Keys::ended) stream, of which each
+//! * **Lists are bounded pages.** Nothing reads keys by a pattern: what waits is in the streams and the delayed set, what
+//!   runs is among the streams' pending entries, what ended is in the [`ended`](super::Keys::ended) stream, of which each
 //!   acknowledgement writes one entry for its whole batch.
 //! * **An action on a task is one script**: twice at once is harmless.
 
@@ -17,7 +17,7 @@ mod workers;
 
 pub use letters::Letter;
 pub use list::{Filter, ListedTask, Place};
-pub use queues::QueueState;
+pub use queues::{QueueDepth, QueueState};
 pub use tasks::{Found, Held, Retried};
 pub use workers::{ConsumedQueue, RunningTask, SeenWorker, WorkerReport};
 pub(super) use workers::{RUNNING_SHOWN, WORKER_LIFE};

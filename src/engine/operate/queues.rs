@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use redis::streams::{StreamInfoGroupsReply, StreamRangeReply};
+use redis::streams::{StreamId, StreamInfoGroupsReply, StreamRangeReply};
 
-use super::super::client::{ENDED_ENTRIES, Engine, QueueDepth, millis};
+use super::super::client::{ENDED_ENTRIES, Engine, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
+use super::super::priority::{Entry, Levels, Priority};
 use super::super::scripts;
 
 /// The counters of a queue are noted this often, at most.
@@ -18,6 +19,23 @@ const SAMPLES_KEPT: Duration = Duration::from_secs(60);
 const PURGE_CHUNK: usize = 200;
 /// Tasks that one request takes out.
 const PURGE_MOST: u64 = 20_000;
+
+/// How much a queue holds.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct QueueDepth {
+    /// The queue.
+    pub queue: String,
+    /// Tasks in its streams, running ones too.
+    pub depth: u64,
+    /// Of these, with a worker.
+    pub running: u64,
+    /// Waiting for their time.
+    pub delayed: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Age of the oldest task in the streams.
+    pub oldest_ms: u64,
+}
 
 /// How a queue stands.
 #[derive(Debug, Clone)]
@@ -35,6 +53,59 @@ pub struct QueueState {
 }
 
 impl Engine {
+    /// How much `queue` holds, in all its priorities.
+    pub async fn depth(&self, queue: &QueueName) -> anyhow::Result<QueueDepth> {
+        let keys = self.keys(queue);
+        let (delayed, dead): (u64, u64) = redis::pipe()
+            .zcard(keys.delayed())
+            .xlen(keys.dead())
+            .query_async(&mut self.redis.commands())
+            .await
+            .context("reading a queue's depth")?;
+        let mut all = QueueDepth { queue: queue.to_string(), depth: 0, running: 0, delayed, dead, oldest_ms: 0 };
+        for level in self.levels(queue).await?.iter() {
+            let (depth, running, oldest_ms) = self.stream_depth(&keys.stream_of(level)).await?;
+            all.depth += depth;
+            all.running += running;
+            all.oldest_ms = all.oldest_ms.max(oldest_ms);
+        }
+        Ok(all)
+    }
+
+    /// Of one stream: its tasks, those of them that run, the age of the oldest in ms.
+    async fn stream_depth(&self, stream: &str) -> anyhow::Result<(u64, u64, u64)> {
+        let mut commands = self.redis.commands();
+        let (depth, first): (u64, Vec<(String, Vec<String>)>) = redis::pipe()
+            .xlen(stream)
+            .xrange_count(stream, "-", "+", 1)
+            .query_async(&mut commands)
+            .await
+            .context("reading a queue's depth")?;
+        let running = match redis::cmd("XPENDING").arg(stream).arg(GROUP).query_async(&mut commands).await {
+            Ok(redis::Value::Array(parts)) => match parts.first() {
+                Some(redis::Value::Int(n)) => u64::try_from(*n).unwrap_or(0),
+                _ => 0,
+            },
+            Ok(_) => 0,
+            // No group yet means nobody reads yet.
+            Err(error) if error.code() == Some("NOGROUP") => 0,
+            Err(error) => return Err(error).context("reading a queue's pending entries"),
+        };
+        let born = first.first().and_then(|(id, _)| id.split('-').next()).and_then(|ms| ms.parse::<i64>().ok());
+        let oldest_ms = born.map_or(0, |ms| u64::try_from(self.clock.now().ms() - ms).unwrap_or(0));
+        Ok((depth, running, oldest_ms))
+    }
+
+    /// The priorities for which a queue has a stream.
+    pub(super) async fn levels(&self, queue: &QueueName) -> anyhow::Result<Levels> {
+        let used: Vec<u8> = redis::cmd("SMEMBERS")
+            .arg(self.keys(queue).levels())
+            .query_async(&mut self.redis.commands())
+            .await
+            .context("reading a queue's priorities")?;
+        Ok(Levels::of(&used))
+    }
+
     /// How `queue` stands.
     pub async fn queue_state(&self, queue: &QueueName) -> anyhow::Result<QueueState> {
         let keys = self.keys(queue);
@@ -106,7 +177,7 @@ impl Engine {
         call.query_async(&mut self.redis.commands()).await
     }
 
-    /// Takes out what waits in a queue, in its stream or for its time; never what a worker has. Returns how many, and
+    /// Takes out what waits in a queue, in its streams or for its time; never what a worker has. Returns how many, and
     /// whether more may be left.
     pub async fn purge(&self, queue: &QueueName) -> anyhow::Result<(u64, bool)> {
         let mut purged = 0;
@@ -122,28 +193,29 @@ impl Engine {
         Ok((purged, true))
     }
 
-    /// A page of what waits: (entry of the stream or `-`, envelope; none when that cannot be read).
+    /// A page of what waits: (name of its entry or `-`, envelope; none when that cannot be read).
     async fn waiting(&self, queue: &QueueName) -> anyhow::Result<Vec<(String, Option<Envelope>)>> {
         let keys = self.keys(queue);
         let mut commands = self.redis.commands();
-        let after = self.last_delivered(queue).await?;
-        let entries: StreamRangeReply = redis::cmd("XRANGE")
-            .arg(keys.stream())
-            .arg(format!("({after}"))
-            .arg("+")
-            .arg("COUNT")
-            .arg(PURGE_CHUNK)
-            .query_async(&mut commands)
-            .await
-            .context("reading what waits")?;
         let envelope = |text: String| Envelope::parse(&text).ok();
-        let in_stream = entries.ids.into_iter().map(|entry| {
-            let text = entry.get("e").unwrap_or_default();
-            (entry.id, envelope(text))
-        });
-        let mut waiting: Vec<_> = in_stream.collect();
-        if !waiting.is_empty() {
-            return Ok(waiting);
+        for level in self.levels(queue).await?.iter() {
+            let after = self.last_delivered(queue, level).await?;
+            let entries: StreamRangeReply = redis::cmd("XRANGE")
+                .arg(keys.stream_of(level))
+                .arg(format!("({after}"))
+                .arg("+")
+                .arg("COUNT")
+                .arg(PURGE_CHUNK)
+                .query_async(&mut commands)
+                .await
+                .context("reading what waits")?;
+            if !entries.ids.is_empty() {
+                let waits = |entry: StreamId| {
+                    let text = entry.get("e").unwrap_or_default();
+                    (Entry { level, id: entry.id }.to_string(), envelope(text))
+                };
+                return Ok(entries.ids.into_iter().map(waits).collect());
+            }
         }
         let due: Vec<String> = redis::cmd("ZRANGE")
             .arg(keys.delayed())
@@ -165,9 +237,9 @@ impl Engine {
                 let nobody = || Some(Envelope::nameless(key.parse().ok()?));
                 ("-".to_owned(), found.or_else(nobody))
             });
-            waiting.extend(whole);
+            return Ok(whole.collect());
         }
-        Ok(waiting)
+        Ok(Vec::new())
     }
 
     async fn take_out(&self, queue: &QueueName, waiting: &[(String, Option<Envelope>)]) -> anyhow::Result<u64> {
@@ -188,11 +260,11 @@ impl Engine {
         call.invoke_async(&mut self.redis.commands()).await.context("taking waiting tasks out")
     }
 
-    /// The last entry of a queue's stream that went to a worker; `0-0` when none did.
-    pub(super) async fn last_delivered(&self, queue: &QueueName) -> anyhow::Result<String> {
+    /// The last entry of this priority's stream that went to a worker; `0-0` when none did.
+    pub(super) async fn last_delivered(&self, queue: &QueueName, level: Priority) -> anyhow::Result<String> {
         let groups: Result<StreamInfoGroupsReply, redis::RedisError> = redis::cmd("XINFO")
             .arg("GROUPS")
-            .arg(self.keys(queue).stream())
+            .arg(self.keys(queue).stream_of(level))
             .query_async(&mut self.redis.commands())
             .await;
         let groups = match groups {

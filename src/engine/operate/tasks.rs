@@ -8,6 +8,7 @@ use super::super::call::{Call, Unique};
 use super::super::client::Engine;
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::GROUP;
+use super::super::priority::Entry;
 use super::super::task::{State, TaskId};
 use crate::platform::clock::At;
 
@@ -83,28 +84,30 @@ impl Engine {
             // Whole milliseconds, far below 2^53.
             found.due = Some(At::from_ms(due as i64));
             found.envelope = delayed.and_then(|text| Envelope::parse(&text).ok()).or(Some(Envelope::nameless(id.key)));
-        } else if let Some(entry) = waiting.as_deref().and_then(|waiting| waiting.split(' ').nth(2)) {
+        } else if let Some(entry) =
+            waiting.as_deref().and_then(|waiting| waiting.split(' ').nth(2)).and_then(Entry::named)
+        {
             let stored: StreamRangeReply = redis::cmd("XRANGE")
-                .arg(keys.stream())
-                .arg(entry)
-                .arg(entry)
+                .arg(keys.stream_of(entry.level))
+                .arg(&entry.id)
+                .arg(&entry.id)
                 .query_async(&mut commands)
                 .await
                 .context("reading a task's envelope")?;
             let text = stored.ids.first().and_then(|entry| entry.get::<String>("e"));
             found.envelope = text.and_then(|text| Envelope::parse(&text).ok());
-            found.held = self.holder(id, entry).await?;
+            found.held = self.holder(id, &entry).await?;
         }
         let known = found.record.is_some() || found.envelope.is_some();
         Ok(known.then_some(found))
     }
 
-    async fn holder(&self, id: &TaskId, entry: &str) -> anyhow::Result<Option<Held>> {
+    async fn holder(&self, id: &TaskId, entry: &Entry) -> anyhow::Result<Option<Held>> {
         let pending: Result<Reply, redis::RedisError> = redis::cmd("XPENDING")
-            .arg(self.keys(&id.queue).stream())
+            .arg(self.keys(&id.queue).stream_of(entry.level))
             .arg(GROUP)
-            .arg(entry)
-            .arg(entry)
+            .arg(&entry.id)
+            .arg(&entry.id)
             .arg(1)
             .query_async(&mut self.redis.commands())
             .await;
@@ -130,7 +133,8 @@ impl Engine {
         }
         let Some(record) = found.record else { return Ok(Retried::Unknown) };
         let Some(args) = record.args else { return Ok(Retried::Forgotten) };
-        let call = Call { queue: id.queue.clone(), key: id.key, name: record.name, args };
+        let (queue, name, priority) = (id.queue.clone(), record.name, record.priority);
+        let call = Call { queue, key: id.key, name, args, priority };
         let envelope = Envelope { owner: record.owner, ..call.envelope(self.clock.now().ms()) };
         let taken = self.send(&id.queue, &[(envelope, None)], Unique::UntilDone).await?;
         // Somebody else was faster: then it is on its way as well.

@@ -122,7 +122,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let (lowest, highest) = (ids.clone().min_by_key(|id| order(id)), ids.max_by_key(|id| order(id)));
         let mut call = scripts::FINISH.prepare_invoke();
         let keys = &self.keys;
-        call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
+        call.key(self.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
         call.key(keys.revoked()).key(keys.outbox()).key(keys.ended());
         for (delivery, _) in endings {
             call.key(keys.task(delivery.envelope.key.as_simple()));
@@ -210,7 +210,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     pub(super) async fn give_back(&self, deliveries: &[Delivery]) -> anyhow::Result<()> {
         let mut call = scripts::GIVE_BACK.prepare_invoke();
-        call.key(self.keys.stream())
+        call.key(self.stream())
             .arg(GROUP)
             .arg(&self.worker.consumer)
             .arg(millis(self.worker.engine.settings.lease) * 2);

@@ -2,6 +2,7 @@
 //! gone. Every process runs it; scripts and conditions in Redis make one of them win.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,9 +13,11 @@ use uuid::Uuid;
 
 use super::super::client::{META_LIFE, millis};
 use super::super::keys::GROUP;
+use super::super::priority::Levels;
 use super::super::scripts;
+use super::Lane;
 use super::finish::Ending;
-use super::{Lane, stream_entries};
+use super::read::stream_entries;
 use crate::platform::loops::Pulse;
 
 /// The keeper looks for due tasks at least this often.
@@ -45,7 +48,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             }
             self.try_forward().await;
             if due(recovered, recover_period) && !self.throttle.is_paused() {
-                self.recover(&pulse, &tracker).await?;
+                for lane in self.each_level() {
+                    lane.recover(&pulse, &tracker).await?;
+                }
                 recovered = Some(Instant::now());
             }
             if due(sampled, SAMPLE_PERIOD) {
@@ -53,7 +58,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 sampled = Some(Instant::now());
             }
             if due(pruned, lease * PRUNE_PERIOD) {
-                self.prune().await?;
+                for lane in self.each_level() {
+                    lane.prune().await?;
+                }
                 pruned = Some(Instant::now());
             }
             let next = u64::try_from(next_ms).map_or(KEEP_PERIOD, |ms| Duration::from_millis(ms.max(1)));
@@ -82,8 +89,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     /// Moves what is due, and does what was told to this queue. Gives how many tasks it moved and when the next one is
     /// due (ms, -1 when none is).
     async fn follow(&self) -> anyhow::Result<(i64, i64)> {
-        type Told = (i64, i64, Vec<String>, bool, usize);
-        let (moved, next_ms, revoked, paused, concurrency): Told = scripts::PROMOTE
+        type Told = (i64, i64, Vec<String>, bool, usize, Vec<u8>);
+        let (moved, next_ms, revoked, paused, concurrency, used): Told = scripts::PROMOTE
             .key(self.keys.delayed())
             .key(self.keys.envelopes())
             .key(self.keys.stream())
@@ -97,6 +104,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             .await
             .context("moving due tasks")?;
         self.tell(&revoked);
+        let levels = Levels::of(&used);
+        if levels != self.levels() {
+            // Before they are read.
+            self.ensure_groups(levels).await?;
+            self.levels.store(levels.bits(), Ordering::SeqCst);
+        }
         self.throttle.follow(paused, concurrency);
         Ok((moved, next_ms))
     }
@@ -120,14 +133,14 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     async fn prune(&self) -> anyhow::Result<()> {
         let removed: Result<i64, redis::RedisError> = scripts::PRUNE
-            .key(self.keys.stream())
+            .key(self.stream())
             .arg(GROUP)
             .arg(millis(self.worker.engine.settings.lease * CONSUMER_GONE))
             .invoke_async(&mut self.worker.engine.redis.commands())
             .await;
         match removed {
             Ok(_) => Ok(()),
-            Err(error) if is_no_group(&error) => self.ensure_group().await,
+            Err(error) if is_no_group(&error) => self.ensure_groups(self.levels()).await,
             Err(error) => Err(error).context("removing consumers that are gone"),
         }
     }
@@ -138,7 +151,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let lease = millis(self.worker.engine.settings.lease);
         type Pending = Vec<(String, String, u64, u32)>;
         let pending: Result<Pending, redis::RedisError> = redis::cmd("XPENDING")
-            .arg(self.keys.stream())
+            .arg(self.stream())
             .arg(GROUP)
             .arg("IDLE")
             .arg(lease)
@@ -149,7 +162,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             .await;
         let pending = match pending {
             Ok(pending) => pending,
-            Err(error) if is_no_group(&error) => return self.ensure_group().await,
+            Err(error) if is_no_group(&error) => return self.ensure_groups(self.levels()).await,
             Err(error) => return Err(error).context("looking for abandoned tasks"),
         };
         let (first, repeated): (Vec<_>, Vec<_>) = pending.into_iter().partition(|(_, _, _, count)| *count <= 1);
@@ -176,7 +189,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let lease = millis(self.worker.engine.settings.lease);
         // The idle condition makes one of several recoverers win each entry.
         let reply: Value = redis::cmd("XCLAIM")
-            .arg(self.keys.stream())
+            .arg(self.stream())
             .arg(GROUP)
             .arg(&self.worker.consumer)
             .arg(lease)

@@ -47,7 +47,7 @@ impl Lease {
                     return;
                 }
                 let mut call = scripts::RENEW.prepare_invoke();
-                call.key(lane.keys.stream()).arg(GROUP).arg(&lane.worker.consumer).arg(&entries);
+                call.key(lane.stream()).arg(GROUP).arg(&lane.worker.consumer).arg(&entries);
                 if let Err(error) = call.invoke_async::<i64>(&mut lane.worker.engine.redis.commands()).await {
                     tracing::warn!(queue = %lane.queue, %error, "lease could not be renewed");
                 }

@@ -161,3 +161,30 @@ async fn a_task_whose_arguments_are_too_long_to_keep_says_so() {
     let retry = desk.h.request(Method::POST, &format!("/admin/tasks/{id}/retry"), &desk.admin);
     send(retry).await.problem(409, "task_state");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_shows_its_priority_and_keeps_it_when_it_runs_again() {
+    let desk = Desk::new().await;
+    let urgent = Call::of(&Work { what: "a".to_owned() }).unwrap().with_priority(Priority::of::<1>());
+    assert!(desk.h.app.engine.call(&urgent, None, Unique::UntilDone).await.unwrap());
+    let usual = desk.enqueue("b").await;
+    let listed = async || {
+        let items = desk.get("/admin/tasks?queue=late").await["items"].as_array().unwrap().clone();
+        items.iter().map(|task| (task["id"].clone(), task["priority"].clone())).collect::<Vec<_>>()
+    };
+    let (first, second) = ((json!(urgent.id().to_string()), json!(1)), (json!(usual.to_string()), json!(5)));
+    assert_eq!(listed().await, [first.clone(), second.clone()]);
+    for limit in [1, 2] {
+        let ids = all(&desk, &format!("queue=late&state=PENDING&limit={limit}")).await;
+        assert_eq!(ids, [urgent.id().to_string(), usual.to_string()]);
+    }
+    desk.start();
+    desk.ended(&urgent.id()).await;
+    desk.ended(&usual).await;
+    let path = format!("/admin/tasks/{}", urgent.id());
+    assert_eq!((&desk.get(&path).await["priority"], listed().await.contains(&first)), (&json!(1), true));
+    desk.pause().await;
+    desk.act(&format!("{path}/retry")).await;
+    let again = desk.get(&path).await;
+    assert_eq!((&again["state"], &again["priority"]), (&json!("PENDING"), &json!(1)));
+}
