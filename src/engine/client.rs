@@ -22,7 +22,8 @@ use crate::platform::together::Together;
 
 /// Tasks that one script call takes on, so that none holds up Redis for long.
 const ENQUEUE_CHUNK: usize = 200;
-/// A task that has not ended keeps another of the same key out for this long; after it the first may have been lost.
+/// A task that waits keeps another of the same key out. One that was read does so until this long after it entered its
+/// stream; then it may have been lost.
 pub(super) const UNIQUE_FOR: Duration = Duration::from_secs(60);
 /// Members of a group: the script that joins them reads all their results at once.
 const MAX_MEMBERS: usize = 1000;

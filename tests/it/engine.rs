@@ -1,6 +1,7 @@
 //! The task engine by itself, with tasks of the tests' own.
 
 mod priorities;
+mod unique;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -77,8 +78,13 @@ const SPEC: QueueSpec = QueueSpec { name: "test", batch: 10, concurrency: 2 };
 
 impl Setup {
     async fn new() -> Self {
+        Self::with_clock(true).await
+    }
+
+    /// On the system's clock, or on one that moves by hand.
+    async fn with_clock(system_clock: bool) -> Self {
         let settings = vec![("engine.lease_ms", "500".to_owned()), ("engine.max_deliveries", "3".to_owned())];
-        let h = Harness::with(Options { system_clock: true, settings, ..Options::default() }).await;
+        let h = Harness::with(Options { system_clock, settings, ..Options::default() }).await;
         let (runs, seen, gate) = (Arc::default(), Arc::default(), Arc::new(Semaphore::new(0)));
         let bench = Bench { engine: h.app.engine.clone(), runs, seen, gate };
         Self { h, bench, loops: Loops::default() }
@@ -195,21 +201,6 @@ async fn a_failed_attempt_is_repeated_and_one_that_always_fails_becomes_a_dead_l
     assert_eq!((dead[0]["name"].as_str().unwrap(), dead[0]["reason"].as_str().unwrap()), ("test.work", "never"));
     assert_eq!((&dead[0]["args"], &dead[0]["attempt"]), (&json!({ "what": "fail" }), &json!(3)));
     assert_eq!(s.bench.runs.load(Ordering::SeqCst), 2 + 3);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_same_key_is_the_same_task() {
-    let s = Setup::new().await;
-    let key = Uuid::now_v7();
-    let item = || [Item::now(key, Work { what: "once".to_owned() })];
-    let twenty =
-        futures_util::future::join_all((0..20).map(|_| async { s.bench.engine.enqueue(&item()).await.unwrap() })).await;
-    assert_eq!(twenty.iter().sum::<u64>(), 1);
-    s.start();
-    s.ended(&TaskId { key, queue: queue() }).await;
-    // Ended: the same key may come again.
-    assert_eq!(s.bench.engine.enqueue(&item()).await.unwrap(), 1);
-    s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 2 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -549,26 +540,6 @@ async fn what_lay_in_the_outbox_of_a_dead_worker_goes_on_its_way_once() {
     assert_eq!(s.end_of(&call).await.state, State::Success);
     s.h.eventually(async || s.redis::<u64>(redis::cmd("XLEN").arg(&outbox)).await == 0).await;
     assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_comes_again_is_kept_replaced_or_refused_as_asked() {
-    let s = Setup::new().await;
-    let key = Uuid::now_v7();
-    assert!(s.call(key, "first", Unique::UntilDone).await);
-    assert!(!s.call(key, "second", Unique::UntilDone).await);
-    assert!(s.call(key, "third", Unique::Replace).await);
-    s.start_all();
-    let id = TaskId { key, queue: queue() };
-    assert_eq!(s.ended(&id).await.result["did"], "third");
-    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
-
-    let once = Uuid::now_v7();
-    let hour = Unique::For(Duration::from_secs(3600));
-    assert!(s.call(once, "once", hour).await);
-    s.ended(&TaskId { key: once, queue: queue() }).await;
-    assert!(!s.call(once, "again", hour).await);
-    assert!(s.call(once, "another rule", Unique::UntilDone).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

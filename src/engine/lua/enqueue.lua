@@ -1,7 +1,6 @@
 -- Enqueues tasks, each unique by its key, and says of each whether it was taken on.
 --
--- A task is on its way when it waits in the stream or runs (since less than `unique` ms; after that it may have been
--- lost). By the mode, one whose key is on its way already is
+-- By the mode, one whose key is on its way already is
 --   keep     left as it is; one that waits for its time is replaced by one with a time of its own
 --   once     left as it is, also when it has ended, for as long as its once-key lives
 --   replace  taken out, if no worker has it yet, and the new one added
@@ -19,15 +18,15 @@ for i = 1, tasks do
   keys[i] = ARGV[4 + 3 * i]
 end
 local waiting = redis.call('HMGET', KEYS[4], unpack(keys))
+local waits_until = redis.call('ZMSCORE', KEYS[2], unpack(keys))
 local seq, seen = nil, {}
 local entered, due_at, envelopes, old, replies = {}, {}, {}, {}, {}
 
 local function on_its_way(i)
   if seen[keys[i]] then return true end
-  local since, entry = string.match(waiting[i] or '', '^%d+ (%d+) (%S+)')
-  if not since or now - tonumber(since) >= unique then return false end
+  if not is_on_its_way(KEYS[1], group, waits_until[i], waiting[i], now, unique) then return false end
   if mode ~= 'replace' then return true end
-  local stream, id = place_of(KEYS[1], entry)
+  local stream, id = place_of(KEYS[1], string.match(waiting[i] or '', '^%d+ %d+ (%S+)') or '-')
   if id ~= '-' and #redis.call('XRANGE', stream, id, id) > 0 then
     local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
     if pending.err or #pending == 0 then
@@ -49,6 +48,7 @@ for i = 1, tasks do
     due_at[#due_at + 1] = key
     envelopes[#envelopes + 1] = key
     envelopes[#envelopes + 1] = envelope
+    seen[key] = true
   elseif taken and not on_its_way(i) then
     seq = (seq or tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)) + 1
     seen[key] = true

@@ -3,24 +3,26 @@
 --
 -- After streams.lua.
 --
--- KEYS  1 stream, 2 meta, 3 dead, then a record per letter
--- ARGV  1 now (ms), 2 life of meta (ms), 3 a task of the same key may have been lost after (ms), then per letter: its
+-- KEYS  1 stream, 2 meta, 3 dead, 4 delayed, then a record per letter
+-- ARGV  1 now (ms), 2 life of meta (ms), 3 a task of the same key may have been lost after (ms), 4 group, then per letter: its
 --       entry, the task's key ('' when its envelope cannot be read), envelope, owner
 -- reply how many were enqueued
 local now, enqueued = tonumber(ARGV[1]), 0
-for i = 1, #KEYS - 3 do
-  local entry, key, envelope, owner = ARGV[4 * i], ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3]
+for i = 1, #KEYS - 4 do
+  local entry, key, envelope, owner = ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3], ARGV[4 * i + 4]
   if redis.call('XDEL', KEYS[3], entry) == 1 then
-    local waiting = key ~= '' and redis.call('HGET', KEYS[2], key)
-    local since = waiting and tonumber(string.match(waiting, '^%d+ (%d+)'))
-    if not since or now - since >= tonumber(ARGV[3]) then
+    local waiting, due
+    if key ~= '' then
+      waiting, due = redis.call('HGET', KEYS[2], key), redis.call('ZSCORE', KEYS[4], key)
+    end
+    if not is_on_its_way(KEYS[1], ARGV[4], due, waiting, now, tonumber(ARGV[3])) then
       local seq = redis.call('HINCRBY', KEYS[2], 'seq', 1)
       local added = enter(KEYS[1], envelope)
       if key ~= '' then
         local place = string.format('%d %d %s', seq, now, added)
         if owner ~= '' then place = place .. ' ' .. owner end
         redis.call('HSET', KEYS[2], key, place)
-        redis.call('DEL', KEYS[3 + i])
+        redis.call('DEL', KEYS[4 + i])
       end
       enqueued = enqueued + 1
     end

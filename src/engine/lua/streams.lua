@@ -26,3 +26,31 @@ local function place_of(stream, entry)
   return stream .. ':' .. level, id
 end
 
+-- Whether an entry waits in its stream: nobody has read it.
+local function waits(stream, group, entry)
+  local at, id = place_of(stream, entry)
+  if #redis.call('XRANGE', at, id, id) == 0 then return false end
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', at)) do
+    local of = {}
+    for i = 1, #info, 2 do
+      of[info[i]] = info[i + 1]
+    end
+    if of['name'] == group then
+      local read_ms, read_seq = string.match(of['last-delivered-id'], '^(%d+)%-(%d+)$')
+      if ms ~= read_ms then return tonumber(ms) > tonumber(read_ms) end
+      return tonumber(seq) > tonumber(read_seq)
+    end
+  end
+  return true
+end
+
+-- Whether a task has not ended and will: it waits for its time (`due`), it waits in its stream, or, by what meta says of
+-- it, it entered that less than `sure` ms ago. After that one that was read may have been lost.
+local function is_on_its_way(stream, group, due, meta, now, sure)
+  if due then return true end
+  local since, entry = string.match(meta or '', '^%d+ (%d+) (%S+)')
+  if not since then return false end
+  return now - tonumber(since) < sure or (entry ~= '-' and waits(stream, group, entry))
+end
+

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::client::{Engine, META_LIFE, UNIQUE_FOR, millis};
 use super::super::envelope::{Envelope, Failed};
-use super::super::keys::QueueName;
+use super::super::keys::{GROUP, QueueName};
 use super::super::scripts;
 use super::super::task::TaskId;
 
@@ -106,8 +106,8 @@ impl Engine {
         let mut enqueued = 0;
         for chunk in letters.chunks(RETRY_CHUNK) {
             let mut call = scripts::REQUEUE.prepare_invoke();
-            call.key(keys.stream()).key(keys.meta()).key(keys.dead());
-            call.arg(now).arg(millis(META_LIFE)).arg(millis(UNIQUE_FOR));
+            call.key(keys.stream()).key(keys.meta()).key(keys.dead()).key(keys.delayed());
+            call.arg(now).arg(millis(META_LIFE)).arg(millis(UNIQUE_FOR)).arg(GROUP);
             for letter in chunk {
                 let envelope = letter.envelope.as_ref();
                 let key = envelope.map(|envelope| envelope.key.as_simple().to_string()).unwrap_or_default();
