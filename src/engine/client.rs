@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::call::{self, Call, Member, Unique};
+use super::call::{self, Call, Follow, Member, Unique};
 use super::envelope::{Envelope, Record};
 use super::keys::{GROUP, Keys, QueueName};
 use super::task::{State, Task, TaskId};
@@ -229,6 +229,7 @@ impl Engine {
             .key(keys.task(&key))
             .key(keys.revoked())
             .key(keys.ended())
+            .key(keys.outbox())
             .arg(GROUP)
             .arg(key)
             .arg(Record::taken_back(&envelope, now).text())
@@ -236,8 +237,9 @@ impl Engine {
             .arg(now)
             .arg(millis(REVOKED_FOR))
             .arg(keys.done())
-            .arg(envelope.name)
+            .arg(&envelope.name)
             .arg(ENDED_ENTRIES)
+            .arg(Follow::text(&Follow::revocation(&envelope)))
             .invoke_async(&mut self.redis.commands())
             .await
             .context("taking a task back")?;

@@ -15,6 +15,7 @@ script!(PROMOTE, "lua/streams.lua", "lua/promote.lua");
 script!(UNSCHEDULE, "lua/unschedule.lua");
 script!(REVOKE, "lua/streams.lua", "lua/revoke.lua");
 script!(JOIN, "lua/join.lua");
+script!(SKIP, "lua/skip.lua");
 script!(TAKE, "lua/take.lua");
 script!(START, "lua/start.lua");
 script!(RENEW, "lua/renew.lua");

@@ -1,5 +1,6 @@
 //! The task engine by itself, with tasks of the tests' own.
 
+mod following;
 mod priorities;
 mod unique;
 
@@ -477,69 +478,6 @@ impl Setup {
 fn steps<const N: usize>(fails: [bool; N]) -> Vec<Call> {
     let step = |(n, fails)| Call::of(&Step { n, fails }).unwrap();
     (0..).zip(fails).map(step).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_chain_hands_each_result_on_and_ends_at_the_first_failure() {
-    let s = Setup::new().await;
-    s.start_all();
-    let mut calls = steps([false, false]);
-    // The last one is on another queue.
-    calls.push(Call::of(&Sum {}).unwrap());
-    s.bench.engine.chain(&calls).await.unwrap();
-    let last = s.end_of(&calls[2]).await;
-    assert_eq!(last.result, json!({ "previous": { "n": 1, "before": { "n": 0, "before": null } } }));
-
-    let mut broken = steps([false, true]);
-    broken.push(Call::of(&Sum {}).unwrap());
-    s.bench.engine.chain(&broken).await.unwrap();
-    assert_eq!(s.end_of(&broken[1]).await.state, State::Failure);
-    assert!(s.bench.engine.status(&broken[2].id()).await.unwrap().is_none());
-    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_group_calls_back_once_with_every_result_in_order() {
-    let s = Setup::new().await;
-    let (members, callback) = (steps([false; 30]), Call::of(&Sum {}).unwrap());
-    s.bench.engine.group(&members, &callback).await.unwrap();
-    s.start_all();
-    let results = s.end_of(&callback).await.result["previous"].clone();
-    let numbers: Vec<u64> = results.as_array().unwrap().iter().map(|r| r["n"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (0..30).collect::<Vec<_>>());
-    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
-
-    let nobody = Call::of(&Sum {}).unwrap();
-    s.bench.engine.group(&[], &nobody).await.unwrap();
-    assert_eq!(s.end_of(&nobody).await.result, json!({ "previous": [] }));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_group_with_a_member_that_fails_does_not_call_back_and_says_why() {
-    let s = Setup::new().await;
-    s.start_all();
-    let (members, callback) = (steps([false, true, false]), Call::of(&Sum {}).unwrap());
-    s.bench.engine.group(&members, &callback).await.unwrap();
-    let status = s.end_of(&callback).await;
-    assert_eq!(status.state, State::Failure);
-    assert!(status.result["error"].as_str().unwrap().contains("of its group failed"));
-    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_lay_in_the_outbox_of_a_dead_worker_goes_on_its_way_once() {
-    let s = Setup::new().await;
-    let call = Call::of(&Sum {}).unwrap();
-    let follow = json!([{ "calls": [call] }]).to_string();
-    // Written twice, as by a worker that died before it could cross it out.
-    let outbox = s.bench.engine.keys(&queue()).outbox();
-    for _ in 0..2 {
-        let _: String = s.redis(redis::cmd("XADD").arg(&outbox).arg("*").arg("f").arg(&follow)).await;
-    }
-    s.start_all();
-    assert_eq!(s.end_of(&call).await.state, State::Success);
-    s.h.eventually(async || s.redis::<u64>(redis::cmd("XLEN").arg(&outbox)).await == 0).await;
-    assert_eq!(s.bench.runs.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

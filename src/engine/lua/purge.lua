@@ -2,13 +2,15 @@
 --
 -- After streams.lua.
 --
--- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 ended, then a record per task
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 ended, 6 outbox, then a record per task
 -- ARGV  1 group, 2 records' life (ms), 3 done channel, 4 entries of ended kept, 5 their life (ms), then per task: name of
---       its entry (- for one that waits for its time), key ('' when its envelope cannot be read), name, record
+--       its entry (- for one that waits for its time), key ('' when its envelope cannot be read), name, record, what
+--       follows ('' or for the outbox)
 -- reply how many were taken out
 local taken, ended, left = 0, {}, 0
-for i = 1, #KEYS - 5 do
-  local entry, key, name, record = ARGV[2 + 4 * i], ARGV[3 + 4 * i], ARGV[4 + 4 * i], ARGV[5 + 4 * i]
+for i = 1, #KEYS - 6 do
+  local at = 1 + 5 * i
+  local entry, key, name, record, follow = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local gone
   if entry == '-' then
     gone = redis.call('ZREM', KEYS[2], key) == 1
@@ -25,7 +27,8 @@ for i = 1, #KEYS - 5 do
       -- A task that came again under the same key meanwhile waits on: the field is its own by now.
       local held = string.match(redis.call('HGET', KEYS[4], key) or '', '^%d+ %d+ (%S+)')
       if held == '-' or held == entry then redis.call('HDEL', KEYS[4], key) end
-      redis.call('SET', KEYS[5 + i], record, 'PX', ARGV[2])
+      redis.call('SET', KEYS[6 + i], record, 'PX', ARGV[2])
+      if follow ~= '' then redis.call('XADD', KEYS[6], '*', 'f', follow) end
       ended[#ended + 1] = key
       redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[4], '*', 'n', name, 't', key .. ' REVOKED')
     end

@@ -2,9 +2,9 @@
 --
 -- After streams.lua.
 --
--- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 record, 6 revoked, 7 ended
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 record, 6 revoked, 7 ended, 8 outbox
 -- ARGV  1 group, 2 key, 3 record, 4 record's life (ms), 5 now (ms), 6 life of the note (ms), 7 done channel,
---       8 name, 9 entries of ended kept
+--       8 name, 9 entries of ended kept, 10 what follows ('' or for the outbox)
 -- reply 'revoked', 'running', 'ended' or 'unknown'
 local key = ARGV[2]
 local waiting = redis.call('HGET', KEYS[4], key)
@@ -28,5 +28,6 @@ redis.call('HDEL', KEYS[4], key)
 redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[4])
 redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[9], '*', 'n', ARGV[8], 't', key .. ' REVOKED')
 redis.call('PEXPIRE', KEYS[7], ARGV[4])
+if ARGV[10] ~= '' then redis.call('XADD', KEYS[8], '*', 'f', ARGV[10]) end
 redis.call('PUBLISH', ARGV[7], key)
 return 'revoked'

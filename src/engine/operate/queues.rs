@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use redis::streams::{StreamId, StreamInfoGroupsReply, StreamRangeReply};
 
+use super::super::call::Follow;
 use super::super::client::{ENDED_ENTRIES, Engine, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
@@ -249,13 +250,15 @@ impl Engine {
         let (keys, now, life) = (self.keys(queue), self.clock.now().ms(), millis(self.settings.result_ttl));
         let mut call = scripts::PURGE.prepare_invoke();
         call.key(keys.stream()).key(keys.delayed()).key(keys.envelopes()).key(keys.meta()).key(keys.ended());
+        call.key(keys.outbox());
         call.arg(GROUP).arg(life).arg(keys.done()).arg(ENDED_ENTRIES).arg(life);
         for (entry, envelope) in waiting {
             let key = envelope.as_ref().map(|envelope| envelope.key.as_simple().to_string()).unwrap_or_default();
             call.key(keys.task(&key)).arg(entry).arg(&key);
             let record = envelope.as_ref().map(|envelope| Record::taken_back(envelope, now).text());
             call.arg(envelope.as_ref().map(|envelope| envelope.name.as_str()).unwrap_or_default());
-            call.arg(record.unwrap_or_default());
+            let follow = envelope.as_ref().map(|envelope| Follow::text(&Follow::revocation(envelope)));
+            call.arg(record.unwrap_or_default()).arg(follow.unwrap_or_default());
         }
         call.invoke_async(&mut self.redis.commands()).await.context("taking waiting tasks out")
     }

@@ -262,12 +262,13 @@ fn follow(delivery: &Delivery, ending: &Ending, result: &Value) -> String {
             let (call, then, member) = (next.clone(), then.to_vec(), member.clone());
             all.push(Follow::Next { call, then, previous: call::raw(result), member });
         }
+        _ if matches!(ending, Ending::Revoked) => all.extend(Follow::revocation(envelope)),
         // A chain that has broken ends for its group too.
         (_, Some(member)) => {
             let (member, result) = (member.clone(), call::raw(result));
-            all.push(Follow::Ended { member, result, failed: !well });
+            all.push(Follow::Ended { member, result, failed: !well, revoked: false });
         }
         _ => {}
     }
-    if all.is_empty() { String::new() } else { serde_json::to_string(&all).unwrap_or_default() }
+    Follow::text(&all)
 }

@@ -8,8 +8,8 @@ use anyhow::Context;
 use redis::streams::StreamRangeReply;
 use serde_json::value::RawValue;
 
-use super::super::call::{self, Follow, Member, Unique};
-use super::super::client::millis;
+use super::super::call::{self, Call, Follow, Member, Unique};
+use super::super::client::{ENDED_ENTRIES, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::scripts;
 use super::super::task::State;
@@ -86,13 +86,27 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 let envelope = Envelope { previous: Some(previous), then, member, ..call.envelope(now) };
                 engine.send(&call.queue, &[(envelope, None)], ONCE).await?;
             }
-            Follow::Ended { member, result, failed } => self.join(&member, &result, failed, now).await?,
+            Follow::Ended { member, result, failed, revoked } => {
+                self.join(&member, &result, failed, revoked, now).await?;
+            }
+            Follow::Revoked(calls) => {
+                for call in calls {
+                    self.skip(&call, Record::taken_back(&call.envelope(now), now)).await?;
+                }
+            }
         }
         Ok(())
     }
 
     /// A member of a group has ended.
-    async fn join(&self, member: &Member, result: &RawValue, failed: bool, now: i64) -> anyhow::Result<()> {
+    async fn join(
+        &self,
+        member: &Member,
+        result: &RawValue,
+        failed: bool,
+        revoked: bool,
+        now: i64,
+    ) -> anyhow::Result<()> {
         let engine = &self.worker.engine;
         let keys = engine.keys(&member.callback.queue);
         let (what, results): (String, Vec<String>) = scripts::JOIN
@@ -113,18 +127,33 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             engine.send(&callback.queue, &[(envelope, None)], ONCE).await?;
         } else if what == "failed" {
             let mut record = Record::of(&callback.envelope(now), State::Failure);
-            record.result = serde_json::json!({ "error": format!("member {} of its group failed", member.number) });
+            let what = if revoked { "was revoked" } else { "failed" };
+            record.result = serde_json::json!({ "error": format!("member {} of its group {what}", member.number) });
             record.ended_at = Some(now);
-            redis::cmd("SET")
-                .arg(keys.task(callback.key.as_simple()))
-                .arg(record.text())
-                .arg("NX")
-                .arg("PX")
-                .arg(millis(engine.settings.result_ttl))
-                .query_async::<()>(&mut engine.redis.commands())
-                .await
-                .context("writing that a group failed")?;
+            self.skip(callback, record).await?;
         }
+        Ok(())
+    }
+
+    /// Ends a task that will not be enqueued.
+    async fn skip(&self, call: &Call, record: Record) -> anyhow::Result<()> {
+        let engine = &self.worker.engine;
+        let (keys, key) = (engine.keys(&call.queue), call.key.as_simple().to_string());
+        let state = if record.state == State::Revoked { "REVOKED" } else { "FAILURE" };
+        scripts::SKIP
+            .key(keys.meta())
+            .key(keys.task(&key))
+            .key(keys.ended())
+            .arg(key)
+            .arg(record.text())
+            .arg(millis(engine.settings.result_ttl))
+            .arg(keys.done())
+            .arg(&call.name)
+            .arg(state)
+            .arg(ENDED_ENTRIES)
+            .invoke_async::<i64>(&mut engine.redis.commands())
+            .await
+            .context("ending a task that will not be enqueued")?;
         Ok(())
     }
 }
