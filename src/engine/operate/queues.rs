@@ -57,14 +57,15 @@ impl Engine {
     /// How much `queue` holds, in all its priorities.
     pub async fn depth(&self, queue: &QueueName) -> anyhow::Result<QueueDepth> {
         let keys = self.keys(queue);
-        let (delayed, dead): (u64, u64) = redis::pipe()
+        let (used, delayed, dead): (Vec<u8>, u64, u64) = redis::pipe()
+            .smembers(keys.levels())
             .zcard(keys.delayed())
             .xlen(keys.dead())
             .query_async(&mut self.redis.commands())
             .await
             .context("reading a queue's depth")?;
         let mut all = QueueDepth { queue: queue.to_string(), depth: 0, running: 0, delayed, dead, oldest_ms: 0 };
-        for level in self.levels(queue).await?.iter() {
+        for level in Levels::of(&used).iter() {
             let (depth, running, oldest_ms) = self.stream_depth(&keys.stream_of(level)).await?;
             all.depth += depth;
             all.running += running;
@@ -75,14 +76,13 @@ impl Engine {
 
     /// Of one stream: its tasks, those of them that run, the age of the oldest in ms.
     async fn stream_depth(&self, stream: &str) -> anyhow::Result<(u64, u64, u64)> {
-        let mut commands = self.redis.commands();
-        let (depth, first): (u64, Vec<(String, Vec<String>)>) = redis::pipe()
-            .xlen(stream)
-            .xrange_count(stream, "-", "+", 1)
-            .query_async(&mut commands)
-            .await
-            .context("reading a queue's depth")?;
-        let running = match redis::cmd("XPENDING").arg(stream).arg(GROUP).query_async(&mut commands).await {
+        let (mut commands, mut others) = (self.redis.commands(), self.redis.commands());
+        let (mut counted, mut pending) = (redis::pipe(), redis::cmd("XPENDING"));
+        counted.xlen(stream).xrange_count(stream, "-", "+", 1);
+        pending.arg(stream).arg(GROUP);
+        let (counted, pending) = tokio::join!(counted.query_async(&mut commands), pending.query_async(&mut others));
+        let (depth, first): (u64, Vec<(String, Vec<String>)>) = counted.context("reading a queue's depth")?;
+        let running = match pending {
             Ok(redis::Value::Array(parts)) => match parts.first() {
                 Some(redis::Value::Int(n)) => u64::try_from(*n).unwrap_or(0),
                 _ => 0,
