@@ -114,7 +114,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     /// make one take the other's deliveries for its own.
     pub fn start(engine: Engine, registry: Registry<C>, context: C, loops: &Loops) {
         let host = heartbeat::host();
-        let consumer = format!("{host}-{}-{}", std::process::id(), Uuid::now_v7().as_simple());
+        // The random end of an id: every record names its worker.
+        let boot = Uuid::now_v7().as_simple().to_string();
+        let consumer = format!("{host}-{}-{}", std::process::id(), &boot[20..]);
         let (started_at, stopping) = (engine.clock.now(), loops.stop_signal());
         let seats = Mutex::default();
         let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats });

@@ -5,50 +5,60 @@
 --       the effects' keys
 -- ARGV  1 group, 2 consumer, 3 now (ms), 4 done channel, 5 dead letters kept, 6 life of meta (ms),
 --       7 lowest and 8 highest of the entry ids, 9 name of the tasks, 10 entries of ended kept, 11 their life (ms),
---       12 number of tasks, then per task:
---         entry id, key, what (the state it ends with, 'retry' or 'dead'), record, record's life (ms), due (ms), envelope, reason, what
---         follows ('' or for the outbox), number of effects, then per effect: key's index in KEYS, command, number of arguments, arguments...
+--       12 the records' life (ms), 13 number of tasks, then per task:
+--         entry id, key, what (the state it ends with, 'retry' or 'dead'), record, rest: '' as a rule, or JSON with any of
+--           life (of this record, ms), due (ms), envelope, reason, follow (for the outbox),
+--           effects: list of {key (its index in KEYS), command, args}
 -- reply how many were still owned
 local stream, meta, delayed, envelopes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local group, consumer, now, tasks = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[12])
+local group, consumer, now, tasks = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[13])
 -- What meta adds to the ids of this stream: its priority, when that is not the default one.
 local level = string.match(stream, ':stream(:%d)$') or ''
 local held = {}
 for _, pending in ipairs(redis.call('XPENDING', stream, group, ARGV[7], ARGV[8], 2 * tasks, consumer)) do
   held[pending[1]] = true
 end
-local at, entries, ended, states, held_by, waits = 13, {}, {}, {}, {}, {}
-for i = 1, tasks do
-  local entry, key, what = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local effects = tonumber(ARGV[at + 9])
-  -- Other deliveries of this consumer may lie between and fill the answer: then this one is looked for by itself.
-  local mine = held[entry] or #redis.call('XPENDING', stream, group, entry, entry, 1, consumer) == 1
-  if mine then
-    entries[#entries + 1] = entry
-    redis.call('SET', KEYS[8 + i], ARGV[at + 3], 'PX', ARGV[at + 4])
-    if what == 'retry' then
-      local due = ARGV[at + 5]
-      redis.call('HSET', envelopes, key, ARGV[at + 6])
-      redis.call('ZADD', delayed, due, key)
-      waits[#waits + 1] = key
-      waits[#waits + 1] = '0 ' .. due .. ' -'
-    else
-      ended[#ended + 1] = key
-      held_by[key] = entry .. level
-      states[#states + 1] = key .. ' ' .. (what == 'dead' and 'FAILURE' or what)
-      if ARGV[at + 8] ~= '' then redis.call('XADD', KEYS[7], '*', 'f', ARGV[at + 8]) end
-      if what == 'dead' then
-        redis.call('XADD', dead, 'MAXLEN', '~', ARGV[5], '*', 'e', ARGV[at + 6], 'reason', ARGV[at + 7], 'at', now)
-      end
-    end
+local entries, ended, states, held_by, waits = {}, {}, {}, {}, {}
+local nothing = {}
+
+local function leave(key, what, rest)
+  if what == 'retry' then
+    redis.call('HSET', envelopes, key, rest.envelope)
+    redis.call('ZADD', delayed, rest.due, key)
+    waits[#waits + 1] = key
+    waits[#waits + 1] = '0 ' .. rest.due .. ' -'
+    return
   end
-  at = at + 10
-  for _ = 1, effects do
-    local index, command, count = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2])
-    if mine then
-      redis.call(command, KEYS[index], unpack(ARGV, at + 3, at + 2 + count))
+  ended[#ended + 1] = key
+  states[#states + 1] = key .. ' ' .. (what == 'dead' and 'FAILURE' or what)
+  if rest.follow then redis.call('XADD', KEYS[7], '*', 'f', rest.follow) end
+  if what == 'dead' then
+    redis.call('XADD', dead, 'MAXLEN', '~', ARGV[5], '*', 'e', rest.envelope, 'reason', rest.reason, 'at', now)
+  end
+end
+
+-- Whether what meta says of a task names this entry (with the blank before it). A pattern would cost several times this.
+local function names(field, entry)
+  local _, stop = string.find(field, entry, 1, true)
+  if not stop then return false end
+  local after = string.byte(field, stop + 1)
+  return not after or after == 32
+end
+
+for i = 1, tasks do
+  local at = 9 + 5 * i
+  local entry, key = ARGV[at], ARGV[at + 1]
+  -- Other deliveries of this consumer may lie between and fill the answer: then this one is looked for by itself.
+  if held[entry] or #redis.call('XPENDING', stream, group, entry, entry, 1, consumer) == 1 then
+    local rest = nothing
+    if ARGV[at + 4] ~= '' then rest = cjson.decode(ARGV[at + 4]) end
+    entries[#entries + 1] = entry
+    held_by[key] = ' ' .. entry .. level
+    redis.call('SET', KEYS[8 + i], ARGV[at + 3], 'PX', rest.life or ARGV[12])
+    leave(key, ARGV[at + 2], rest)
+    for _, effect in ipairs(rest.effects or nothing) do
+      redis.call(effect.command, KEYS[effect.key], unpack(effect.args))
     end
-    at = at + 3 + count
   end
 end
 if #entries > 0 then
@@ -64,11 +74,10 @@ if #ended > 0 then
   -- A task that came again under the same key meanwhile waits on: the field is its own by now.
   local fields, gone = redis.call('HMGET', meta, unpack(ended)), {}
   for i, key in ipairs(ended) do
-    local entry = string.match(fields[i] or '', '^%d+ %d+ (%S+)')
-    if entry == '-' or entry == held_by[key] then gone[#gone + 1] = key end
+    if names(fields[i] or '', held_by[key]) or names(fields[i] or '', ' -') then gone[#gone + 1] = key end
   end
   if #gone > 0 then redis.call('HDEL', meta, unpack(gone)) end
-  redis.call('HDEL', KEYS[6], unpack(ended))
+  if redis.call('EXISTS', KEYS[6]) == 1 then redis.call('HDEL', KEYS[6], unpack(ended)) end
   redis.call('PUBLISH', ARGV[4], table.concat(ended, ' '))
 end
 return #entries

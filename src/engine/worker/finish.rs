@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::Context;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::super::call::{self, Call, Follow};
@@ -117,7 +118,6 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     async fn try_finish(&self, name: &str, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
         let engine = &self.worker.engine;
         let now = engine.clock.now().ms();
-        let life = |name: &str| self.worker.registry.tasks.get(name).and_then(|task| task.keep_result);
         let ids = endings.iter().map(|(delivery, _)| delivery.entry.as_str());
         let (lowest, highest) = (ids.clone().min_by_key(|id| order(id)), ids.max_by_key(|id| order(id)));
         let mut call = scripts::FINISH.prepare_invoke();
@@ -130,25 +130,19 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         call.arg(GROUP).arg(&self.worker.consumer).arg(now).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
         call.arg(millis(META_LIFE)).arg(lowest).arg(highest).arg(name);
         call.arg((ENDED_ENTRIES / self.spec.batch.max(1)).max(1)).arg(millis(engine.settings.result_ttl));
-        call.arg(endings.len());
+        let kept = self.worker.registry.tasks.get(name).and_then(|task| task.keep_result);
+        let life_ms = millis(kept.unwrap_or(engine.settings.result_ttl)).max(1);
+        call.arg(life_ms).arg(endings.len());
         let mut next_key = 8 + endings.len();
         for (delivery, ending) in endings {
-            let life = life(&delivery.envelope.name).unwrap_or(engine.settings.result_ttl);
-            let written = self.written(delivery, ending, now, millis(life).max(1));
-            call.arg(&delivery.entry).arg(delivery.envelope.key.as_simple().to_string()).arg(ending.what().0);
-            call.arg(written.record)
-                .arg(written.life_ms)
-                .arg(written.due)
-                .arg(written.envelope)
-                .arg(written.reason)
-                .arg(written.follow);
-            let effects = ending.effects();
-            call.arg(effects.len());
-            for effect in effects {
+            let (record, mut rest) = self.written(delivery, ending, now, life_ms);
+            for effect in ending.effects() {
                 next_key += 1;
                 call.key(&effect.key);
-                call.arg(next_key).arg(effect.command).arg(effect.args.len()).arg(&effect.args);
+                rest.effects.push(Command { key: next_key, command: effect.command, args: &effect.args });
             }
+            call.arg(&delivery.entry).arg(delivery.envelope.key.as_simple().to_string()).arg(ending.what().0);
+            call.arg(record).arg(rest.text());
         }
         match call.invoke_async(&mut engine.redis.commands()).await {
             // Redis was emptied: nothing of this is ours any more.
@@ -157,36 +151,35 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
     }
 
-    /// What the script writes of one delivery.
-    fn written(&self, delivery: &Delivery, ending: &Ending, now: i64, life_ms: u64) -> Written {
+    /// What the script writes of one delivery: the record, and what there is beside it.
+    fn written(&self, delivery: &Delivery, ending: &Ending, now: i64, life_ms: u64) -> (String, Rest<'static>) {
         let mut record = self.record(delivery, ending.what().1);
         record.ended_at = Some(now);
-        let mut written = Written { life_ms, ..Written::default() };
+        let mut rest = Rest::default();
         match ending {
             Ending::Success { result, .. } | Ending::Failure(result, _) => record.result = result.clone(),
             Ending::Revoked => {}
             Ending::Retry { pause, attempt, why } => {
                 record.result = json!({ "error": why });
                 let pause_ms = millis(*pause);
-                written.life_ms = life_ms.saturating_add(pause_ms);
-                written.due = now.saturating_add(i64::try_from(pause_ms).unwrap_or(i64::MAX));
+                rest.life = Some(life_ms.saturating_add(pause_ms).to_string());
+                rest.due = Some(now.saturating_add(i64::try_from(pause_ms).unwrap_or(i64::MAX)).to_string());
                 let mut next = Envelope { attempt: *attempt, ..(*delivery.envelope).clone() };
                 if !why.is_empty() {
                     next.errors = and_failed(&next.errors, delivery.envelope.attempt, now, why);
                 }
                 record.errors.clone_from(&next.errors);
-                written.envelope = next.text();
+                rest.envelope = Some(next.text());
             }
             Ending::Dead(why) => {
                 record.result = json!({ "error": why });
                 record.errors = and_failed(&record.errors, delivery.envelope.attempt, now, why);
-                written.envelope = delivery.raw.clone().unwrap_or_else(|| delivery.envelope.text());
-                written.reason.clone_from(why);
+                rest.envelope = Some(delivery.raw.clone().unwrap_or_else(|| delivery.envelope.text()));
+                rest.reason = Some(why.clone());
             }
         }
-        written.follow = follow(delivery, ending, &record.result);
-        written.record = record.text();
-        written
+        rest.follow = Some(follow(delivery, ending, &record.result)).filter(|text| !text.is_empty());
+        (record.text(), rest)
     }
 
     fn record(&self, delivery: &Delivery, state: State) -> Record {
@@ -222,15 +215,36 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 }
 
-/// What `finish.lua` takes of one delivery.
-#[derive(Default)]
-struct Written {
-    record: String,
-    life_ms: u64,
-    due: i64,
-    envelope: String,
-    reason: String,
-    follow: String,
+/// What `finish.lua` takes of one delivery beside its record, as a rule nothing. Numbers as text: Lua would round them.
+#[derive(Default, Serialize)]
+struct Rest<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    life: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envelope: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    follow: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    effects: Vec<Command<'a>>,
+}
+
+#[derive(Serialize)]
+struct Command<'a> {
+    key: usize,
+    command: &'static str,
+    args: &'a [String],
+}
+
+impl Rest<'_> {
+    /// As the script reads it; empty when there is nothing.
+    fn text(&self) -> String {
+        let text = serde_json::to_string(self).unwrap_or_default();
+        if text == "{}" { String::new() } else { text }
+    }
 }
 
 /// An entry's id by its order in the stream: its millisecond and its number in it.
