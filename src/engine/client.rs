@@ -204,6 +204,7 @@ impl Engine {
                     call.key(keys.once(envelope.key.as_simple()));
                 }
             }
+            call.key(keys.absent());
             let taken: Vec<bool> = call
                 .invoke_async(&mut self.redis.commands())
                 .await
@@ -230,6 +231,7 @@ impl Engine {
             .key(keys.revoked())
             .key(keys.ended())
             .key(keys.outbox())
+            .key(keys.absent())
             .arg(GROUP)
             .arg(key)
             .arg(Record::taken_back(&envelope, now).text())

@@ -164,6 +164,13 @@ impl Keys {
     pub fn done(&self) -> String {
         format!("{}:done", self.base)
     }
+    /// Never there. A script that writes, and uses a key that it does not name or one that it may have emptied, names
+    /// this one last. While a slot moves to another node of a cluster, what is not here may be there, and such a use
+    /// fails in the middle of a script; for the sake of this key the node refuses the script before it begins, and it
+    /// is asked again (`platform::redis::cluster`).
+    pub fn absent(&self) -> String {
+        format!("{}:absent", self.base)
+    }
     /// A key of the feature that owns the queue, in the same slot.
     pub fn own(&self, name: &str) -> String {
         format!("{}:{name}", self.base)

@@ -7,7 +7,8 @@
 --
 -- After streams.lua.
 --
--- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. a record per task, then (once) a once-key per task
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. a record per task, then (once) a once-key per task, last
+--       one that is never there
 -- ARGV  1 now (ms), 2 unique (ms), 3 life of meta (ms), 4 group, 5 mode, 6 life of once-keys (ms), then per task: key,
 --       envelope, due (ms, 0 = now)
 -- reply 1 or 0 per task

@@ -2,7 +2,7 @@
 -- which tasks are to be stopped, what operators have set, and which priorities the queue has streams for. After
 -- streams.lua.
 --
--- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta, 5 revoked, 6 control
+-- KEYS  1 delayed, 2 envelopes, 3 stream, 4 meta, 5 revoked, 6 control, 7 one that is never there
 -- ARGV  1 now (ms), 2 at most so many, 3 life of meta (ms)
 -- reply {moved, milliseconds until the next one is due (-1: none waits, or paused), keys of running tasks that were
 --       revoked, paused (0 | 1), concurrency (0: not set), priorities beside the default one}

@@ -2,13 +2,14 @@
 --
 -- After streams.lua.
 --
--- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 ended, 6 outbox, then a record per task
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 ended, 6 outbox, then a record per task, last one that is never
+--       there
 -- ARGV  1 group, 2 records' life (ms), 3 done channel, 4 entries of ended kept, 5 their life (ms), then per task: name of
 --       its entry (- for one that waits for its time), key ('' when its envelope cannot be read), name, record, what
 --       follows ('' or for the outbox)
 -- reply how many were taken out
 local taken, ended, left = 0, {}, 0
-for i = 1, #KEYS - 6 do
+for i = 1, (#ARGV - 5) / 5 do
   local at = 1 + 5 * i
   local entry, key, name, record, follow = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local gone

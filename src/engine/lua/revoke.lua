@@ -2,7 +2,7 @@
 --
 -- After streams.lua.
 --
--- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 record, 6 revoked, 7 ended, 8 outbox
+-- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5 record, 6 revoked, 7 ended, 8 outbox, 9 one that is never there
 -- ARGV  1 group, 2 key, 3 record, 4 record's life (ms), 5 now (ms), 6 life of the note (ms), 7 done channel,
 --       8 name, 9 entries of ended kept, 10 what follows ('' or for the outbox)
 -- reply 'revoked', 'running', 'ended' or 'unknown'

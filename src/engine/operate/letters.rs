@@ -114,6 +114,7 @@ impl Engine {
                 let owner = envelope.and_then(|envelope| envelope.owner.clone()).unwrap_or_default();
                 call.key(keys.task(&key)).arg(&letter.entry).arg(key).arg(letter.anew(now)).arg(owner);
             }
+            call.key(keys.absent());
             let taken: u64 =
                 call.invoke_async(&mut self.redis.commands()).await.context("enqueueing dead letters anew")?;
             metrics::counter!("onrush_tasks_enqueued_total", "queue" => queue.base().to_owned()).increment(taken);

@@ -260,6 +260,7 @@ impl Engine {
             let follow = envelope.as_ref().map(|envelope| Follow::text(&Follow::revocation(envelope)));
             call.arg(record.unwrap_or_default()).arg(follow.unwrap_or_default());
         }
+        call.key(keys.absent());
         call.invoke_async(&mut self.redis.commands()).await.context("taking waiting tasks out")
     }
 

@@ -97,6 +97,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             .key(self.keys.meta())
             .key(self.keys.revoked())
             .key(self.keys.control())
+            .key(self.keys.absent())
             .arg(self.worker.engine.clock.now().ms())
             .arg(PROMOTE_CHUNK)
             .arg(millis(META_LIFE))
@@ -221,7 +222,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
 /// The stream or its group is gone.
 pub(super) fn is_no_group(error: &redis::RedisError) -> bool {
-    error.code() == Some("NOGROUP")
+    // Who waits for a stream that goes hears UNBLOCKED.
+    matches!(error.code(), Some("NOGROUP" | "UNBLOCKED"))
         || error.to_string().contains("no such key")
         || error.to_string().contains("NOGROUP")
 }

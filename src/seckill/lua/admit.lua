@@ -5,7 +5,7 @@
 -- for by each buyer who waits behind.
 --
 -- KEYS  1 meta of the queue, which is the gate too: stock, starts, ends, closed, limit, and by u<user> the user's place
---         "<tries>:<task key, empty when free>", 2 stream of the queue
+--         "<tries>:<task key, empty when free>", 2 stream of the queue, 3 one that is never there
 -- ARGV  1 now (ms), 2 what the keys of records begin with, then per submission: user, new task's key, its envelope
 -- reply a word per submission, joined by blanks: no_gate; admitted; in:<task key>; lost:<task key> (in, but the task is
 --       not on its way and has no record any more: MySQL knows what became of it); not_started:<start, ms>; ended;
