@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use onrush::platform::redis::Redis;
+use onrush::platform::redis::{Blocking, Redis};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
@@ -36,7 +36,7 @@ async fn make_group(bench: &Bench) {
 }
 
 /// Reads as the engine does: on a connection of its own.
-async fn read(connection: &mut deadpool_redis::Connection, stream: &str, count: usize) -> Entries {
+async fn read(connection: &mut Blocking, stream: &str, count: usize) -> Entries {
     let reply: Option<Vec<(String, Entries)>> = redis::cmd("XREADGROUP")
         .arg(&["GROUP", GROUP, "reader", "COUNT"])
         .arg(count)

@@ -28,7 +28,8 @@ pub fn default_of(name: &str) -> &'static str {
 pub struct Config {
     /// MySQL, as `mysql://user:password@host:3306/database` (`DATABASE_URL`).
     pub database_url: SecretString,
-    /// Redis, as `redis://[:password@]host:6379[/0]` or `rediss://…` (`REDIS_URL`).
+    /// Redis, as `redis://[:password@]host:6379[/0]` or `rediss://…`; a cluster, by some of its nodes, as
+    /// `redis-cluster://[:password@]host:6379,host:6379` or `rediss-cluster://…` (`REDIS_URL`).
     pub redis_url: SecretString,
     /// What every Redis key begins with.
     pub redis_prefix: String,
@@ -245,7 +246,7 @@ impl Config {
 }
 
 /// Variables that begin like settings and are not: the command line reads them.
-const NOT_SETTINGS: &[&str] = &["ONRUSH_CONFIG", "ONRUSH_TEST_DATABASE_URL"];
+const NOT_SETTINGS: &[&str] = &["ONRUSH_CONFIG", "ONRUSH_TEST_DATABASE_URL", "ONRUSH_TEST_REDIS"];
 
 /// The variables that may be settings, and what cannot be read of them.
 fn environment() -> (HashMap<String, String>, Vec<String>) {
@@ -314,7 +315,7 @@ mod tests {
         let message = Config::load(None, &bad).unwrap_err().to_string();
         let expected = [
             "DATABASE_URL must be the database's address, such as mysql://user:password@host:3306/database",
-            "REDIS_URL is not set; it must be Redis's address, such as redis://:password@host:6379/0",
+            "REDIS_URL is not set; it must be Redis's address, such as redis://:password@host:6379/0 or redis-cluster://:password@host:6379,host:6379",
             "ONRUSH_AUTH__JWT_SECRET is not set; it must be at least 32 bytes, such as `openssl rand -base64 48` makes",
             "ONRUSH_HTTP__LISTEN must be an address and a port, such as 0.0.0.0:8080",
             "ONRUSH_HTTP__TIMEOUT_S must be a whole number from 1 to 300, such as 10",

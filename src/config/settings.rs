@@ -44,7 +44,14 @@ const fn absent(name: &'static str, form: Form) -> Setting {
 /// All of them.
 pub(super) const SETTINGS: &[Setting] = &[
     absent("database_url", Text("the database's address", "mysql://user:password@host:3306/database", is_mysql)),
-    absent("redis_url", Text("Redis's address", "redis://:password@host:6379/0", is_redis)),
+    absent(
+        "redis_url",
+        Text(
+            "Redis's address",
+            "redis://:password@host:6379/0 or redis-cluster://:password@host:6379,host:6379",
+            is_redis,
+        ),
+    ),
     set("redis_prefix", "onrush", Text("text without braces", "onrush", is_prefix)),
     set("time_zone", "Asia/Shanghai", Text("a time zone's IANA name", "Asia/Shanghai", |t| TimeZone::get(t).is_ok())),
     set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
@@ -234,7 +241,8 @@ fn is_mysql(text: &str) -> bool {
     begins_with(text, &["mysql://", "mariadb://"])
 }
 fn is_redis(text: &str) -> bool {
-    begins_with(text, &["redis://", "rediss://", "redis+unix://", "unix://"])
+    let one = ["redis://", "rediss://", "redis+unix://", "unix://"];
+    begins_with(text, &one) || begins_with(text, &["redis-cluster://", "rediss-cluster://"])
 }
 fn is_prefix(text: &str) -> bool {
     !text.is_empty() && !text.contains(['{', '}'])

@@ -28,6 +28,9 @@ pub enum Care {
     Fast,
 }
 
+/// The names under which Redis is installed, or what speaks as it does.
+pub const REDIS_PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
+
 /// One of the servers.
 pub struct Server {
     recipe: Recipe,
@@ -126,7 +129,7 @@ impl Server {
 
     /// Starts Redis or Valkey with its data in `dir`/redis.
     pub fn redis(dir: &Path, care: Care) -> anyhow::Result<Self> {
-        let Some(program) = find(&["redis-server", "valkey-server"]) else {
+        let Some(program) = find(&REDIS_PROGRAMS) else {
             bail!(
                 "neither redis-server nor valkey-server is installed. Debian, Ubuntu: apt-get install redis-server; \
                  macOS: brew install redis; or run script/setup, or use `docker compose up` instead"
@@ -248,7 +251,7 @@ fn as_root() -> Option<String> {
 }
 
 /// The first of `names` that is on PATH or where distributions put servers.
-fn find(names: &[&str]) -> Option<PathBuf> {
+pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
     places.extend(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/libexec"].map(PathBuf::from));
@@ -256,7 +259,7 @@ fn find(names: &[&str]) -> Option<PathBuf> {
 }
 
 /// Makes a directory that only this user may enter, unless it is there; gives its path from the root.
-fn make_private(dir: &Path) -> anyhow::Result<PathBuf> {
+pub fn make_private(dir: &Path) -> anyhow::Result<PathBuf> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir).and_then(|()| dir.canonicalize());
     made.with_context(|| format!("creating {}", dir.display()))
 }

@@ -123,7 +123,7 @@ impl Waiters {
 }
 
 async fn subscribe(redis: &Redis, echo: &str) -> anyhow::Result<PubSub> {
-    let mut subscription = redis.client().get_async_pubsub().await.context("subscribing to finished tasks")?;
+    let mut subscription = redis.subscribe().await.context("subscribing to finished tasks")?;
     subscription.psubscribe(format!("{}:{{*}}:done", redis.prefix())).await.context("subscribing to finished tasks")?;
     subscription.subscribe(echo).await.context("subscribing to finished tasks")?;
     Ok(subscription)

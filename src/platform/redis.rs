@@ -2,13 +2,22 @@
 //!
 //! Commands share a connection because pipelining makes one connection faster than many (no check-out, fewer
 //! system calls); a blocking read would hold up everybody on it, so those take a connection of their own.
+//!
+//! `REDIS_URL` names one server or a cluster ([`cluster`]); nobody outside this room need know which.
+
+mod cluster;
 
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use deadpool_redis::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use deadpool_redis::redis::{AsyncConnectionConfig, Client, InfoDict, Value, from_redis_value};
+use deadpool_redis::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub};
+use deadpool_redis::redis::{
+    AsyncConnectionConfig, Client, Cmd, InfoDict, Pipeline, RedisFuture, Value, from_redis_value,
+};
+use tokio::sync::OwnedSemaphorePermit;
+
+use self::cluster::{Cluster, ClusterCommands};
 
 /// A command that has no answer after this long has failed.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -25,15 +34,144 @@ const WATCH_PERIOD: Duration = Duration::from_millis(250);
 /// A handle on Redis; cheap to clone.
 #[derive(Clone)]
 pub struct Redis {
+    servers: Servers,
+    prefix: Arc<str>,
+}
+
+#[derive(Clone)]
+enum Servers {
+    One(One),
+    Cluster(Arc<Cluster>),
+}
+
+/// One server.
+#[derive(Clone)]
+struct One {
     commands: Arc<RwLock<ConnectionManager>>,
     blocking: deadpool_redis::Pool,
     client: Arc<Client>,
-    prefix: Arc<str>,
 }
 
 impl Redis {
     /// Connects. Every key begins with `prefix`, so that several services (or tests) share a server.
     pub async fn connect(url: &str, prefix: &str) -> anyhow::Result<Self> {
+        let servers = match Cluster::connect(url).await? {
+            Some(cluster) => Servers::Cluster(Arc::new(cluster)),
+            None => Servers::One(One::connect(url).await?),
+        };
+        Ok(Self { servers, prefix: prefix.into() })
+    }
+
+    /// The shared connection for commands that answer at once. On a cluster the keys of a command, or of a pipeline,
+    /// share a slot.
+    pub fn commands(&self) -> Commands {
+        match &self.servers {
+            Servers::One(one) => Commands::One(one.commands()),
+            Servers::Cluster(cluster) => Commands::Cluster(cluster.commands()),
+        }
+    }
+
+    /// A connection of one's own, for reads that block.
+    pub async fn blocking(&self) -> anyhow::Result<Blocking> {
+        Ok(match &self.servers {
+            Servers::One(one) => Blocking::One(one.blocking.get().await.context("taking a Redis connection")?),
+            Servers::Cluster(cluster) => {
+                let (connection, place) = cluster.blocking().await?;
+                Blocking::Cluster(connection, place)
+            }
+        })
+    }
+
+    /// A connection for subscriptions. It ends with its server; another one is then made anew.
+    pub async fn subscribe(&self) -> anyhow::Result<PubSub> {
+        match &self.servers {
+            Servers::One(one) => Ok(one.client.get_async_pubsub().await?),
+            Servers::Cluster(cluster) => cluster.subscribe().await,
+        }
+    }
+
+    /// What every key begins with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Connections for blocking reads: (open, in use).
+    pub fn pool_use(&self) -> (usize, usize) {
+        match &self.servers {
+            Servers::One(one) => {
+                let status = one.blocking.status();
+                (status.size, status.size.saturating_sub(status.available))
+            }
+            Servers::Cluster(cluster) => (cluster.blocking_use(), cluster.blocking_use()),
+        }
+    }
+
+    /// Whether the server, of a cluster every master, answers and takes writes; what is wrong otherwise. A replica answers,
+    /// to a PING too, and takes none.
+    pub async fn usable(&self) -> anyhow::Result<()> {
+        match &self.servers {
+            Servers::One(one) => usable(&mut one.commands()).await,
+            Servers::Cluster(cluster) => cluster.usable().await,
+        }
+    }
+
+    /// Which processes of Redis serve, sorted; of a cluster the masters'. Another id is another process, which may know
+    /// less than the one before.
+    pub async fn run_ids(&self) -> anyhow::Result<Vec<String>> {
+        let of = |(_, info): (String, InfoDict)| info.get("run_id").context("a Redis without a run_id");
+        let mut ids: Vec<String> = self.info("server").await?.into_iter().map(of).collect::<Result<_, _>>()?;
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Refuses a replica and a server that may drop keys on its own, and says when a restart of it would lose data.
+    pub async fn require_safe_server(&self) -> anyhow::Result<()> {
+        self.usable().await.context("REDIS_URL must lead to a server that takes writes")?;
+        for (server, memory) in self.info("memory").await? {
+            let policy: String = memory.get("maxmemory_policy").unwrap_or_default();
+            let limit: u64 = memory.get("maxmemory").unwrap_or(0);
+            if policy != "noeviction" && limit > 0 {
+                bail!(
+                    "{server} has maxmemory-policy {policy}: it may drop queues and reservations. \
+                     Set `maxmemory-policy noeviction` (or maxmemory 0) and start again"
+                );
+            }
+        }
+        for (server, persistence) in self.info("persistence").await? {
+            if persistence.get::<i64>("aof_enabled").unwrap_or(0) == 0 {
+                tracing::warn!(
+                    server,
+                    "redis has no append-only file: a restart of it forgets what is queued, which then waits for the sweeps"
+                );
+            }
+        }
+        for (server, cluster) in self.info("cluster").await? {
+            let is_node = cluster.get::<i64>("cluster_enabled").unwrap_or(0) == 1;
+            if is_node && matches!(self.servers, Servers::One(_)) {
+                tracing::warn!(server, "redis is a node of a cluster: REDIS_URL should begin with redis-cluster://");
+            }
+        }
+        Ok(())
+    }
+
+    /// A section of INFO of every server, of a cluster every master, with what to call it.
+    async fn info(&self, section: &str) -> anyhow::Result<Vec<(String, InfoDict)>> {
+        let reply: Value = deadpool_redis::redis::cmd("INFO")
+            .arg(section)
+            .query_async(&mut self.commands())
+            .await
+            .with_context(|| format!("reading INFO {section} from Redis"))?;
+        let named = match reply {
+            Value::Map(nodes) => nodes,
+            one => vec![(Value::SimpleString("Redis".to_owned()), one)],
+        };
+        let read = |(name, info)| Ok((from_redis_value(name)?, from_redis_value(info)?));
+        named.into_iter().map(read).collect::<Result<_, deadpool_redis::redis::ParsingError>>().context("reading INFO")
+    }
+}
+
+impl One {
+    async fn connect(url: &str) -> anyhow::Result<Self> {
         let client = Client::open(url).context("parsing REDIS_URL")?;
         let commands = shared_connection(&client).await.context("connecting to Redis")?;
         let commands = Arc::new(RwLock::new(commands));
@@ -50,78 +188,69 @@ impl Redis {
             .recycle_timeout(Some(CONNECT_TIMEOUT))
             .build()
             .context("building the Redis pool")?;
-        Ok(Self { commands, blocking, client: Arc::new(client), prefix: prefix.into() })
+        Ok(Self { commands, blocking, client: Arc::new(client) })
     }
 
-    /// The shared connection for commands that answer at once.
-    pub fn commands(&self) -> ConnectionManager {
+    fn commands(&self) -> ConnectionManager {
         self.commands.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
 
-    /// A connection of one's own, for reads that block.
-    pub async fn blocking(&self) -> anyhow::Result<deadpool_redis::Connection> {
-        self.blocking.get().await.context("taking a Redis connection")
-    }
+/// The shared connection; cheap to clone.
+#[derive(Clone)]
+pub enum Commands {
+    /// To the only server.
+    One(ConnectionManager),
+    /// To every node.
+    Cluster(ClusterCommands),
+}
 
-    /// The client, for subscriptions.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
+/// A connection of one's own.
+pub enum Blocking {
+    /// To the only server.
+    One(deadpool_redis::Connection),
+    /// To every node, with the right to have it.
+    Cluster(ClusterCommands, OwnedSemaphorePermit),
+}
 
-    /// What every key begins with.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
-    /// Whether the server answers and takes writes; what is wrong otherwise. A replica answers, to a PING too, and takes
-    /// none.
-    pub async fn usable(&self) -> anyhow::Result<()> {
-        usable(&mut self.commands()).await
-    }
-
-    /// Connections of the blocking pool: (open, in use).
-    pub fn pool_use(&self) -> (usize, usize) {
-        let status = self.blocking.status();
-        (status.size, status.size.saturating_sub(status.available))
-    }
-
-    /// Which processes of Redis serve: another id is another process, which may know less than the one before.
-    pub async fn run_ids(&self) -> anyhow::Result<Vec<String>> {
-        let info = deadpool_redis::redis::cmd("INFO").arg("server").to_owned();
-        let info: InfoDict = info.query_async(&mut self.commands()).await.context("reading INFO server from Redis")?;
-        Ok(vec![info.get("run_id").context("a Redis without a run_id")?])
-    }
-
-    /// Refuses a replica and a server that may drop keys on its own, and says when a restart of it would lose data.
-    pub async fn require_safe_server(&self) -> anyhow::Result<()> {
-        let mut commands = self.commands();
-        usable(&mut commands).await.context("REDIS_URL must lead to a server that takes writes")?;
-        let memory: InfoDict = deadpool_redis::redis::cmd("INFO")
-            .arg("memory")
-            .query_async(&mut commands)
-            .await
-            .context("reading INFO memory from Redis")?;
-        let policy: String = memory.get("maxmemory_policy").unwrap_or_default();
-        let limit: u64 = memory.get("maxmemory").unwrap_or(0);
-        if policy != "noeviction" && limit > 0 {
-            bail!(
-                "Redis has maxmemory-policy {policy}: it may drop queues and reservations. \
-                 Set `maxmemory-policy noeviction` (or maxmemory 0) and start again"
-            );
+impl Blocking {
+    /// Not back to the pool: one that leads to a server which is a replica now would pass there for a good one.
+    pub fn discard(self) {
+        if let Self::One(connection) = self {
+            drop(deadpool_redis::Connection::take(connection));
         }
-        let persistence: InfoDict = deadpool_redis::redis::cmd("INFO")
-            .arg("persistence")
-            .query_async(&mut commands)
-            .await
-            .context("reading INFO persistence from Redis")?;
-        if persistence.get::<i64>("aof_enabled").unwrap_or(0) == 0 {
-            tracing::warn!(
-                "redis has no append-only file: a restart of it forgets what is queued, which then waits for the sweeps"
-            );
-        }
-        Ok(())
     }
 }
+
+/// Passes everything on to the connection inside.
+macro_rules! passes_on {
+    ($kind:ident: $($variant:pat => $connection:ident),+) => {
+        impl ConnectionLike for $kind {
+            fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+                match self {
+                    $($variant => $connection.req_packed_command(command)),+
+                }
+            }
+            fn req_packed_commands<'a>(
+                &'a mut self,
+                pipeline: &'a Pipeline,
+                offset: usize,
+                count: usize,
+            ) -> RedisFuture<'a, Vec<Value>> {
+                match self {
+                    $($variant => $connection.req_packed_commands(pipeline, offset, count)),+
+                }
+            }
+            fn get_db(&self) -> i64 {
+                match self {
+                    $($variant => $connection.get_db()),+
+                }
+            }
+        }
+    };
+}
+passes_on!(Commands: Self::One(one) => one, Self::Cluster(cluster) => cluster);
+passes_on!(Blocking: Self::One(one) => one, Self::Cluster(cluster, _) => cluster);
 
 async fn shared_connection(client: &Client) -> Result<ConnectionManager, deadpool_redis::redis::RedisError> {
     let config = ConnectionManagerConfig::new()
@@ -171,13 +300,17 @@ pub fn is_unavailable(error: &deadpool_redis::redis::RedisError) -> bool {
         || error.is_timeout()
         || error.is_connection_dropped()
         || error.is_connection_refusal()
+        // Of a cluster whose slot is on its way or without a master: it was refused as long as anybody had patience.
+        || error.is_cluster_error()
         || matches!(
             error.kind(),
-            ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                    | ServerErrorKind::MasterDown
-                    | ServerErrorKind::TryAgain
-                    | ServerErrorKind::ReadOnly
-            )
+            ErrorKind::ClusterConnectionNotFound
+                | ErrorKind::Server(
+                    ServerErrorKind::BusyLoading
+                        | ServerErrorKind::MasterDown
+                        | ServerErrorKind::ReadOnly
+                        // A node that has just joined is given scripts when it has a slot.
+                        | ServerErrorKind::NoScript
+                )
         )
 }

@@ -8,7 +8,6 @@
 use std::io;
 
 use anyhow::Context;
-use deadpool_redis::Connection;
 use redis::{RedisError, Value};
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +18,7 @@ use super::super::scripts;
 use super::turns::Turns;
 use super::{BLOCK, Lane, READ_GRACE, keeper};
 use crate::platform::loops::Pulse;
+use crate::platform::redis::Blocking;
 
 /// Entries as (id, envelope's text).
 type Entries = Vec<(String, String)>;
@@ -28,13 +28,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let mut connection = self.worker.engine.redis.blocking().await?;
         let read = self.read_on(&mut connection, pulse, tracker).await;
         if read.is_err() {
-            // Not back to the pool: one that leads to a server which is a replica now would pass there for a good one.
-            drop(Connection::take(connection));
+            connection.discard();
         }
         read
     }
 
-    async fn read_on(&self, connection: &mut Connection, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
+    async fn read_on(&self, connection: &mut Blocking, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
         let mut turns = Turns::default();
         self.ensure_groups(self.levels()).await?;
         while !pulse.stopping() {
@@ -79,7 +78,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     /// Entries of the only stream; waits for some for a while.
-    async fn take_or_wait(&self, connection: &mut Connection) -> Result<Entries, RedisError> {
+    async fn take_or_wait(&self, connection: &mut Blocking) -> Result<Entries, RedisError> {
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP").arg(GROUP).arg(&self.worker.consumer).arg("COUNT").arg(self.spec.batch);
         read.arg("BLOCK").arg(millis(BLOCK)).arg("STREAMS").arg(self.keys.stream()).arg(">");
@@ -89,7 +88,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     /// Entries of the stream whose turn it is; waits for a while for one to have some, and then gives none.
     async fn take_in_turn(
         &self,
-        connection: &mut Connection,
+        connection: &mut Blocking,
         levels: Levels,
         turns: &mut Turns,
     ) -> Result<(Priority, Entries), RedisError> {
@@ -139,7 +138,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
 /// What a command that waits at the server answers. A server that is gone without a word would never answer; what it gave
 /// out is taken over.
-async fn wait_for(command: &redis::Cmd, connection: &mut Connection) -> Result<Value, RedisError> {
+async fn wait_for(command: &redis::Cmd, connection: &mut Blocking) -> Result<Value, RedisError> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server did not answer a read in time");
     tokio::time::timeout(BLOCK + READ_GRACE, command.query_async(connection)).await.map_err(late)?
 }
