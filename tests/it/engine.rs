@@ -481,6 +481,39 @@ fn steps<const N: usize>(fails: [bool; N]) -> Vec<Call> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_of_any_name_works() {
+    let s = Setup::new().await;
+    let longest = format!("long/{}", "0".repeat(91));
+    let names = ["-", "_", "0", "--", "test-/_", "a/b/c/d", "test/0", "workers", "absent", &longest];
+    let queues: Vec<QueueName> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let consumed = queues.clone();
+    let registry = Registry::default()
+        .partitioned_queue(SPEC, move |_| Box::pin(std::future::ready(Ok(consumed.clone()))))
+        .single(one);
+    Worker::start(s.bench.engine.clone(), registry, s.bench.clone(), &s.loops);
+    let call = |queue: &QueueName| {
+        let work = Work { what: queue.to_string() };
+        Call { queue: queue.clone(), ..Call::of(&work).unwrap() }
+    };
+    // One chain through all of them, and a task in each that waits for its time.
+    let chain: Vec<Call> = queues.iter().map(call).collect();
+    s.bench.engine.chain(&chain).await.unwrap();
+    let delayed: Vec<Call> = queues.iter().map(call).collect();
+    for call in &delayed {
+        let due = s.h.now().plus(Duration::from_millis(50));
+        assert!(s.bench.engine.call(call, Some(due), Unique::UntilDone).await.unwrap());
+    }
+    for call in chain.iter().chain(&delayed) {
+        assert_eq!(s.end_of(call).await.result["did"], call.queue.as_str());
+    }
+    for queue in &queues {
+        let depth = s.bench.engine.depth(queue).await.unwrap();
+        assert_eq!((depth.depth, depth.running, depth.delayed, depth.dead), (0, 0, 0, 0), "{queue}");
+        assert!(s.bench.engine.queue_exists(queue).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_taken_back_before_it_runs_and_told_while_it_does() {
     let s = Setup::new().await;
     let (waiting, later) = (s.enqueue("never").await, Uuid::now_v7());

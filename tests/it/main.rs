@@ -8,6 +8,7 @@ mod support;
 mod architecture;
 mod auth;
 mod catalogue;
+mod cluster;
 mod commands;
 mod crashes;
 mod engine;

@@ -215,12 +215,18 @@ async fn mysql_answers_for_a_task_that_redis_forgot() {
     h.get(&format!("/tasks/{task}"), &h.register().await).await.problem(404, "not_found");
 }
 
-/// Deletes everything this test has in Redis, at one instant.
+/// Deletes everything this test has in Redis, each queue's part at one instant.
 pub async fn forget(h: &Harness) {
-    let script =
-        redis::Script::new("for _, k in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', k) end return 0");
+    let mut commands = h.app.redis.commands();
+    let script = redis::Script::new(
+        "for _, k in ipairs(redis.call('KEYS', KEYS[1] .. '*')) do redis.call('DEL', k) end return 0",
+    );
     let pattern = format!("{}:*", h.app.redis.prefix());
-    let _: i64 = script.arg(pattern).invoke_async(&mut h.app.redis.commands()).await.unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut commands).await.unwrap();
+    let parts: HashSet<&str> = keys.iter().map(|key| key.split_inclusive('}').next().unwrap()).collect();
+    for part in parts {
+        let _: i64 = script.key(part).invoke_async(&mut commands).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

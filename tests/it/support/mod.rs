@@ -1,12 +1,14 @@
 //! What every test is given: servers, a service of its own, a client, people and courses.
 
 pub mod client;
+pub mod cluster;
 pub mod harness;
 pub mod process;
 pub mod proxy;
 pub mod servers;
 
 pub use client::{Answer, Client};
+pub use cluster::Cluster;
 pub use harness::{Course, Harness, Options, Person};
 pub use process::Process;
 pub use proxy::Proxy;

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use onrush::dev::servers::{Care, Server, Servers, database_url};
 use tempfile::TempDir;
 
+use super::Cluster;
+
 /// Where the servers are that a test uses.
 #[derive(Clone)]
 pub struct Addresses {
@@ -23,22 +25,44 @@ impl Addresses {
     }
 }
 
-/// The servers that all tests share: private ones, or the MySQL that `ONRUSH_TEST_DATABASE_URL` names.
+/// The servers that all tests share: private ones, or the MySQL that `ONRUSH_TEST_DATABASE_URL` names. Their Redis is
+/// one server, or a cluster of three when `ONRUSH_TEST_REDIS` is `cluster`.
 pub fn servers() -> Addresses {
-    static SHARED: OnceLock<(Addresses, Vec<Server>)> = OnceLock::new();
+    static SHARED: OnceLock<(Addresses, Vec<Server>, Option<Cluster>)> = OnceLock::new();
     let start = || {
         // The servers remove it when they end: no destructor runs at the end of a test binary.
         let dir = new_dir().keep();
-        let redis = Server::redis(&dir, Care::Fast).expect("a private Redis");
+        let (mut servers, mut cluster) = (Vec::new(), None);
+        let redis = if on_a_cluster() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let started = runtime.block_on(Cluster::start_in(dir.clone(), 0, Care::Fast));
+            cluster.insert(started).url()
+        } else {
+            let redis = Server::redis(&dir, Care::Fast).expect("a private Redis");
+            let url = redis.url().to_owned();
+            servers.push(redis);
+            url
+        };
         let named = std::env::var("ONRUSH_TEST_DATABASE_URL").ok().filter(|url| !url.is_empty());
-        if let Some(mysql) = named {
-            return (Addresses { mysql, redis: redis.url().to_owned(), clean_up: true }, vec![redis]);
-        }
-        let mysql = Server::mysql(&dir, Care::Fast).expect("a private MySQL");
-        let addresses = Addresses { mysql: mysql.url().to_owned(), redis: redis.url().to_owned(), clean_up: false };
-        (addresses, vec![redis, mysql])
+        let clean_up = named.is_some();
+        let mysql = named.unwrap_or_else(|| {
+            let mysql = Server::mysql(&dir, Care::Fast).expect("a private MySQL");
+            let url = mysql.url().to_owned();
+            servers.push(mysql);
+            url
+        });
+        (Addresses { mysql, redis, clean_up }, servers, cluster)
     };
     SHARED.get_or_init(start).0.clone()
+}
+
+/// Whether the tests run on a cluster.
+pub fn on_a_cluster() -> bool {
+    match std::env::var("ONRUSH_TEST_REDIS").as_deref() {
+        Ok("cluster") => true,
+        Ok("") | Err(_) => false,
+        Ok(other) => panic!("ONRUSH_TEST_REDIS is `cluster` or nothing, not {other}"),
+    }
 }
 
 /// Servers for one test alone, which may stop, kill, start and empty them: [`PrivateServers::change`].
