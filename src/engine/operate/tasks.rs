@@ -67,6 +67,15 @@ pub(super) fn waiting_state(envelope: &Envelope) -> State {
 impl Engine {
     /// What Redis knows of a task; `None` when it knows nothing.
     pub async fn find(&self, id: &TaskId) -> anyhow::Result<Option<Found>> {
+        // It is looked for in two places, one after the other: one that moves from the second to the first meanwhile is
+        // in neither, and found by the next look.
+        match self.look_for(id).await? {
+            None => self.look_for(id).await,
+            found => Ok(found),
+        }
+    }
+
+    async fn look_for(&self, id: &TaskId) -> anyhow::Result<Option<Found>> {
         let (keys, key) = (self.keys(&id.queue), id.key.as_simple().to_string());
         let mut commands = self.redis.commands();
         type Texts = (Option<String>, Option<String>, Option<String>, Option<f64>);

@@ -19,7 +19,7 @@ use super::servers::{Addresses, blocking, servers};
 use super::{Client, Process};
 
 /// A condition that does not come true within this long fails its test.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What the service of a test and its processes sign tokens with.
 pub const JWT_SECRET: &str = "a-secret-of-the-tests-with-32-bytes-or-more";
 /// What the sandbox of a test signs with.
