@@ -8,7 +8,7 @@
 //! * [`idempotency`]: the first answer to a request, kept with its effect.
 //! * [`engine`]: the task engine on Redis Streams. No business words either.
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
-//!   of orders. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
+//!   of orders; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`routes`] and [`jobs`]: every route and every background task, in one list each.
 //! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
 //!   audit of all that they did, there and in the features ([`audit`]).
@@ -28,6 +28,7 @@ pub mod auth;
 pub mod catalogue;
 pub mod orders;
 pub mod payments;
+pub mod reports;
 pub mod seckill;
 pub mod wallet;
 

@@ -36,6 +36,7 @@ use crate::ops;
 use crate::orders;
 use crate::payments;
 use crate::platform::crowd::{Crowd, Place};
+use crate::reports;
 use crate::seckill;
 use crate::wallet;
 
@@ -105,6 +106,8 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(admin::tasks::retry))
         .routes(routes!(admin::workers::list))
         .routes(routes!(admin::audit::list))
+        .routes(routes!(reports::http::list))
+        .routes(routes!(reports::http::show))
 }
 
 /// Routes whose handlers touch Redis only. Each names its whole path: a nested router takes the path apart once more

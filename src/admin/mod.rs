@@ -14,10 +14,7 @@ use crate::engine::QueueName;
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::platform::extract::Shape;
-use crate::platform::page::Page;
-
-/// Items of a page when the request does not say.
-const DEFAULT_LIMIT: usize = 20;
+use crate::platform::page::{self, Page};
 
 /// Which page of a list that is not ordered by ids.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -44,7 +41,7 @@ impl<S> Shape<S> for PageAfter {}
 
 impl PageAfter {
     fn size(&self) -> usize {
-        self.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize)
+        page::size(self.limit) as usize
     }
 
     fn cursor(&self) -> &str {
@@ -52,11 +49,8 @@ impl PageAfter {
     }
 
     /// Makes a page of items of which one more than its size was read, where there are so many.
-    fn page<T: Serialize>(&self, mut items: Vec<T>, cursor_of: impl Fn(&T) -> String) -> Page<T> {
-        let more = items.len() > self.size();
-        items.truncate(self.size());
-        let next_cursor = items.last().filter(|_| more).map(cursor_of);
-        Page { items, next_cursor }
+    fn page<T: Serialize>(&self, items: Vec<T>, cursor_of: impl Fn(&T) -> String) -> Page<T> {
+        Page::cut(items, page::size(self.limit), cursor_of)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::engine::schedule::{CatchUp, Definition, Kind, Tasks};
 use crate::engine::{Job, Outcome, QueueSpec, Registry, Retry, Task};
 use crate::platform::clock::At;
-use crate::{auth, check, idempotency, orders, payments};
+use crate::{auth, check, idempotency, orders, payments, reports};
 
 /// The queue of the passes.
 const QUEUE: &str = "system";
@@ -36,6 +36,8 @@ const REFUND_S: u64 = 1;
 const PRUNE_S: u64 = 3600;
 /// The invariants are checked at this time of the business day, when few people buy: the check reads whole tables.
 const CHECK: &str = "30 4 * * *";
+/// What yesterday came to is reported at this time of the business day, before people come to work.
+const DAILY_REPORT: &str = "30 7 * * *";
 
 /// What a pass cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +105,8 @@ passes! {
     PruneAnswers = "idempotency.prune", MySql => |app: App| async move { idempotency::prune(&app).await.map(nothing) };
     /// Proves what must always hold, of Redis too.
     Check = "check.invariants", Redis => |app: App| async move { check_invariants(&app).await };
+    /// Reports what the day before came to, and the days before it whose reports are missing.
+    DailyReport = "reports.daily", MySql => |app: App| async move { reports::make_missing(&app).await.map(made) };
 }
 
 fn add<T: Task>(tasks: Tasks, needs: Needs) -> Tasks {
@@ -118,6 +122,10 @@ fn outcome(ran: anyhow::Result<Value>) -> Outcome {
 
 fn due<N: Serialize>(count: N) -> Value {
     json!({ "due": count })
+}
+
+fn made<D: Serialize>(days: Vec<D>) -> Value {
+    json!({ "made": days })
 }
 
 fn nothing(_: ()) -> Value {
@@ -147,6 +155,11 @@ pub fn own_schedules(config: &Config, now: At) -> Vec<Definition> {
         every_s: i64::try_from(seconds).ok(),
         ..schedule(task, zone, now)
     };
+    let daily = |task: &str, crontab: &str| Definition {
+        kind: Kind::Crontab,
+        crontab: Some(crontab.to_owned()),
+        ..schedule(task, zone, now)
+    };
     vec![
         every(Sweep::NAME, config.orders.sweep_period_s),
         every(RedriveOrders::NAME, REDRIVE_S),
@@ -155,7 +168,8 @@ pub fn own_schedules(config: &Config, now: At) -> Vec<Definition> {
         every(RedrivePayments::NAME, REDRIVE_S),
         every(PruneTokens::NAME, PRUNE_S),
         every(PruneAnswers::NAME, PRUNE_S),
-        Definition { kind: Kind::Crontab, crontab: Some(CHECK.to_owned()), ..schedule(Check::NAME, zone, now) },
+        daily(Check::NAME, CHECK),
+        daily(DailyReport::NAME, DAILY_REPORT),
     ]
 }
 

@@ -1,9 +1,10 @@
-//! What every room stands on and no business word enters: clock, ids, money, database, Redis, extractors, loops.
+//! What every room stands on and no business word enters: clock, days, ids, money, database, Redis, extractors, loops.
 //!
 //! Nothing in here imports anything else of the crate.
 
 pub mod clock;
 pub mod crowd;
+pub mod day;
 pub mod db;
 pub mod extract;
 pub mod id;

@@ -41,17 +41,18 @@ impl PageQuery {
     }
 
     fn size(&self) -> u32 {
-        self.limit.unwrap_or(DEFAULT_LIMIT)
+        size(self.limit)
     }
 
     /// Makes a page of what [`PageQuery::fetch`] rows became; `id_of` names an item's id.
-    pub fn page<T, K>(&self, mut items: Vec<T>, id_of: impl Fn(&T) -> Id<K>) -> Page<T> {
-        let size = self.size() as usize;
-        let more = items.len() > size;
-        items.truncate(size);
-        let next_cursor = if more { items.last().map(|item| id_of(item).to_string()) } else { None };
-        Page { items, next_cursor }
+    pub fn page<T, K>(&self, items: Vec<T>, id_of: impl Fn(&T) -> Id<K>) -> Page<T> {
+        Page::cut(items, self.size(), |item| id_of(item).to_string())
     }
+}
+
+/// How many items a page has.
+pub fn size(limit: Option<u32>) -> u32 {
+    limit.unwrap_or(DEFAULT_LIMIT)
 }
 
 /// One page of a list.
@@ -61,4 +62,14 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Send it as `cursor` for the next page; null on the last page.
     pub next_cursor: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// Makes a page of `size` items of a list of which one more was read, where there are so many.
+    pub fn cut(mut items: Vec<T>, size: u32, cursor_of: impl Fn(&T) -> String) -> Self {
+        let more = items.len() > size as usize;
+        items.truncate(size as usize);
+        let next_cursor = items.last().filter(|_| more).map(cursor_of);
+        Self { items, next_cursor }
+    }
 }

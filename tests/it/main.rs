@@ -19,6 +19,7 @@ mod orders;
 mod outages;
 mod payments;
 mod playground;
+mod reports;
 mod schedules;
 mod seckill;
 mod skeleton;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Trade;
 use crate::platform::clock::At;
+use crate::platform::day::Day;
 use crate::platform::id::Id;
 use crate::platform::money::CURRENCY;
 
@@ -130,10 +131,8 @@ pub struct Bill {
 impl Bill {
     /// The day's first instant and the next day's, in `zone`.
     pub fn day(&self, zone: &str) -> Option<(At, At)> {
-        let date: jiff::civil::Date = self.date.parse().ok()?;
-        let zone = jiff::tz::TimeZone::get(zone).ok()?;
-        let start = |date: jiff::civil::Date| Some(At::from(date.to_zoned(zone.clone()).ok()?.timestamp()));
-        Some((start(date)?, start(date.tomorrow().ok()?)?))
+        let day: Day = self.date.parse().ok()?;
+        Some(day.bounds(&jiff::tz::TimeZone::get(zone).ok()?))
     }
 }
 

@@ -193,12 +193,15 @@ async fn without_redis_due_orders_time_out_and_what_needs_it_waits() {
     let sweep = desk.h.post("/admin/schedules", &desk.token(), sweep).await.expect(201).text_of("id");
     let redrive = json!({ "name": "redrive", "task": "orders.redrive", "kind": "interval", "every_s": 60 });
     let redrive = desk.h.post("/admin/schedules", &desk.token(), redrive).await.expect(201).text_of("id");
+    let report = json!({ "name": "report", "task": "reports.daily", "kind": "interval", "every_s": 60 });
+    let report = desk.h.post("/admin/schedules", &desk.token(), report).await.expect(201).text_of("id");
     servers.change(|s| s.redis.kill()).await;
     desk.h.advance(MINUTE * 31);
     desk.scheduler.pass().await.expect_err("the redrive cannot be enqueued");
     let path = format!("/orders/{}", order.text_of("order_no"));
     desk.h.eventually(async || desk.h.get(&path, &alice).await["status"] == "timed_out").await;
-    assert_eq!((desk.runs(&sweep).await, desk.runs(&redrive).await), (1, 0));
+    desk.h.eventually(async || desk.h.count("SELECT COUNT(*) FROM daily_reports").await >= 6).await;
+    assert_eq!((desk.runs(&sweep).await, desk.runs(&report).await, desk.runs(&redrive).await), (1, 1, 0));
     let waiting = desk.look(&redrive).await;
     assert_ne!(waiting["next_run_at"], Value::Null);
     servers.change(|s| s.redis.start()).await;

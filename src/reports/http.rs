@@ -1,0 +1,67 @@
+//! Handlers of `/admin/reports`.
+
+use axum::Json as Answer;
+use axum::extract::State;
+use serde::Deserialize;
+
+use super::DailyReport;
+use crate::app::App;
+use crate::auth::Admin;
+use crate::error::{Kind, Problem, Result};
+use crate::platform::day::Day;
+use crate::platform::extract::{Input, Path, Query, Shape};
+use crate::platform::page::{self, Page};
+
+/// Which page of the reports.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ReportsQuery {
+    /// `next_cursor` of the page before, its last day; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, format = "date")]
+    cursor: Option<Day>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for ReportsQuery {}
+
+/// What each business day came to, newest first.
+#[utoipa::path(get, path = "/admin/reports/daily", tag = "admin", operation_id = "list_daily_reports",
+    security(("bearer" = [])),
+    params(ReportsQuery),
+    responses(
+        (status = 200, body = Page<DailyReport>, description = "A page of reports"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<ReportsQuery>>,
+) -> Result<Answer<Page<DailyReport>>> {
+    let size = page::size(query.limit);
+    let mut conn = app.db.acquire().await?;
+    let reports = super::list(&mut conn, query.cursor.unwrap_or(Day::MAX), size + 1).await?;
+    Ok(Answer(Page::cut(reports, size, |report| report.day.to_string())))
+}
+
+/// What one business day came to.
+///
+/// There is no report of a day before the day is over and the report is made: 404 until then.
+#[utoipa::path(get, path = "/admin/reports/daily/{day}", tag = "admin", operation_id = "show_daily_report",
+    security(("bearer" = [])),
+    params(("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
+    responses(
+        (status = 200, body = DailyReport, description = "The report"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json",
+            description = "`not_found`: the day has no report, or none yet"),
+    ))]
+pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Answer<DailyReport>> {
+    let mut conn = app.db.acquire().await?;
+    let report = super::find(&mut conn, day).await?;
+    Ok(Answer(report.ok_or(Kind::NotFound)?))
+}

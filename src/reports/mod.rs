@@ -1,0 +1,94 @@
+//! Reports: what each business day came to, written once it is over.
+//!
+//! A report is a row that is made once and stays: what happens later to an order of that day (late money opens it again, it
+//! is given back) is in the report of the day on which it happens.
+
+pub mod http;
+mod model;
+mod store;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::tz::TimeZone;
+
+use crate::app::App;
+use crate::error::Result;
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db::Conn;
+
+pub use model::{DailyReport, Span};
+
+/// What follows an event is looked for this much earlier than the event: its time is another machine's.
+const SKEW: Duration = Duration::from_secs(3600);
+
+/// Makes the report of yesterday, and those of the days before it that are missing after an outage. The days that it
+/// found missing, oldest first. A day that has a report keeps it, so two at once are harmless.
+pub async fn make_missing(app: &App) -> anyhow::Result<Vec<Day>> {
+    let now = app.clock.now();
+    let zone = TimeZone::get(&app.config.time_zone).context("reading the business time zone")?;
+    let mut missing = model::due(now, &zone);
+    let mut conn = app.db.acquire().await?;
+    if let Some((first, _)) = missing.first() {
+        let made = store::days_since(&mut conn, *first).await?;
+        missing.retain(|(day, _)| !made.contains(day));
+    }
+    for (day, span) in &missing {
+        let report = read(&mut conn, *day, *span, now).await?;
+        keep(&mut conn, &report).await?;
+        tracing::info!(report.day = %day, "report made");
+    }
+    Ok(missing.into_iter().map(|(day, _)| day).collect())
+}
+
+/// What a day came to, so far as the database says at `now`.
+pub async fn read(conn: &mut Conn, day: Day, span: Span, now: At) -> Result<DailyReport> {
+    let (course_orders_created, seckill_orders_created) = store::created(conn, span).await?;
+    let paid = store::paid(conn, span, span.from.minus(SKEW)).await?;
+    let (orders_cancelled, orders_timed_out) = store::closed(conn, span, span.from.minus(SKEW)).await?;
+    let courses_granted = store::granted(conn, span).await?;
+    let seckill_units_returned = store::units_returned(conn, span).await?;
+    let (payments_late, notifications_flagged) = store::late_and_flagged(conn, span).await?;
+    let (refunds_confirmed, refunded_fen) = store::refunded(conn, span).await?;
+    let users_registered = store::registered(conn, span).await?;
+    Ok(DailyReport {
+        day,
+        starts_at: span.from,
+        ends_at: span.until,
+        course_orders_created,
+        seckill_orders_created,
+        course_orders_paid: paid.course_orders,
+        seckill_orders_paid: paid.seckill_orders,
+        paid_fen: paid.paid_fen,
+        coupon_discount_fen: paid.coupon_discount_fen,
+        points_discount_fen: paid.points_discount_fen,
+        points_used: paid.points_used,
+        points_earned: paid.points_earned,
+        orders_cancelled,
+        orders_timed_out,
+        courses_granted,
+        seckill_units_returned,
+        payments_late,
+        notifications_flagged,
+        refunds_confirmed,
+        refunded_fen,
+        users_registered,
+        made_at: now,
+    })
+}
+
+/// Keeps a report; a day that has one keeps that.
+pub async fn keep(conn: &mut Conn, report: &DailyReport) -> Result<()> {
+    store::keep(conn, report).await
+}
+
+/// The report of a day.
+pub async fn find(conn: &mut Conn, day: Day) -> Result<Option<DailyReport>> {
+    store::find(conn, day).await
+}
+
+/// Reports of days before `before`, newest first.
+pub async fn list(conn: &mut Conn, before: Day, limit: u32) -> Result<Vec<DailyReport>> {
+    store::list(conn, before, limit).await
+}
