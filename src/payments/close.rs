@@ -113,7 +113,7 @@ pub(super) async fn end_closed(app: &App, id: PaymentId) -> Result<bool> {
 }
 
 /// Ends the trade of a payment that was closed while its gateway failed to open the trade, and perhaps opened it all the
-/// same. Keyed by the payment's id.
+/// same. Two of one payment do no harm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EndTrade {
     /// The payment.

@@ -33,6 +33,7 @@ pub use settle::{Settled, notified};
 use std::time::Duration;
 
 use anyhow::Context;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::UserId;
@@ -85,8 +86,13 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, chan
                 }
             }
             Asked::Paid(message, body) => {
-                settle::settle(app, gateway, &message, &body).await?;
-                return Err(refuse(Kind::OrderState, "the order has been paid").into());
+                let why = match settle::settle(app, gateway, &message, &body).await? {
+                    Settled::Late(_) => {
+                        "it has been paid, too late or twice: the money goes back, or the order is opened again"
+                    }
+                    _ => "the order has been paid",
+                };
+                return Err(refuse(Kind::OrderState, why).into());
             }
             Asked::Over => {
                 let mut conn = app.db.acquire().await?;
@@ -104,7 +110,8 @@ async fn end_if_closed(app: &App, payment: &Payment) {
         if is_started(app, payment.id).await? {
             return Ok(());
         }
-        let item = Item::now(payment.id.uuid(), EndTrade { payment_id: payment.id });
+        // A key of its own: in this queue the payment's is that of what becomes of its money.
+        let item = Item::now(Uuid::now_v7(), EndTrade { payment_id: payment.id });
         app.engine.enqueue(&[item]).await.map(drop).map_err(Error::from)
     };
     if let Err(error) = told.await {

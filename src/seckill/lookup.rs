@@ -13,8 +13,16 @@ use crate::auth::UserId;
 use crate::error::{Error, Kind, Result};
 use crate::orders::OrderId;
 
-/// A submission that has an order: whose, and which.
-pub type Placed = (UserId, OrderId);
+/// A submission that has an order.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed {
+    /// Whose.
+    pub user: UserId,
+    /// Which.
+    pub order: OrderId,
+    /// Its unit is on sale again: it holds nobody's place any more.
+    pub returned: bool,
+}
 
 /// The order that a submission got. The statement runs in a task of its own: who asks may leave.
 pub async fn order_of(app: &App, entry: EntryId) -> Result<Option<Placed>> {
@@ -38,6 +46,7 @@ pub async fn order_of(app: &App, entry: EntryId) -> Result<Option<Placed>> {
 async fn orders_of(app: &App, entries: &[EntryId]) -> Result<Vec<Option<Placed>>> {
     let mut conn = app.db.acquire().await?;
     let found = store::find_entries(&mut conn, entries).await?;
-    let found: HashMap<EntryId, Placed> = found.into_iter().map(|e| (e.id, (e.user_id, e.order_id))).collect();
+    let placed = |(id, user, order, returned)| (id, Placed { user, order, returned });
+    let found: HashMap<EntryId, Placed> = found.into_iter().map(placed).collect();
     Ok(entries.iter().map(|entry| found.get(entry).copied()).collect())
 }

@@ -74,7 +74,7 @@ async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) 
         admission = ask(app, memory, activity, user).await?;
     }
     if let Admission::Lost(entry) = admission {
-        admission = if lookup::order_of(app, entry).await?.is_some() {
+        admission = if lookup::order_of(app, entry).await?.is_some_and(|placed| !placed.returned) {
             Admission::InAlready(entry)
         } else {
             Gate::of(&app.engine, activity).forget(app, user, entry).await?;

@@ -1,7 +1,7 @@
 //! Keeping the gates true: built where missing, units put back on sale, differences corrected.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::model::{ActivityId, EntryId, Look};
@@ -10,6 +10,7 @@ use super::store;
 use crate::app::App;
 use crate::auth::UserId;
 use crate::error::Result;
+use crate::platform::clock::At;
 
 /// Activities looked after at once; more are logged and wait until others end.
 pub const MAX_ACTIVITIES: u32 = 200;
@@ -21,6 +22,10 @@ pub const BEFORE_START: Duration = Duration::from_secs(3600);
 const RETURN_CHUNK: u32 = 500;
 /// Units that came back are put back once more for this long.
 const RETURN_AGAIN: Duration = Duration::from_secs(30);
+/// And this much longer by a process that has seen no pass yet.
+const UNSEEN: Duration = Duration::from_secs(3600);
+/// What was being placed while another process of Redis began to serve is committed after this long, or given up.
+const SETTLED: Duration = Duration::from_secs(30);
 /// A gate that would sell too many is corrected when a second look this much later sees the same.
 const CONFIRM_FEWER: Duration = Duration::from_millis(1000);
 /// A gate that would sell too few is corrected when it still does after this long.
@@ -30,16 +35,45 @@ const CONFIRM_MORE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Doubts(Mutex<HashMap<ActivityId, (Look, Instant)>>);
 
-/// The servers that every gate was last told on who holds a unit.
+/// What the gates of these servers were told from MySQL.
 #[derive(Default)]
-struct Familiar(Mutex<Vec<String>>);
+struct Told(Mutex<Telling>);
 
-impl Familiar {
-    fn is(&self, servers: &[String]) -> bool {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) == servers
+#[derive(Default)]
+struct Telling {
+    servers: Vec<String>,
+    /// Since when these serve, as far as this process knows.
+    since: Option<Instant>,
+    /// Once more after [`SETTLED`].
+    again: bool,
+    /// When the last pass began that came to its end.
+    passed: Option<At>,
+}
+
+impl Told {
+    fn lock(&self) -> MutexGuard<'_, Telling> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    fn now_are(&self, servers: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+
+    /// Whether the gates are to be told who holds a unit, and since when units that came back may have been forgotten.
+    fn owed(&self, servers: &[String], now: At) -> (bool, At) {
+        let told = self.lock();
+        let same = told.servers == servers;
+        let settled = told.since.is_some_and(|since| since.elapsed() >= SETTLED);
+        let from =
+            if same { now.minus(RETURN_AGAIN) } else { told.passed.unwrap_or(now.minus(UNSEEN)).minus(RETURN_AGAIN) };
+        (!same || (settled && !told.again), from)
+    }
+
+    /// A pass has come to its end.
+    fn passed(&self, servers: Vec<String>, now: At) {
+        let mut told = self.lock();
+        if told.servers == servers {
+            told.again |= told.since.is_some_and(|since| since.elapsed() >= SETTLED);
+        } else {
+            *told = Telling { servers, since: Some(Instant::now()), ..Telling::default() };
+        }
+        told.passed = Some(now);
     }
 }
 
@@ -65,21 +99,25 @@ pub async fn look_after_gates(app: &App) -> Result<()> {
     if activities.len() > MAX_ACTIVITIES as usize {
         tracing::warn!(limit = MAX_ACTIVITIES, "more activities than are looked after at once; the first to end wait");
     }
-    let servers = app.redis.run_ids().await?;
-    let familiar = app.local::<Familiar>().is(&servers);
-    for activity in activities.iter().take(MAX_ACTIVITIES as usize) {
+    let activities = &activities[..activities.len().min(MAX_ACTIVITIES as usize)];
+    let (told, servers) = (app.local::<Told>(), app.redis.run_ids().await?);
+    let (remember, returned_from) = told.owed(&servers, now);
+    for activity in activities {
         super::open_gate(app, activity.id).await?;
-        if !familiar {
-            remember_users(app, activity.id).await?;
-        }
         if activity.closed_at.is_some() {
             // Redis may have come back as it was before the close.
             Gate::of(&app.engine, activity.id).close(app).await?;
         }
         reconcile(app, activity.id, true).await?;
     }
-    app.local::<Familiar>().now_are(servers);
-    return_again(app).await
+    return_again(app, returned_from).await?;
+    if remember {
+        for activity in activities {
+            remember_users(app, activity.id).await?;
+        }
+    }
+    told.passed(servers, now);
+    Ok(())
 }
 
 /// Puts units back on sale that MySQL has released, until none is owed; bounded per page.
@@ -103,14 +141,19 @@ pub async fn return_units(app: &App) -> Result<usize> {
     }
 }
 
-/// Puts units back once more that came back a moment ago: a Redis that failed over may have lost it, and with it the
+/// Puts units back once more that came back since `from`: a Redis that failed over may have lost it, and with it the
 /// place of a buyer who may try again. What it has kept stays as it is.
-async fn return_again(app: &App) -> Result<()> {
-    let now = app.clock.now();
-    let mut conn = app.db.acquire().await?;
-    let lately = store::returned_between(&mut conn, now.minus(RETURN_AGAIN), now, RETURN_CHUNK).await?;
-    drop(conn);
-    give_back_to_gates(app, &lately).await
+async fn return_again(app: &App, mut from: At) -> Result<()> {
+    let mut after = EntryId::min();
+    loop {
+        let mut conn = app.db.acquire().await?;
+        let page = store::returned_since(&mut conn, from, after, RETURN_CHUNK).await?;
+        drop(conn);
+        let Some((at, last)) = page.last() else { return Ok(()) };
+        (from, after) = (*at, last.id);
+        let entries: Vec<store::Entry> = page.into_iter().map(|(_, entry)| entry).collect();
+        give_back_to_gates(app, &entries).await?;
+    }
 }
 
 /// A unit whose gate is gone or was built since needs no return: MySQL's number was taken then.

@@ -159,9 +159,11 @@ pub async fn entries_of(conn: &mut Conn, activity: ActivityId, users: &[UserId])
 }
 
 /// Those of the entries that are there; `ids` is not empty.
-pub async fn find_entries(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<Entry>> {
-    let mut query =
-        QueryBuilder::<MySql>::new("SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE id IN ");
+/// (entry, user, order, whether its unit is on sale again in Redis too) of those of `ids` that there are.
+pub async fn find_entries(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<(EntryId, UserId, OrderId, bool)>> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, user_id, order_id, live IS NULL AND gate_returned_at IS NOT NULL FROM seckill_entries WHERE id IN ",
+    );
     push_in(&mut query, ids.iter().copied());
     Ok(query.build_query_as().persistent(recurs(ids.len())).fetch_all(conn).await?)
 }
@@ -231,17 +233,24 @@ pub async fn owed_returns(conn: &mut Conn, limit: u32) -> Result<Vec<Entry>> {
     .await?)
 }
 
-/// Released entries that came back to Redis in (`from`, `to`], at most `limit`.
-pub async fn returned_between(conn: &mut Conn, from: At, to: At, limit: u32) -> Result<Vec<Entry>> {
-    Ok(sqlx::query_as(
-        "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries \
-         WHERE gate_returned_at > ? AND gate_returned_at <= ? AND live IS NULL ORDER BY gate_returned_at DESC LIMIT ?",
+/// (when, entry) of released entries that came back to Redis after `from`, those of its own instant above `after`; at
+/// most `limit`, the earliest first.
+pub async fn returned_since(conn: &mut Conn, from: At, after: EntryId, limit: u32) -> Result<Vec<(At, Entry)>> {
+    type Row = (At, EntryId, ActivityId, UserId, OrderId, Option<i8>);
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT gate_returned_at, id, activity_id, user_id, order_id, live FROM seckill_entries \
+         WHERE gate_returned_at >= ? AND (gate_returned_at > ? OR id > ?) AND live IS NULL \
+         ORDER BY gate_returned_at, id LIMIT ?",
     )
     .bind(from)
-    .bind(to)
+    .bind(from)
+    .bind(after)
     .bind(limit)
     .fetch_all(conn)
-    .await?)
+    .await?;
+    let entry =
+        |(at, id, activity_id, user_id, order_id, live)| (at, Entry { id, activity_id, user_id, order_id, live });
+    Ok(rows.into_iter().map(entry).collect())
 }
 
 /// Notes that entries are back in Redis.

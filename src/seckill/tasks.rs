@@ -129,12 +129,12 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
     }
     let found = super::lookup::order_of(app, EntryId::from_uuid(id.key)).await?;
     match (found, fault) {
-        (Some((owner, order)), _) if visible(&owner.to_string()) => Ok(TaskAnswer {
+        (Some(placed), _) if visible(&placed.user.to_string()) => Ok(TaskAnswer {
             code: 100,
             msg: "抢购成功".to_owned(),
             status: State::Success,
             ahead: 0,
-            result: Placement::Won { order, surplus: None }.result(),
+            result: Placement::Won { order: placed.order, surplus: None }.result(),
         }),
         (None, Some(error)) => Err(error.into()),
         _ => Err(Kind::NotFound.into()),

@@ -358,6 +358,19 @@ async fn a_dead_submission_frees_its_user_and_unit_also_when_its_record_is_gone(
     assert_clean(&h).await;
 }
 
+/// On one thread, so that the first question is under way when the others come: they go in one call.
+#[tokio::test]
+async fn a_buyer_who_comes_twice_in_one_call_has_one_place() {
+    let h = Harness::new().await;
+    let (sale, first, buyer) = (Sale::open(&h, 5).await, h.register().await, h.register().await);
+    let submit = async |who: &Person| {
+        seckill::submit(&h.app, sale.activity(), UserId::from_uuid(who.id)).await.unwrap().to_string()
+    };
+    let (_, answers) = tokio::join!(submit(&first), join_all((0..20).map(|_| submit(&buyer))));
+    assert_eq!(answers.iter().collect::<HashSet<_>>().len(), 1, "{answers:?}");
+    assert_eq!(h.app.engine.depth(&seckill::queue(sale.activity())).await.unwrap().depth, 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn polls_of_ids_that_nobody_had_ask_mysql_together() {
     const POLLS: i64 = 100;

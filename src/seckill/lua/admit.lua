@@ -39,7 +39,8 @@ local function admit(place, known, key, envelope, user)
     tries = tonumber(string.sub(known, 1, colon - 1))
     local held = string.sub(known, colon + 1)
     if held ~= '' then
-      local became = fate(held)
+      -- What this call took is not written yet, and nobody has heard of it.
+      local became = own[place] and 'in' or fate(held)
       if became ~= 'died' then return became .. ':' .. held end
       -- It was given nothing, so it was no try.
       tries = tries - 1
