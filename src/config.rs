@@ -354,15 +354,32 @@ mod tests {
 
     #[test]
     fn a_secret_or_a_pair_of_key_files_is_needed() {
-        let keys =
-            [("auth.jwt_secret", ""), ("auth.jwt_private_key_file", "a.pem"), ("auth.jwt_public_key_file", "b.pem")];
-        assert!(with(&keys).is_ok());
+        let keys = [
+            ("auth.jwt_secret", ""),
+            ("auth.jwt_private_key_file", "a.pem"),
+            ("auth.jwt_public_key_file", "Cargo.toml"),
+        ];
+        let no_keys = with(&keys).unwrap_err().to_string();
+        assert!(no_keys.contains("PRIVATE_KEY_FILE must be the path of a PEM file: a.pem: "), "{no_keys}");
         let half = with(&keys[..2]).unwrap_err().to_string();
         assert!(half.contains("ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE"), "{half}");
         let short = with(&[("auth.jwt_secret", "hush, this is secret")]).unwrap_err().to_string();
         assert!(short.contains("JWT_SECRET must be at least 32 bytes") && !short.contains("hush"), "{short}");
         let open = with(&[("payments.sandbox", "true")]).unwrap_err().to_string();
         assert!(open.contains("ONRUSH_PAYMENTS__SANDBOX_SECRET must be at least 16 bytes"), "{open}");
+    }
+
+    #[test]
+    fn an_address_that_leads_nowhere_is_told_with_the_others() {
+        let message = with(&[
+            ("database_url", "mysql://127.0.0.1:notaport/x"),
+            ("redis_url", "redis-cluster://"),
+            ("http.public_url", "http://a b"),
+        ]);
+        let message = message.unwrap_err().to_string();
+        assert_eq!(message.lines().count(), 4, "{message}");
+        assert!(with(&[("database_url", "mysql://root@127.0.0.1:3306")]).is_err(), "no database");
+        assert!(with(&[("redis_url", "rediss-cluster://:secret@a:1,b:2")]).is_ok());
     }
 
     #[test]

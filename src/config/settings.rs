@@ -6,8 +6,10 @@ use std::path::Path;
 
 use config::{Source, Value};
 use jiff::tz::TimeZone;
+use sqlx::mysql::MySqlConnectOptions;
 
-use crate::platform::telemetry;
+use crate::platform::jwt::{TokenKeys, Tokens};
+use crate::platform::{redis, telemetry};
 
 /// A setting.
 pub(super) struct Setting {
@@ -49,7 +51,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         Text(
             "Redis's address",
             "redis://:password@host:6379/0 or redis-cluster://:password@host:6379,host:6379",
-            is_redis,
+            redis::is_address,
         ),
     ),
     set("redis_prefix", "onrush", Text("text without braces", "onrush", is_prefix)),
@@ -158,7 +160,7 @@ fn secrets(raw: &config::Config) -> Vec<String> {
     let mut faults = Vec::new();
     let secret = text("auth.jwt_secret");
     match (is_there("auth.jwt_private_key_file"), is_there("auth.jwt_public_key_file")) {
-        (true, true) => {}
+        (true, true) => faults.extend(keys(&text("auth.jwt_private_key_file"), &text("auth.jwt_public_key_file"))),
         (false, false) if secret.len() >= 32 => {}
         (false, false) => {
             let fault = if secret.is_empty() { "is not set; it must be" } else { "must be" };
@@ -179,6 +181,27 @@ fn secrets(raw: &config::Config) -> Vec<String> {
              -hex 16` makes"
                 .to_owned(),
         );
+    }
+    faults
+}
+
+/// What is wrong with the key files.
+fn keys(private: &str, public: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut read = |variable: &str, path: &str| {
+        std::fs::read(path)
+            .map_err(|error| faults.push(format!("{variable} must be the path of a PEM file: {path}: {error}")))
+            .ok()
+    };
+    let private = read("ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE", private);
+    let public = read("ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE", public);
+    if let Some((private, public)) = private.zip(public)
+        && let Err(error) = Tokens::new(&TokenKeys::Pem(private, public))
+    {
+        faults.push(format!(
+            "ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE must be a pair of PEM files, RSA or \
+             Ed25519, such as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` make: {error}"
+        ));
     }
     faults
 }
@@ -238,11 +261,9 @@ fn begins_with(text: &str, schemes: &[&str]) -> bool {
     schemes.iter().any(|scheme| text.starts_with(scheme))
 }
 fn is_mysql(text: &str) -> bool {
+    let address = text.parse::<MySqlConnectOptions>();
     begins_with(text, &["mysql://", "mariadb://"])
-}
-fn is_redis(text: &str) -> bool {
-    let one = ["redis://", "rediss://", "redis+unix://", "unix://"];
-    begins_with(text, &one) || begins_with(text, &["redis-cluster://", "rediss-cluster://"])
+        && address.is_ok_and(|address| address.get_database().is_some_and(|name| !name.is_empty()))
 }
 fn is_prefix(text: &str) -> bool {
     !text.is_empty() && !text.contains(['{', '}'])
@@ -251,7 +272,11 @@ fn is_socket_address(text: &str) -> bool {
     text.parse::<SocketAddr>().is_ok()
 }
 fn is_url(text: &str) -> bool {
-    begins_with(text, &["http://", "https://"]) && !text.ends_with('/')
+    let address = reqwest::Url::parse(text);
+    begins_with(text, &["http://", "https://"])
+        && !text.ends_with('/')
+        && !text.contains([' ', '?', '#', '@'])
+        && address.is_ok_and(|address| address.has_host())
 }
 fn are_origins(text: &str) -> bool {
     text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).all(is_origin)
@@ -273,7 +298,10 @@ mod tests {
             assert!(setting.default.is_none_or(|default| setting.fits(default)), "{}", setting.name);
             let wanted = setting.wanted();
             match setting.form {
-                Text(_, example, _) => assert!(setting.fits(example) && wanted.ends_with(example), "{wanted}"),
+                Text(_, examples, _) => {
+                    assert!(examples.split(" or ").all(|example| setting.fits(example)), "{wanted}");
+                    assert!(wanted.ends_with(examples), "{wanted}");
+                }
                 Whole(..) => assert!(wanted.contains("such as"), "{wanted}"),
                 Flag | OneOf(_) | Any(_) => assert!(!wanted.is_empty()),
             }

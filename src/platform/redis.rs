@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use deadpool_redis::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub};
 use deadpool_redis::redis::{
-    AsyncConnectionConfig, Client, Cmd, InfoDict, Pipeline, RedisFuture, Value, from_redis_value,
+    AsyncConnectionConfig, Client, Cmd, InfoDict, IntoConnectionInfo, Pipeline, RedisFuture, Value, from_redis_value,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -313,4 +313,10 @@ pub fn is_unavailable(error: &deadpool_redis::redis::RedisError) -> bool {
                         | ServerErrorKind::NoScript
                 )
         )
+}
+
+/// Whether the text is an address of Redis, or of a cluster of it.
+pub fn is_address(text: &str) -> bool {
+    let nodes = cluster::nodes_of(text).unwrap_or_else(|| vec![text.to_owned()]);
+    !nodes.is_empty() && nodes.iter().all(|node| node.as_str().into_connection_info().is_ok())
 }

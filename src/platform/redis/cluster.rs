@@ -64,7 +64,7 @@ struct Asked {
 
 /// The nodes that `url` names, each as a URL of one server: `redis-cluster://user:password@host:port,host:port`. `None`
 /// when it names no cluster.
-fn nodes_of(url: &str) -> Option<Vec<String>> {
+pub(super) fn nodes_of(url: &str) -> Option<Vec<String>> {
     let (rest, scheme) = SCHEMES.iter().find_map(|(own, node)| Some((url.strip_prefix(own)?, node)))?;
     let (place, options) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let (who, hosts) = place.rfind('@').map_or(("", place), |at| place.split_at(at + 1));
