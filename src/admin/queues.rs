@@ -188,9 +188,11 @@ pub async fn purge(
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetConcurrency {
-    /// So many; null or absent: as many as each process's own settings say.
+    /// So many; null: as many as each process's own settings say.
     #[garde(inner(range(min = 1, max = 256)))]
-    #[schema(minimum = 1, maximum = 256)]
+    // Named, so that it must be there: an empty body is no wish to reset it.
+    #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(minimum = 1, maximum = 256, required)]
     concurrency: Option<u32>,
 }
 

@@ -420,6 +420,8 @@ async fn the_concurrency_of_a_queue_is_followed_while_it_runs() {
     assert_eq!(desk.runs(), 3);
     desk.let_go(1);
     desk.runs_are(4).await;
+    // Nothing said is no wish to reset it.
+    desk.put(path, json!({})).await.problem(422, "validation_failed");
     let own = desk.put(path, json!({ "concurrency": null })).await.expect(200);
     assert_eq!((&own["concurrency"], &own["concurrency_set"]), (&json!(2), &json!(false)));
     desk.let_go(2);
