@@ -266,6 +266,7 @@ impl Engine {
                 let key = key.as_simple().to_string();
                 call.key(keys.task(&key)).arg(key).arg(Record::revoked(now).text());
             }
+            call.key(keys.absent());
             let n: u64 = call
                 .invoke_async(&mut self.redis.commands())
                 .await

@@ -231,18 +231,27 @@ async fn an_admission_is_whole_or_refused_while_its_slot_moves() {
     assert_clean(&h).await;
 }
 
+/// Enqueues them and waits until each is to be tried again in an hour.
+async fn fail_once(h: &Harness, calls: &[Call], loops: &Loops) {
+    let engine = h.app.engine.clone();
+    let registry = Registry::default()
+        .queue(QueueSpec { name: "later", batch: 1, concurrency: 1 })
+        .single(async |(), _: Job<Later>| Outcome::Retry(anyhow::anyhow!("not yet")));
+    Worker::start(engine.clone(), registry, (), loops);
+    for call in calls {
+        engine.call(call, None, Unique::UntilDone).await.unwrap();
+        let state = async || engine.status(&call.id()).await.unwrap().map(|status| status.state);
+        h.eventually(async || state().await == Some(State::Retry)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_is_to_be_replaced_while_its_slot_moves_stays() {
     let cluster = Cluster::start(0).await;
     let h = on(&cluster, Vec::new()).await;
-    let (engine, loops, call) = (h.app.engine.clone(), Loops::default(), Call::of(&Later {}).unwrap());
-    let registry = Registry::default()
-        .queue(QueueSpec { name: "later", batch: 1, concurrency: 1 })
-        .single(async |(), _: Job<Later>| Outcome::Retry(anyhow::anyhow!("not yet")));
-    Worker::start(engine.clone(), registry, (), &loops);
-    engine.call(&call, None, Unique::UntilDone).await.unwrap();
+    let (engine, call, loops) = (&h.app.engine, Call::of(&Later {}).unwrap(), Loops::default());
     let state = async || engine.status(&call.id()).await.unwrap().map(|status| status.state);
-    h.eventually(async || state().await == Some(State::Retry)).await;
+    fail_once(&h, std::slice::from_ref(&call), &loops).await;
     // It alone waits for its time, so taking it out removes what it is to be put into.
     let slot = cluster.slot(&engine.keys(&call.queue).stream()).await;
     let from = cluster.owner(slot).await;
@@ -256,6 +265,29 @@ async fn a_task_that_is_to_be_replaced_while_its_slot_moves_stays() {
     assert_eq!((state().await, engine.depth(&call.queue).await.unwrap().delayed), (Some(State::Retry), 1));
     assert!(replace().await.unwrap());
     assert_eq!((state().await, engine.depth(&call.queue).await.unwrap().delayed), (Some(State::Pending), 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_tasks_or_none_are_taken_back_while_their_slot_moves() {
+    let cluster = Cluster::start(0).await;
+    let h = on(&cluster, Vec::new()).await;
+    let (engine, calls, loops) = (&h.app.engine, [0, 1].map(|_| Call::of(&Later {}).unwrap()), Loops::default());
+    fail_once(&h, &calls, &loops).await;
+    let keys = [calls[0].key, calls[1].key];
+    assert_eq!(engine.unschedule::<Later>(&keys[1..]).await.unwrap(), 1);
+    // Taking out the only one that still waits removes what the other one is then looked for in.
+    let slot = cluster.slot(&engine.keys(&calls[0].queue).stream()).await;
+    let from = cluster.owner(slot).await;
+    let to = (from + 1) % 3;
+    cluster.begin_move(slot, from, to).await;
+    let refused = engine.unschedule::<Later>(&keys).await.unwrap_err();
+    assert!(refused.downcast_ref().is_some_and(is_unavailable), "{refused:#}");
+    while cluster.move_keys(slot, from, to, 100).await > 0 {}
+    cluster.end_move(slot, from, to).await;
+    let status = engine.status(&calls[0].id()).await.unwrap();
+    assert_eq!(status.map(|status| status.state), Some(State::Retry));
+    assert_eq!(engine.unschedule::<Later>(&keys).await.unwrap(), 1);
+    assert_eq!(engine.depth(&calls[0].queue).await.unwrap().delayed, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

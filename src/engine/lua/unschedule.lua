@@ -1,10 +1,10 @@
 -- Takes delayed tasks back before they run.
 --
--- KEYS  1 delayed, 2 envelopes, 3 meta, 4.. one record per task
+-- KEYS  1 delayed, 2 envelopes, 3 meta, then a record per task, last one that is never there
 -- ARGV  1 record's life (ms), then per task: key, record
 -- reply how many were taken back
 local taken = 0
-for i = 4, #KEYS do
+for i = 4, #KEYS - 1 do
   local key = ARGV[2 * i - 6]
   if redis.call('ZREM', KEYS[1], key) == 1 then
     redis.call('HDEL', KEYS[2], key)
