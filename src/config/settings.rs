@@ -59,7 +59,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
     set("http.public_url", "http://127.0.0.1:8080", Text(URL, "https://shop.example.com", is_url)),
     set("http.cors_origins", "", Text("origins", "https://shop.example.com,http://localhost:5173", are_origins)),
-    set("http.body_limit_bytes", "65536", Whole(1024, 16 << 20)),
+    set("http.body_limit_bytes", "65536", Whole(1024, 1 << 20)),
     set("http.timeout_s", "10", Whole(1, 300)),
     set("http.max_in_flight", "4096", Whole(1, 1_000_000)),
     set("http.max_waiting", "20000", Whole(1, 1_000_000)),

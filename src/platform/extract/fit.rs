@@ -13,14 +13,19 @@ use super::{Faults, MAX_FAULTS};
 
 /// Each place is filled at most so often: it may turn out twice that more than text is wanted.
 const FILLINGS: usize = 4;
+/// A value is read anew after each fault, so a large one less often: values read, of a text each [`TEXT_SHARE`] bytes, in
+/// all rounds together. Further faults are then told the next time.
+const MAX_READ: usize = 1 << 20;
+/// As many bytes of text are as much work as one value more.
+const TEXT_SHARE: usize = 32;
 /// Said of a place of which only its type is known; a more exact word replaces it.
 const TEXT: &str = "must be text";
 
 /// `value` as a `T`; where there were faults, with something of the wanted types in their places. `None` when a place
-/// could not be filled or there is no end to it. `textual`: numbers and booleans may come as text (query strings).
+/// could not be filled, there is no end to it, or it is too large to look for more. `textual`: numbers and booleans may come as text (query strings).
 pub(super) fn fit<T: DeserializeOwned>(mut value: Value, textual: bool, faults: &mut Faults) -> Option<T> {
-    for _ in 0..MAX_FAULTS * FILLINGS {
-        match serde_path_to_error::deserialize::<_, T>(value.clone()) {
+    for _ in 0..rounds(&value) {
+        match serde_path_to_error::deserialize::<_, T>(&value) {
             Ok(fitted) => return Some(fitted),
             Err(error) => {
                 let path = error.path().clone();
@@ -32,6 +37,21 @@ pub(super) fn fit<T: DeserializeOwned>(mut value: Value, textual: bool, faults: 
         }
     }
     None
+}
+
+/// How often a value is read at most. Once it must be.
+fn rounds(value: &Value) -> usize {
+    (MAX_READ / size(value)).clamp(1, MAX_FAULTS * FILLINGS)
+}
+
+/// How much there is to read.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => 1 + text.len() / TEXT_SHARE,
+        Value::Array(items) => 1 + items.iter().map(size).sum::<usize>(),
+        Value::Object(members) => 1 + members.values().map(size).sum::<usize>(),
+        _ => 1,
+    }
 }
 
 /// Notes one fault and changes `value` so that the next reading passes it; false when that is not possible.
@@ -190,6 +210,19 @@ mod tests {
         assert_eq!(bounds("i64"), Some((i128::from(i64::MIN), i128::from(i64::MAX))));
         assert_eq!(bounds("usize"), Some((0, i128::from(u64::MAX))));
         assert!(bounds("a map").is_none() && bounds("unit").is_none() && bounds("é").is_none());
+    }
+
+    #[test]
+    fn a_large_value_is_read_less_often() {
+        let list = |count: usize, item: &str| Value::from(vec![item; count]);
+        assert_eq!(rounds(&list(100, "x")), MAX_FAULTS * FILLINGS);
+        for large in [list(1 << 17, "x"), list(2, &"x".repeat(2 << 20)), list(1 << 22, "")] {
+            assert!((1..10).contains(&rounds(&large)));
+        }
+        let mut faults = Faults::default();
+        assert_eq!(fit::<Vec<u64>>(list(1 << 17, "x"), false, &mut faults), None);
+        let fields: Vec<&str> = faults.told.iter().map(|told| told.field.as_str()).collect();
+        assert_eq!(fields, ["[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::{Faults, Why};
+use super::{Faults, MAX_FAULTS, Why};
 
 /// Why the body is not declared as JSON in UTF-8, if it is not.
 pub(super) fn not_declared(headers: &HeaderMap) -> Option<&'static str> {
@@ -26,7 +26,8 @@ pub(super) fn not_declared(headers: &HeaderMap) -> Option<&'static str> {
     }
 }
 
-/// The body as a value. A key that comes twice is a fault of that field, and the first one counts.
+/// The body as a value. A key that comes twice is a fault of that field, and the first one counts. It takes a time in
+/// proportion to the body, whatever that is.
 pub(super) fn read(bytes: &[u8], faults: &mut Faults) -> Option<Value> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -40,9 +41,9 @@ pub(super) fn read(bytes: &[u8], faults: &mut Faults) -> Option<Value> {
         return None;
     }
     let mut reader = serde_json::Deserializer::from_str(text);
-    let read =
-        Reader { at: String::new(), faults }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
-    match read {
+    let mut repeats = Repeats { faults, left: MAX_FAULTS };
+    let read = Reader { at: &At::Whole, repeats: &mut repeats }.deserialize(&mut reader);
+    match read.and_then(|value| reader.end().map(|()| value)) {
         Ok(value) => Some(value),
         Err(error) => {
             let place = format!("line {}, column {}", error.line(), error.column());
@@ -56,20 +57,55 @@ pub(super) fn read(bytes: &[u8], faults: &mut Faults) -> Option<Value> {
     }
 }
 
-/// Reads one value, which stands at this place.
-struct Reader<'f> {
-    at: String,
-    faults: &'f mut Faults,
+/// A place in the body. It is written out for a fault alone: a body of one long key with a long list would have it
+/// copied for each item.
+enum At<'a> {
+    Whole,
+    Item(&'a At<'a>, usize),
+    Member(&'a At<'a>, &'a str),
 }
 
-impl<'de> DeserializeSeed<'de> for Reader<'_> {
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => Ok(()),
+            Self::Item(list, index) => write!(f, "{list}[{index}]"),
+            Self::Member(Self::Whole, key) => f.write_str(key),
+            Self::Member(object, key) => write!(f, "{object}.{key}"),
+        }
+    }
+}
+
+/// The keys that came twice.
+struct Repeats<'f> {
+    faults: &'f mut Faults,
+    /// So many more are looked at. Not all that are looked at are told: one may come a third time.
+    left: usize,
+}
+
+impl Repeats<'_> {
+    fn note(&mut self, at: &At<'_>) {
+        if self.left > 0 {
+            self.left -= 1;
+            self.faults.add(at.to_string(), "is given more than once");
+        }
+    }
+}
+
+/// Reads one value, which stands at this place.
+struct Reader<'a, 'f> {
+    at: &'a At<'a>,
+    repeats: &'a mut Repeats<'f>,
+}
+
+impl<'de> DeserializeSeed<'de> for Reader<'_, '_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Reader<'_> {
+impl<'de> Visitor<'de> for Reader<'_, '_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,8 +133,8 @@ impl<'de> Visitor<'de> for Reader<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         loop {
-            let item = Reader { at: format!("{}[{}]", self.at, list.len()), faults: self.faults };
-            match items.next_element_seed(item)? {
+            let at = At::Item(self.at, list.len());
+            match items.next_element_seed(Reader { at: &at, repeats: self.repeats })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -108,10 +144,10 @@ impl<'de> Visitor<'de> for Reader<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = members.next_key::<String>()? {
-            let at = if self.at.is_empty() { key.clone() } else { format!("{}.{key}", self.at) };
-            let member = members.next_value_seed(Reader { at: at.clone(), faults: self.faults })?;
+            let at = At::Member(self.at, &key);
+            let member = members.next_value_seed(Reader { at: &at, repeats: self.repeats })?;
             if map.contains_key(&key) {
-                self.faults.add(at, "is given more than once");
+                self.repeats.note(&at);
             } else {
                 map.insert(key, member);
             }
@@ -137,6 +173,17 @@ mod tests {
         assert_eq!(value, Some(json!({"a": 1, "b": [{"c": 1}]})));
         let fields: Vec<&str> = told.iter().map(|(field, _)| field.as_str()).collect();
         assert_eq!((why, fields), (Some(Why::Invalid), vec!["b[0].c", "a"]));
+    }
+
+    #[test]
+    fn the_keys_that_come_twice_are_looked_at_up_to_a_number() {
+        let (mut faults, key) = (Faults::default(), "k".repeat(10));
+        let mut repeats = Repeats { faults: &mut faults, left: 2 };
+        for index in 0..5 {
+            repeats.note(&At::Item(&At::Member(&At::Whole, &key), index));
+        }
+        let fields: Vec<&str> = faults.told.iter().map(|told| told.field.as_str()).collect();
+        assert_eq!(fields, ["kkkkkkkkkk[0]", "kkkkkkkkkk[1]"]);
     }
 
     #[test]
