@@ -68,6 +68,9 @@ pub enum Why {
 /// More faults than this are not told one by one.
 const MAX_FAULTS: usize = 50;
 
+/// Of one list so many are told one by one: a list full of faults must not hide those of other fields.
+const MAX_FAULTS_OF_A_LIST: usize = 20;
+
 /// The faults of a request that were found so far.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
@@ -91,9 +94,19 @@ impl Faults {
             self.detail = if why == Why::Invalid { String::new() } else { format!("{what} {message}") };
             self.why = Some(why);
         }
-        if self.told.len() < MAX_FAULTS && !self.told.iter().any(|told| lies_in(&field, &told.field)) {
-            self.told.push(FieldFault::new(field, message));
+        if self.told.len() >= MAX_FAULTS || self.told.iter().any(|told| lies_in(&field, &told.field)) {
+            return;
         }
+        let list = field.rfind('[').map(|at| &field[..at]);
+        let is_full = |list: &&str| {
+            let of_it = self.told.iter().filter(|told| lies_in(&told.field, list));
+            of_it.count() >= MAX_FAULTS_OF_A_LIST
+        };
+        let fault = match list.filter(is_full) {
+            Some(list) => FieldFault::new(list, "has more faults than are told here"),
+            None => FieldFault::new(field, message),
+        };
+        self.told.push(fault);
     }
 
     /// Adds the faults that a function found.
@@ -419,7 +432,7 @@ mod tests {
             &*found.unwrap_or_else(|| panic!("no {field} in {found:?}")).1
         };
         assert_eq!(message("name"), "must be text");
-        assert_eq!(message("count"), "must be a whole number from 0 to 4294967295");
+        assert_eq!(message("count"), "must not be negative");
         assert_eq!(message("inner.list"), "must be a list");
         assert!(message("inner.ids[0]").starts_with("must be an id of 32 hex digits"));
         assert_eq!(message("size"), "must be one of: small, large");
@@ -464,9 +477,22 @@ mod tests {
         };
         let q = read(json!({"limit": "20", "q": "20"})).0.unwrap();
         assert_eq!((q.limit, q.q.as_str()), (Some(20), "20"));
-        for bad in ["x", "-1", "1.5", "99999999999999999999"] {
+        let whole = "must be a whole number";
+        for (bad, word) in
+            [("x", whole), ("-1", "must not be negative"), ("1.5", whole), ("99999999999999999999", whole)]
+        {
             let (_, told) = read(json!({"limit": bad, "q": "a"}));
-            assert_eq!(told, [FieldFault::new("limit", "must be a whole number from 0 to 4294967295")], "{bad}");
+            assert_eq!(told, [FieldFault::new("limit", word)], "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_full_of_faults_hides_no_other_field() {
+        let body = json!({"name": "too long a name", "count": 0, "inner": {"list": vec!["x"; 60]}, "zzz": 1});
+        let told = fields(body);
+        assert_eq!(told.iter().filter(|field| field.starts_with("inner.list[")).count(), MAX_FAULTS_OF_A_LIST);
+        for field in ["inner.list", "name", "count", "zzz"] {
+            assert!(told.iter().any(|told| told == field), "{field} in {told:?}");
         }
     }
 

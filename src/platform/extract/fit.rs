@@ -123,8 +123,15 @@ impl Wanted {
             let known: Vec<&str> = wanted.split('`').skip(1).step_by(2).collect();
             return Self::new(format!("must be one of: {}", known.join(", ")), known.first().copied().unwrap_or(""));
         }
-        if let Some((min, max)) = bounds(wanted) {
-            return Self::new(format!("must be a whole number from {min} to {max}"), 0);
+        if is_whole(wanted) {
+            // The bounds of our types are nobody's business; those of the field are its rule's.
+            let word = match message.strip_prefix("invalid value: integer `") {
+                Some(number) if number.starts_with('-') && wanted.starts_with('u') => "must not be negative",
+                Some(number) if number.starts_with('-') => "is too small",
+                Some(_) => "is too large",
+                None => "must be a whole number",
+            };
+            return Self::new(word, 0);
         }
         match wanted {
             "f32" | "f64" => Self::new("must be a number", 0),
@@ -145,15 +152,10 @@ impl Wanted {
     }
 }
 
-/// The least and the largest of a type of whole numbers.
-fn bounds(name: &str) -> Option<(i128, i128)> {
-    let (signed, bits) = name.split_at_checked(1)?;
-    let bits: u32 = if bits == "size" { 64 } else { bits.parse().ok()? };
-    match signed {
-        "u" if bits <= 64 => Some((0, (1 << bits) - 1)),
-        "i" if bits <= 64 => Some((-(1 << (bits - 1)), (1 << (bits - 1)) - 1)),
-        _ => None,
-    }
+/// Whether serde calls a type of whole numbers so.
+fn is_whole(name: &str) -> bool {
+    let rest = name.strip_prefix(['u', 'i']);
+    rest.is_some_and(|bits| matches!(bits, "8" | "16" | "32" | "64" | "size"))
 }
 
 /// garde's words about a rule, in ours.
@@ -205,11 +207,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bounds_of_numbers_are_those_of_their_types() {
-        assert_eq!(bounds("u8"), Some((0, i128::from(u8::MAX))));
-        assert_eq!(bounds("i64"), Some((i128::from(i64::MIN), i128::from(i64::MAX))));
-        assert_eq!(bounds("usize"), Some((0, i128::from(u64::MAX))));
-        assert!(bounds("a map").is_none() && bounds("unit").is_none() && bounds("é").is_none());
+    fn what_is_wrong_with_a_number_is_said_without_the_bounds_of_our_types() {
+        for (theirs, ours) in [
+            ("invalid type: string \"x\", expected u32", "must be a whole number"),
+            ("invalid type: floating point `1e300`, expected i64", "must be a whole number"),
+            ("invalid value: integer `-1`, expected u64", "must not be negative"),
+            ("invalid value: integer `-99999999999`, expected i32", "is too small"),
+            ("invalid value: integer `99999999999`, expected i32", "is too large"),
+        ] {
+            assert_eq!(Wanted::read(theirs).message, ours);
+        }
     }
 
     #[test]
