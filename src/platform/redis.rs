@@ -6,8 +6,9 @@
 //! `REDIS_URL` names one server or a cluster ([`cluster`]); nobody outside this room need know which.
 
 mod cluster;
+mod shared;
 
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,6 +19,7 @@ use deadpool_redis::redis::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::cluster::{Cluster, ClusterCommands};
+use self::shared::{Shareable, Shared};
 
 /// A command that has no answer after this long has failed.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,8 +30,6 @@ const POOL_SIZE: usize = 256;
 
 /// What is said of a server that somebody else writes to.
 const REPLICA: &str = "redis is a read-only replica";
-/// The shared connection is tried this often.
-const WATCH_PERIOD: Duration = Duration::from_millis(250);
 
 /// A handle on Redis; cheap to clone.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ enum Servers {
 /// One server.
 #[derive(Clone)]
 struct One {
-    commands: Arc<RwLock<ConnectionManager>>,
+    commands: Shared<ConnectionManager>,
     blocking: deadpool_redis::Pool,
     client: Arc<Client>,
 }
@@ -66,7 +66,7 @@ impl Redis {
     /// share a slot.
     pub fn commands(&self) -> Commands {
         match &self.servers {
-            Servers::One(one) => Commands::One(one.commands()),
+            Servers::One(one) => Commands::One(one.commands.get()),
             Servers::Cluster(cluster) => Commands::Cluster(cluster.commands()),
         }
     }
@@ -110,8 +110,8 @@ impl Redis {
     /// to a PING too, and takes none.
     pub async fn usable(&self) -> anyhow::Result<()> {
         match &self.servers {
-            Servers::One(one) => usable(&mut one.commands()).await,
-            Servers::Cluster(cluster) => cluster.usable().await,
+            Servers::One(one) => one.commands.get().usable().await,
+            Servers::Cluster(cluster) => cluster.commands().usable().await,
         }
     }
 
@@ -173,9 +173,7 @@ impl Redis {
 impl One {
     async fn connect(url: &str) -> anyhow::Result<Self> {
         let client = Client::open(url).context("parsing REDIS_URL")?;
-        let commands = shared_connection(&client).await.context("connecting to Redis")?;
-        let commands = Arc::new(RwLock::new(commands));
-        tokio::spawn(watch(client.clone(), Arc::downgrade(&commands)));
+        let commands = Shared::connect(client.clone()).await.context("connecting to Redis")?;
         // No response timeout here: a blocking read's own BLOCK argument bounds it.
         let connection =
             AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(Some(CONNECT_TIMEOUT));
@@ -189,10 +187,6 @@ impl One {
             .build()
             .context("building the Redis pool")?;
         Ok(Self { commands, blocking, client: Arc::new(client) })
-    }
-
-    fn commands(&self) -> ConnectionManager {
-        self.commands.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -252,45 +246,24 @@ macro_rules! passes_on {
 passes_on!(Commands: Self::One(one) => one, Self::Cluster(cluster) => cluster);
 passes_on!(Blocking: Self::One(one) => one, Self::Cluster(cluster, _) => cluster);
 
-async fn shared_connection(client: &Client) -> Result<ConnectionManager, deadpool_redis::redis::RedisError> {
-    let config = ConnectionManagerConfig::new()
-        .set_number_of_retries(3)
-        .set_min_delay(Duration::from_millis(20))
-        .set_max_delay(Duration::from_millis(500))
-        .set_response_timeout(Some(RESPONSE_TIMEOUT))
-        .set_connection_timeout(Some(CONNECT_TIMEOUT));
-    ConnectionManager::new_with_config(client.clone(), config).await
-}
+impl Shareable for ConnectionManager {
+    type Place = Client;
 
-/// Replaces the shared connection when it does not answer, or leads to a server that was made a replica and kept it
-/// open: its address may lead to another server by now. The connection manager reconnects by itself after an I/O error,
-/// but keeps for ever the error of a reconnection that failed otherwise (a server that is loading its data).
-async fn watch(client: Client, commands: Weak<RwLock<ConnectionManager>>) {
-    let mut well = true;
-    loop {
-        tokio::time::sleep(WATCH_PERIOD).await;
-        let Some(commands) = commands.upgrade() else { return };
-        let mut current = commands.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Err(error) = usable(&mut current).await else {
-            well = true;
-            continue;
-        };
-        if well {
-            tracing::warn!(error = format!("{error:#}"), "redis is not usable; connecting again");
-            well = false;
-        }
-        let Ok(mut fresh) = shared_connection(&client).await else { continue };
-        if usable(&mut fresh).await.is_ok() {
-            tracing::info!("connected to redis again");
-            *commands.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        }
+    async fn connect(client: &Client) -> anyhow::Result<Self> {
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(3)
+            .set_min_delay(Duration::from_millis(20))
+            .set_max_delay(Duration::from_millis(500))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT));
+        Ok(Self::new_with_config(client.clone(), config).await?)
     }
-}
 
-async fn usable(commands: &mut ConnectionManager) -> anyhow::Result<()> {
-    let role: Vec<Value> = deadpool_redis::redis::cmd("ROLE").query_async(commands).await?;
-    let role: Option<String> = role.into_iter().next().map(from_redis_value).transpose()?;
-    if role.as_deref() == Some("master") { Ok(()) } else { bail!(REPLICA) }
+    async fn usable(&mut self) -> anyhow::Result<()> {
+        let role: Vec<Value> = deadpool_redis::redis::cmd("ROLE").query_async(self).await?;
+        let role: Option<String> = role.into_iter().next().map(from_redis_value).transpose()?;
+        if role.as_deref() == Some("master") { Ok(()) } else { bail!(REPLICA) }
+    }
 }
 
 /// Whether an error says that Redis cannot be reached or cannot serve now.

@@ -290,6 +290,21 @@ async fn all_tasks_or_none_are_taken_back_while_their_slot_moves() {
     assert_eq!(engine.depth(&calls[0].queue).await.unwrap().delayed, 0);
 }
 
+/// Moves the sale to the first node, and waits until the replicas of all masters have what these have: what one had not
+/// handed on yet goes with it.
+async fn to_first_node(cluster: &Cluster, h: &Harness, sale: &Sale) {
+    let slot = cluster.slot(&h.app.engine.keys(&onrush::seckill::queue(sale.activity())).meta()).await;
+    let from = cluster.owner(slot).await;
+    if from != 0 {
+        cluster.begin_move(slot, from, 0).await;
+        while cluster.move_keys(slot, from, 0, 100).await > 0 {}
+        cluster.end_move(slot, from, 0).await;
+    }
+    for at in 0..3 {
+        cluster.handed_on(at).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_takes_over_from_a_master_that_died() {
     let mut cluster = Cluster::start(1).await;
@@ -300,18 +315,8 @@ async fn a_replica_takes_over_from_a_master_that_died() {
     let calls: Vec<Call> = (0..40).map(|n| moving.call(n % 4)).collect();
     join_all(calls.iter().map(|call| moving.enqueue(std::slice::from_ref(call)))).await;
     h.eventually(async || is_well(&h).await).await;
-    // The first node has the sale, and the subscription that was just made.
-    let slot = cluster.slot(&h.app.engine.keys(&onrush::seckill::queue(sale.activity())).meta()).await;
-    let from = cluster.owner(slot).await;
-    if from != 0 {
-        cluster.begin_move(slot, from, 0).await;
-        while cluster.move_keys(slot, from, 0, 100).await > 0 {}
-        cluster.end_move(slot, from, 0).await;
-    }
-    // What a master had not handed on yet dies with it.
-    for at in 0..3 {
-        cluster.handed_on(at).await;
-    }
+    // The subscription that was just made is the first node's too.
+    to_first_node(&cluster, &h, &sale).await;
     cluster.kill(0).await;
     assert_eq!(h.get("/readyz", ()).await.status, 503);
     h.start_workers();
@@ -322,6 +327,30 @@ async fn a_replica_takes_over_from_a_master_that_died() {
     assert_eq!(h.count("SELECT COUNT(*) FROM orders").await, 5);
     h.eventually(async || is_well(&h).await).await;
     assert_clean(&h).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_takes_over_from_a_master_that_fell_silent() {
+    let mut cluster = Cluster::start(1).await;
+    let h = on(&cluster, lease(1000)).await;
+    let sale = Sale::open(&h, 5).await;
+    let buyers = people(&h, 8).await;
+    h.eventually(async || is_well(&h).await).await;
+    to_first_node(&cluster, &h, &sale).await;
+    // Nobody has to be told any more where the sale is, and so nothing of where the rest is.
+    sale.submit(&h, &buyers[0]).await.expect(202);
+    cluster.handed_on(0).await;
+    cluster.signal(0, "STOP");
+    h.eventually(async || h.get("/readyz", ()).await.status == 503).await;
+    h.start_workers();
+    // It stays silent all the while.
+    let healed = h.eventually(async || is_well(&h).await);
+    let (won, ()) = tokio::join!(join_all(buyers.iter().map(|buyer| insist(&h, &sale, buyer))), healed);
+    assert_eq!(won.into_iter().filter(|won| *won).count(), 5);
+    assert_eq!(h.count("SELECT COUNT(*) FROM orders").await, 5);
+    assert_clean(&h).await;
+    cluster.signal(0, "CONT");
+    h.eventually(async || is_well(&h).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,22 +13,29 @@
 //! | `CLUSTERDOWN`, `LOADING`, `READONLY` … | the slot has no master just now | ask again |
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use deadpool_redis::redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
 use deadpool_redis::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use deadpool_redis::redis::cluster_async::ClusterConnection;
+use deadpool_redis::redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use deadpool_redis::redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict, IntoConnectionInfo,
-    Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, Value, cmd, pipe,
+    Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, Value, cmd, from_redis_value, pipe,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::shared::{Shareable, Shared};
 use super::{CONNECT_TIMEOUT, POOL_SIZE, RESPONSE_TIMEOUT};
+
+/// The connections to all nodes have failed when they are not there after this long: those to the nodes that are named,
+/// an answer that tells of the others, and those to these.
+const ALL_CONNECT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// A command that was refused is asked again for this long. A slot with few keys moves in less.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -39,7 +46,7 @@ const SCHEMES: [(&str, &str); 2] = [("redis-cluster://", "redis://"), ("rediss-c
 
 /// A handle on a cluster.
 pub(super) struct Cluster {
-    commands: ClusterCommands,
+    commands: Shared<ClusterCommands>,
     nodes: Vec<ConnectionInfo>,
     /// Connections of their own for blocking reads.
     blocking: Arc<Semaphore>,
@@ -82,21 +89,20 @@ impl Cluster {
             nodes.iter().all(|node| node.redis_settings().db() == 0),
             "REDIS_URL: a cluster has the database 0 alone"
         );
-        let commands = ClusterCommands::connect(&nodes, Some(RESPONSE_TIMEOUT)).await;
-        let commands = commands.context("connecting to the Redis cluster")?;
+        let commands = Shared::connect(nodes.clone()).await.context("connecting to the Redis cluster")?;
         let blocking = Arc::new(Semaphore::new(POOL_SIZE));
         Ok(Some(Self { commands, nodes, blocking, subscribed: AtomicUsize::new(0) }))
     }
 
     pub(super) fn commands(&self) -> ClusterCommands {
-        self.commands.clone()
+        self.commands.get()
     }
 
     /// A connection of one's own without a limit to the time of an answer, and the right to have one.
     pub(super) async fn blocking(&self) -> anyhow::Result<(ClusterCommands, OwnedSemaphorePermit)> {
         let place = tokio::time::timeout(CONNECT_TIMEOUT, self.blocking.clone().acquire_owned()).await;
         let place = place.context("waiting for a place for a Redis connection")??;
-        Ok((ClusterCommands::connect(&self.nodes, None).await.context("connecting to the Redis cluster")?, place))
+        Ok((ClusterCommands::to(&self.nodes, None).await.context("connecting to the Redis cluster")?, place))
     }
 
     /// Places that are taken of those for blocking reads.
@@ -119,20 +125,34 @@ impl Cluster {
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("REDIS_URL names no node"))).context("no node takes a subscription")
     }
+}
+
+impl Shareable for ClusterCommands {
+    type Place = Vec<ConnectionInfo>;
+
+    async fn connect(nodes: &Vec<ConnectionInfo>) -> anyhow::Result<Self> {
+        Ok(Self::to(nodes, Some(RESPONSE_TIMEOUT)).await?)
+    }
 
     /// Whether every master answers, and every slot has one.
-    pub(super) async fn usable(&self) -> anyhow::Result<()> {
-        let _: Value = cmd("PING").query_async(&mut self.commands()).await?;
-        let info: InfoDict = cmd("CLUSTER").arg("INFO").query_async(&mut self.commands()).await?;
-        match info.get::<String>("cluster_state").unwrap_or_default().as_str() {
-            "ok" => Ok(()),
-            state => bail!("the state of the Redis cluster is {state}"),
+    async fn usable(&mut self) -> anyhow::Result<()> {
+        let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        let answers = self.nodes.route_command(cmd("CLUSTER").arg("INFO").to_owned(), masters).await?;
+        let answers: HashMap<String, InfoDict> = from_redis_value(answers)?;
+        for (master, info) in &answers {
+            let state: String = info.get("cluster_state").unwrap_or_default();
+            ensure!(state == "ok", "the state of the Redis cluster is {state}, says {master}");
+            // The driver leaves out, without a word, one that it could not connect to.
+            let size: usize = info.get("cluster_size").unwrap_or(0);
+            ensure!(answers.len() >= size, "of {size} masters of the Redis cluster {} answer", answers.len());
         }
+        Ok(())
     }
 }
 
 impl ClusterCommands {
-    async fn connect(nodes: &[ConnectionInfo], response_timeout: Option<Duration>) -> RedisResult<Self> {
+    /// Connects to every node of the cluster that these lead to. Those that are silent are left out.
+    async fn to(nodes: &[ConnectionInfo], response_timeout: Option<Duration>) -> RedisResult<Self> {
         let mut builder = ClusterClientBuilder::new(nodes.to_vec()).retries(0).connection_timeout(CONNECT_TIMEOUT);
         if let Some(timeout) = response_timeout {
             builder = builder.response_timeout(timeout);
@@ -144,7 +164,9 @@ impl ClusterCommands {
         // A builder without nodes was refused above.
         let like = nodes[0].clone();
         let asked = Arc::new(Asked { like, config, connections: Mutex::default() });
-        Ok(Self { nodes: client.get_async_connection().await?, asked })
+        let connecting = tokio::time::timeout(ALL_CONNECT_TIMEOUT, client.get_async_connection()).await;
+        let nodes = connecting.map_err(|late| RedisError::from(io::Error::new(io::ErrorKind::TimedOut, late)))??;
+        Ok(Self { nodes, asked })
     }
 
     /// Asks until a node takes the command, or patience ends.

@@ -198,6 +198,12 @@ impl Cluster {
         let ended = blocking(move || running.signal("KILL").and_then(|()| running.wait()));
         ended.await.expect("an end");
     }
+
+    /// Stops a node's process (`STOP`): its connections stay and nothing comes through them, as when its machine is gone.
+    /// Or lets it go on (`CONT`).
+    pub fn signal(&mut self, at: usize, name: &str) {
+        self.nodes[at].running.as_mut().expect("a running node").signal(name).expect("a signal");
+    }
 }
 
 impl Node {
