@@ -114,6 +114,8 @@ async fn a_request_above_the_bound_is_told_to_come_back_and_health_is_not_counte
     let h = harness(&[("http.max_in_flight", "1")]).await;
     let (buyer, course) = (h.register().await, h.course(100).await);
     let lock = hold_up(&h, &buyer).await;
+    // A connection that is given back is in use for a moment longer: now the lock's is the only one.
+    connections_in_use(&h, 1).await;
     let making = h.post_once("/orders", &buyer, "one", json!({"course_ids": [course.no()]}));
     let others = async {
         connections_in_use(&h, 2).await;
