@@ -248,9 +248,8 @@ async fn require_current_schema(app: &App) -> anyhow::Result<()> {
 
 async fn migrate(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let app = connect(&args).await?;
-    let pending = db::pending_migrations(&app.db).await?;
-    db::migrate(&app.db).await?;
-    println!("applied {pending} migration(s): the schema is current");
+    let applied = db::migrate(&app.db).await?;
+    println!("applied {applied} migration(s): the schema is current");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,9 +5,11 @@
 //! bounds are the server's (`innodb_lock_wait_timeout`), the pool's, and the size of every statement's page.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use sqlx::migrate::Migrator;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{Executor, MySqlPool};
 
@@ -48,19 +50,63 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
         .with_context(|| format!("connecting to MySQL at {place} (DATABASE_URL); does it run, and may this user in?"))
 }
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!("./migrations");
+    // Its own lock waits without an end, which MariaDB does not know, and does not look whether it was given.
+    migrator.set_locking(false);
+    migrator
+});
 
-/// Brings the schema up to date. Copies that start together wait for each other (sqlx takes a server lock).
-pub async fn migrate(db: &Db) -> anyhow::Result<()> {
-    MIGRATIONS.run(db).await.context("migrating the schema")
+/// The server's lock on migrating this database. Locks are the whole server's, and their names have 64 characters.
+const MIGRATION_LOCK: &str = "CONCAT('onrush/migrate/', LEFT(SHA2(DATABASE(), 256), 40))";
+/// One question for the lock waits so many seconds, and it is asked so many times.
+const MIGRATION_LOCK_WAIT_S: u32 = 10;
+const MIGRATION_LOCK_ATTEMPTS: u32 = 90;
+
+/// Brings the schema up to date and gives how many migrations that took. Copies that start together wait for each other.
+pub async fn migrate(db: &Db) -> anyhow::Result<usize> {
+    let mut conn = db.acquire().await.context("connecting to migrate the schema")?;
+    // Not back into the pool: should the lock not be released below, it goes with its connection.
+    conn.close_on_drop();
+    lock_migrations(&mut conn).await?;
+    let migrated = migrate_locked(&mut conn).await;
+    let release = sqlx::AssertSqlSafe(format!("SELECT RELEASE_LOCK({MIGRATION_LOCK})"));
+    if let Err(error) = sqlx::query(release).execute(&mut *conn).await {
+        tracing::warn!(%error, "the lock on migrations goes with its connection");
+    }
+    migrated
+}
+
+async fn migrate_locked(conn: &mut Conn) -> anyhow::Result<usize> {
+    let pending = pending(conn).await?;
+    MIGRATIONS.run_direct(None, conn, false).await.context("migrating the schema")?;
+    Ok(pending)
+}
+
+async fn lock_migrations(conn: &mut Conn) -> anyhow::Result<()> {
+    let ask = format!("SELECT GET_LOCK({MIGRATION_LOCK}, {MIGRATION_LOCK_WAIT_S})");
+    for _ in 0..MIGRATION_LOCK_ATTEMPTS {
+        let answer =
+            sqlx::query_scalar::<_, Option<i64>>(sqlx::AssertSqlSafe(ask.as_str())).fetch_one(&mut *conn).await;
+        match answer.context("locking the schema to migrate it")? {
+            Some(1) => return Ok(()),
+            Some(_) => tracing::info!("another process migrates the schema: waiting for it"),
+            None => bail!("the server gives no lock to migrate the schema under; does DATABASE_URL name a database?"),
+        }
+    }
+    bail!("another process has been migrating the schema for {} s", MIGRATION_LOCK_ATTEMPTS * MIGRATION_LOCK_WAIT_S)
 }
 
 /// How many migrations this version has that the database has not. A database that is ahead has none: the version
 /// before this one still runs while the next is rolled out.
 pub async fn pending_migrations(db: &Db) -> anyhow::Result<usize> {
+    pending(&mut *db.acquire().await.context("connecting to read the schema's version")?).await
+}
+
+async fn pending(conn: &mut Conn) -> anyhow::Result<usize> {
     const NO_SUCH_TABLE: u16 = 1146;
     let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success = TRUE");
-    let applied = match applied.fetch_all(db).await {
+    let applied = match applied.fetch_all(conn).await {
         Ok(applied) => applied,
         Err(sqlx::Error::Database(error))
             if error

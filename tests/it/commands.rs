@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::Output;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::process::Command;
 
 use crate::support::{Harness, Options};
@@ -92,6 +93,28 @@ async fn serve_refuses_a_schema_that_is_behind_and_migrate_mends_it() {
     assert!(errors(&output).contains("onrush migrate"), "{}", errors(&output));
     let output = onrush(&["seed"], &env).await;
     assert!(errors(&output).contains("onrush migrate"), "{}", errors(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_that_start_at_once_wait_for_each_other() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    let all = h.count("SELECT COUNT(*) FROM _sqlx_migrations").await;
+    let mut conn = h.app.db.acquire().await.unwrap();
+    for change in ["DROP DATABASE", "CREATE DATABASE"] {
+        sqlx::query(sqlx::AssertSqlSafe(format!("{change} {}", h.database))).execute(&mut *conn).await.unwrap();
+    }
+    let env = h.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let outputs = join_all((0..4).map(|_| onrush(&["migrate"], &env))).await;
+    let mut applied = Vec::new();
+    for output in outputs {
+        assert!(output.status.success(), "{}", errors(&output));
+        applied.push(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    applied.sort();
+    // One of them did it all, and the others came to a schema that was current.
+    let said = |count: i64| format!("applied {count} migration(s): the schema is current\n");
+    assert_eq!(applied, [said(0), said(0), said(0), said(all)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

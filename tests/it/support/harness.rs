@@ -43,7 +43,8 @@ pub struct Harness {
     pub client: Client,
     settings: Vec<(&'static str, String)>,
     addresses: Addresses,
-    database: String,
+    /// The name of its database.
+    pub database: String,
     serving: Option<Serving>,
 }
 
