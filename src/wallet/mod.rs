@@ -41,6 +41,10 @@ pub async fn claim(app: &App, user: UserId, coupon: CouponId) -> Result<(UserCou
         }
         // The coupon's row before the claim's: claimers queue on it and never wait for each other's unique key.
         if !store::take_one(&mut tx, coupon, now).await? {
+            // Whoever was first in that queue may have been this user, with the last one.
+            if store::find_claim(&mut tx, user, coupon).await?.is_some() {
+                return Ok(false);
+            }
             return Err(match store::terms(&mut tx, coupon).await? {
                 None => Kind::NotFound.into(),
                 Some(terms) if now >= terms.valid_until => {

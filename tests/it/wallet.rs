@@ -109,6 +109,22 @@ async fn one_person_claiming_many_times_at_once_gets_one_coupon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_person_claiming_the_last_coupon_many_times_at_once_gets_it_each_time() {
+    let h = Harness::new().await;
+    let alice = h.register().await;
+    // Several times: the claims must meet between their first look and the coupon's row.
+    for _ in 0..5 {
+        let id = create(&h, with(coupon(&h), json!({"quantity": 1}))).await;
+        let answers = join_all((0..20).map(|_| claim(&h, &alice, &id))).await;
+        assert_eq!(answers.iter().filter(|a| a.status == 201).count(), 1);
+        for answer in &answers {
+            assert!([200, 201].contains(&answer.status) && answer.body == answers[0].body, "{answer:?}");
+        }
+        claim(&h, &h.register().await, &id).await.problem(409, "coupon_exhausted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_more_coupons_are_claimed_than_there_are() {
     let h = Harness::new().await;
     let (people, id) = (h.people(20).await, create(&h, with(coupon(&h), json!({"quantity": 7}))).await);
