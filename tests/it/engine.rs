@@ -223,6 +223,32 @@ async fn a_delayed_task_waits_for_its_time_and_can_be_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopping_worker_gives_back_is_then_delivered_for_the_first_time() {
+    let mut s = Setup::new().await;
+    let pending = redis::cmd("XPENDING").arg(s.stream()).arg("workers").arg("-").arg("+").arg(10).to_owned();
+    let given_back = loop {
+        s.start();
+        // When this has ended the worker waits in its next read, where it is told to stop and then finds a task.
+        let before = s.enqueue("before").await;
+        s.ended(&before).await;
+        let (stopped, id) = tokio::join!(s.loops.stop(Duration::from_secs(20)), s.enqueue("wait"));
+        assert!(stopped);
+        s.loops = Loops::default();
+        s.bench.gate.add_permits(1);
+        match s.redis::<Vec<(String, String, u64, u32)>>(&pending).await[..] {
+            [(_, _, _, deliveries)] => {
+                assert_eq!(deliveries, 0);
+                break id;
+            }
+            // The read had just ended: nobody has the task, and the worker of the next round runs it.
+            _ => continue,
+        }
+    };
+    s.start();
+    assert_eq!(s.ended(&given_back).await.result["delivery"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_worker_had_read_is_taken_over() {
     let s = Setup::new().await;
     let ids = [s.enqueue("a").await, s.enqueue("b").await, s.enqueue("c").await];

@@ -146,8 +146,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
     }
 
-    /// Takes over deliveries whose worker gave no sign for a lease. Those delivered once go together; one delivered
-    /// more often may be what killed its workers, so it goes alone, and after enough deliveries to the dead letters.
+    /// Takes over deliveries whose worker gave no sign for a lease, or gave them back. Those given back at their first
+    /// delivery (a count of 0) go together, as do those delivered once; one delivered more often may be what killed its
+    /// workers, so it goes alone, and after enough deliveries to the dead letters.
     async fn recover(&self, pulse: &Pulse, tracker: &TaskTracker) -> anyhow::Result<()> {
         let lease = millis(self.worker.engine.settings.lease);
         type Pending = Vec<(String, String, u64, u32)>;
@@ -167,10 +168,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             Err(error) => return Err(error).context("looking for abandoned tasks"),
         };
         let (first, repeated): (Vec<_>, Vec<_>) = pending.into_iter().partition(|(_, _, _, count)| *count <= 1);
-        let mut groups: Vec<(Vec<String>, u32)> = first
-            .chunks(self.spec.batch.max(1))
-            .map(|chunk| (chunk.iter().map(|p| p.0.clone()).collect(), 1))
-            .collect();
+        let mut groups: Vec<(Vec<String>, u32)> = Vec::new();
+        for count in [0, 1] {
+            let alike: Vec<&String> = first.iter().filter(|p| p.3 == count).map(|p| &p.0).collect();
+            let chunks = alike.chunks(self.spec.batch.max(1));
+            groups.extend(chunks.map(|chunk| (chunk.iter().map(|&entry| entry.clone()).collect(), count)));
+        }
         groups.extend(repeated.into_iter().map(|(entry, _, _, count)| (vec![entry], count)));
         for (entries, count) in groups {
             let Some(permit) = self.place(pulse).await? else { break };
@@ -203,9 +206,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         if taken == 0 {
             return Ok(());
         }
-        metrics::counter!("onrush_tasks_taken_over_total", "queue" => self.queue.base().to_owned())
-            .increment(taken as u64);
-        tracing::warn!(queue = %self.queue, tasks = taken, delivery = count + 1, "took over tasks of a worker that gave no sign");
+        // What its worker gave back before it began was never lost.
+        if count > 0 {
+            metrics::counter!("onrush_tasks_taken_over_total", "queue" => self.queue.base().to_owned())
+                .increment(taken as u64);
+            tracing::warn!(queue = %self.queue, tasks = taken, delivery = count + 1, "took over tasks of a worker that gave no sign");
+        }
         if count >= self.worker.engine.settings.max_deliveries {
             let why = format!("delivered {count} times and never ended");
             for delivery in batch.into_deliveries() {
