@@ -15,6 +15,7 @@ use onrush::engine::schedule::Crontab;
 use onrush::ops;
 use onrush::platform::clock::Clock;
 use onrush::platform::{db, telemetry};
+use onrush::platform::output::{OutputClosed, say};
 use onrush::serve::{Role, Serving, raise_file_limit, until_told_to_stop};
 use tokio::net::TcpListener;
 
@@ -170,6 +171,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
+        Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
     match command {
         Command::Dev(args) => dev(args).await,
         Command::Serve(args) => serve(args).await,
@@ -249,7 +251,7 @@ async fn require_current_schema(app: &App) -> anyhow::Result<()> {
 async fn migrate(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let app = connect(&args).await?;
     let applied = db::migrate(&app.db).await?;
-    println!("applied {applied} migration(s): the schema is current");
+    say(format!("applied {applied} migration(s): the schema is current"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -257,7 +259,7 @@ async fn seed(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let app = connect(&args).await?;
     require_current_schema(&app).await?;
     demo::load(&app).await?;
-    println!("the demo data are loaded; the logins are\n{}", demo::logins());
+    say(format!("the demo data are loaded; the logins are\n{}", demo::logins()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -277,19 +279,20 @@ async fn ready() -> anyhow::Result<ExitCode> {
     let client = reqwest::Client::builder().no_proxy().timeout(READY_TIMEOUT).build().context("building a client")?;
     let answer = client.get(format!("http://{address}/readyz")).send().await.context("asking the service")?;
     let status = answer.status();
-    println!("{}", answer.text().await.context("reading the answer")?);
+    // Who asks by the exit code need not read it.
+    let _ = say(answer.text().await.context("reading the answer")?);
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn openapi() -> anyhow::Result<ExitCode> {
-    println!("{}", onrush::routes::document().to_pretty_json().context("writing the OpenAPI document")?);
+    say(onrush::routes::document().to_pretty_json().context("writing the OpenAPI document")?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn crontab(args: CrontabArgs) -> anyhow::Result<ExitCode> {
     if args.batch {
         for line in std::io::stdin().lines() {
-            println!("{}", crontab_line(&line.context("reading lines")?));
+            say(crontab_line(&line.context("reading lines")?))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -298,7 +301,7 @@ fn crontab(args: CrontabArgs) -> anyhow::Result<ExitCode> {
     let mut at = args.from.unwrap_or_else(|| Clock::System.now().timestamp());
     for _ in 0..args.count {
         let Some(next) = expression.next_after(at, &zone) else { break };
-        println!("{}", next.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z"));
+        say(next.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z"))?;
         at = next;
     }
     Ok(ExitCode::SUCCESS)

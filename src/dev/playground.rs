@@ -16,6 +16,7 @@ use super::servers::{Care, Servers, database_url};
 use crate::app::App;
 use crate::config::Config;
 use crate::platform::clock::Clock;
+use crate::platform::output::say;
 use crate::platform::{db, telemetry};
 use crate::serve::{Role, Serving, until_told_to_stop};
 
@@ -68,17 +69,21 @@ async fn serve(
     let serving = Serving::start(&app, listener, &[Role::Api, Role::Worker, Role::Scheduler])?;
     write_owner(lock, &base)?;
     let reviving = tokio::spawn(revive(servers.clone()));
-    println!("{}", demo::welcome(&base, &options.dir, app.config.orders.pay_deadline_s));
+    let mut welcome = demo::welcome(&base, &options.dir, app.config.orders.pay_deadline_s);
     if port != options.port {
-        println!("Port {} is taken: this one listens on {port}.\n", options.port);
+        welcome += &format!("\nPort {} is taken: this one listens on {port}.\n", options.port);
     }
-    until_told_to_stop().await?;
-    println!("\nstopping");
+    let told = say(welcome);
+    if told.is_ok() {
+        until_told_to_stop().await?;
+        // Whether anybody still reads: it stops.
+        let _ = say("\nstopping");
+    }
     reviving.abort();
     if !serving.stop().await {
         tracing::warn!("something was still under way and is taken up at the next start");
     }
-    Ok(())
+    told
 }
 
 /// Takes the directory for this process.
@@ -148,7 +153,7 @@ fn settings_file(dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 async fn start_servers(options: &Options) -> anyhow::Result<Arc<Mutex<Servers>>> {
-    println!("starting private servers in {} (the first time takes a few seconds)", options.dir.display());
+    say(format!("starting private servers in {} (the first time takes a few seconds)", options.dir.display()))?;
     let (dir, fresh) = (options.dir.clone(), options.fresh);
     let start = move || {
         if fresh {
@@ -157,7 +162,7 @@ async fn start_servers(options: &Options) -> anyhow::Result<Arc<Mutex<Servers>>>
         Servers::start(&dir, Care::Safe)
     };
     let servers = tokio::task::spawn_blocking(start).await.context("starting the servers")??;
-    println!("{} and {} are up", servers.mysql.name(), servers.redis.name());
+    say(format!("{} and {} are up", servers.mysql.name(), servers.redis.name()))?;
     Ok(Arc::new(Mutex::new(servers)))
 }
 

@@ -11,6 +11,7 @@ pub mod id;
 pub mod jwt;
 pub mod loops;
 pub mod money;
+pub mod output;
 pub mod page;
 pub mod redis;
 pub mod rules;
