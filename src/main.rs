@@ -1,11 +1,12 @@
 //! The command line.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use jiff::tz::TimeZone;
 use onrush::app::App;
@@ -14,8 +15,8 @@ use onrush::dev::{demo, playground};
 use onrush::engine::schedule::Crontab;
 use onrush::ops;
 use onrush::platform::clock::Clock;
-use onrush::platform::{db, telemetry};
 use onrush::platform::output::{OutputClosed, say};
+use onrush::platform::{db, telemetry};
 use onrush::serve::{Role, Serving, raise_file_limit, until_told_to_stop};
 use tokio::net::TcpListener;
 
@@ -67,8 +68,15 @@ enum Command {
 #[derive(Args)]
 struct ConfigArgs {
     /// A TOML file with settings; the environment wins over it.
-    #[arg(long, env = "ONRUSH_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "ONRUSH_CONFIG", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The file; a name that is empty is none: what a compose file makes of a variable that is not set.
+    fn file(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|file| !file.as_os_str().is_empty())
+    }
 }
 
 /// Runs the service until SIGTERM or Ctrl-C.
@@ -163,6 +171,7 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(run(cli.command)) {
         Ok(code) => code,
+        Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("onrush: {error:#}");
             ExitCode::FAILURE
@@ -171,7 +180,6 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
-        Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
     match command {
         Command::Dev(args) => dev(args).await,
         Command::Serve(args) => serve(args).await,
@@ -194,7 +202,7 @@ async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let overrides: &[(&str, String)] = if args.sandbox { &[("payments.sandbox", "true".to_owned())] } else { &[] };
-    let config = Config::load(args.config.config.as_deref(), overrides)?;
+    let config = Config::load(args.config.file(), overrides)?;
     telemetry::init_logs(config.log.format, &config.log.filter)?;
     if config.payments.sandbox && !args.sandbox {
         bail!(
@@ -220,10 +228,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     let listen = &app.config.http.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
-    let mut roles = args.roles;
-    roles.dedup();
-    let serving = Serving::start(&app, listener, &roles)?;
-    tracing::info!(address = %serving.address(), ?roles, "onrush is serving");
+    let serving = Serving::start(&app, listener, &args.roles)?;
+    tracing::info!(address = %serving.address(), roles = Role::names(&args.roles), "onrush is serving");
     until_told_to_stop().await?;
     tracing::info!(drain_s = app.config.http.drain_s, "onrush is stopping");
     if !serving.stop().await {
@@ -235,7 +241,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 
 /// Logs, settings and connections of a command that does one thing and ends.
 async fn connect(args: &ConfigArgs) -> anyhow::Result<App> {
-    let config = Config::load(args.config.as_deref(), &[])?;
+    let config = Config::load(args.file(), &[])?;
     telemetry::init_logs(config.log.format, &config.log.filter)?;
     App::connect(config, Clock::System).await
 }

@@ -45,6 +45,15 @@ pub enum Role {
     Scheduler,
 }
 
+impl Role {
+    /// The names of those among `roles`, each once: `api,worker`.
+    pub fn names(roles: &[Self]) -> String {
+        let named = [(Self::Api, "api"), (Self::Worker, "worker"), (Self::Scheduler, "scheduler")];
+        let names = named.into_iter().filter(|(role, _)| roles.contains(role)).map(|(_, name)| name);
+        names.collect::<Vec<_>>().join(",")
+    }
+}
+
 /// A process that serves.
 pub struct Serving {
     app: App,

@@ -95,6 +95,37 @@ async fn serve_refuses_a_schema_that_is_behind_and_migrate_mends_it() {
     assert!(errors(&output).contains("onrush migrate"), "{}", errors(&output));
 }
 
+#[test]
+fn a_reader_that_has_enough_ends_a_command_quietly() {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onrush"));
+    let mut child = command.arg("openapi").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    // The document is longer than what a pipe holds: the command still writes when its reader goes.
+    std::io::BufReader::with_capacity(16, child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((line.as_str(), errors(&output).as_str()), ("{\n", ""));
+    assert!(output.status.success());
+}
+
+#[tokio::test]
+async fn an_empty_name_of_a_settings_file_is_none() {
+    let settings = [NO_SERVERS.as_slice(), &[("ONRUSH_CONFIG", "")]].concat();
+    let output = onrush(&["serve"], &settings).await;
+    assert!(errors(&output).contains("connecting to"), "{}", errors(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_logs_its_roles_by_name_and_each_once() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    let env = [("ONRUSH_LOG__FORMAT", "json"), ("ONRUSH_LOG__FILTER", "info")];
+    let process = h.process("api,worker,api", &env).await;
+    h.eventually(async || process.log().contains("onrush is serving")).await;
+    assert!(process.log().contains(r#""roles":"api,worker""#), "{}", process.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn migrations_that_start_at_once_wait_for_each_other() {
     let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
