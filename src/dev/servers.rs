@@ -212,19 +212,24 @@ pub fn database_url(server_url: &str, database: &str) -> String {
 
 /// Makes the system tables of an empty database server.
 fn initialize(program: &Path, mariadb: bool, data: &Path) -> anyhow::Result<()> {
-    let parent = data.parent().unwrap_or(data);
-    let (data, tmpdir) = (format!("--datadir={}", data.display()), format!("--tmpdir={}", parent.display()));
+    let (Some(parent), Some(name)) = (data.parent(), data.file_name()) else {
+        bail!("{} is no place for a data directory", data.display());
+    };
     let mut command = if mariadb {
         let installer = find(&["mariadb-install-db", "mysql_install_db"])
             .context("mariadb-install-db is not installed; it comes with MariaDB's server package")?;
         let mut command = Command::new(installer);
-        command.args(["--no-defaults", &data, &tmpdir, "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        // Relative: the installer is a shell script that splits a path with a space in it. What it starts goes into the
+        // data directory first, so `..` is where that is.
+        command.current_dir(parent).arg("--no-defaults").arg(format!("--datadir=./{}", name.display()));
+        command.args(["--tmpdir=..", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         // We come through a socket: a machine whose own name does not resolve is fine.
         command.args(["--skip-name-resolve", "--force"]);
         command
     } else {
         let mut command = Command::new(program);
-        command.args(["--no-defaults", &data, &tmpdir, "--initialize-insecure"]);
+        command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
+        command.arg(format!("--tmpdir={}", parent.display())).arg("--initialize-insecure");
         command
     };
     let output = command.args(as_root()).output().context("starting the set-up of a data directory")?;
