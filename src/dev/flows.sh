@@ -24,7 +24,9 @@ wait_for /me/courses 00000000000000000000000000000002
 log_in 13800000001 onrush-demo
 coupon=$(get /me/coupons | of id)
 order=$(post /orders -H "idempotency-key: $(date +%s)" -d "{\"course_ids\":[\"00000000000000000000000000000003\"],\"user_coupon_id\":\"$coupon\",\"points\":1000}" | of order_no)
-get /me/coupons; echo; get '/me/points?limit=1'; echo
-wait_for "/orders/$order" '"timed_out"'
-wait_for /me/coupons '"free"'
-get '/me/points?limit=2'; echo
+if [ -z "$order" ]; then echo 'no order was made: is the coupon or are the points with another one that is not over yet?'; else
+  get /me/coupons; echo; get '/me/points?limit=1'; echo
+  wait_for "/orders/$order" '"timed_out"'
+  wait_for /me/coupons '"free"'
+  get '/me/points?limit=2'; echo
+fi

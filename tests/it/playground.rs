@@ -63,26 +63,29 @@ async fn dev(dir: &Path, more: &[&str]) -> Output {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_playground_keeps_its_data_whatever_becomes_of_it() {
-    let dir = new_dir();
+    // Under a name that has to be quoted.
+    let own = new_dir();
+    let dir = own.path().join("with a space");
+    let dir = dir.as_path();
     let login = json!({"phone": "13900000001", "password": "a long password"});
-    let mut first = Playground::start(dir.path(), &[]).await;
+    let mut first = Playground::start(dir, &[]).await;
     first.client.post("/auth/register", (), login.clone()).await.expect(201);
 
-    let second = dev(dir.path(), &[]).await;
+    let second = dev(dir, &[]).await;
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && said.contains("in use") && said.contains(&first.client.base), "{said}");
 
     // Everything is gone at once; the next start waits for the servers' end and recovers.
     first.end("KILL").await;
-    let mut again = Playground::start(dir.path(), &[]).await;
+    let mut again = Playground::start(dir, &[]).await;
     again.client.post("/auth/login", (), login.clone()).await.expect(200);
 
     again.end("TERM").await;
     for server in ["mysql", "redis"] {
-        assert!(!dir.path().join(server).join("server.pid").exists(), "{server} still runs");
+        assert!(!dir.join(server).join("server.pid").exists(), "{server} still runs");
     }
 
-    let mut fresh = Playground::start(dir.path(), &["--fresh"]).await;
+    let mut fresh = Playground::start(dir, &["--fresh"]).await;
     fresh.client.post("/auth/login", (), login).await.problem(401, "wrong_credentials");
     fresh.client.post("/auth/login", (), json!({"phone": "13800000001", "password": "onrush-demo"})).await.expect(200);
     fresh.end("INT").await;
@@ -144,6 +147,12 @@ async fn the_lines_to_paste_do_what_they_say() {
         assert!(coupon.contains("\"free\""), "{coupon}");
         assert!(points.contains("\"balance\":5000"), "{points}");
     }
+    // An order that was not made is said, and not waited for.
+    let parts: Vec<&str> = flows.split("\n\n").collect();
+    let without_login = format!("{}\n{}", parts[0], parts[3].replace("onrush-demo", "not-the-password"));
+    let output = Command::new("sh").arg("-euc").arg(without_login).output().await.expect("sh");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && printed.starts_with("no order was made"), "{printed}");
     playground.end("TERM").await;
 }
 
