@@ -203,6 +203,7 @@ impl From<CreateActivity> for NewActivity {
     responses(
         (status = 201, body = ActivityView, description = "The activity"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`activity_exists`: the id is another activity's"),
     ))]
 pub async fn create_activity(
     State(app): State<App>,
