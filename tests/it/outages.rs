@@ -2,6 +2,7 @@
 //! runs goes on unaided.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -142,14 +143,19 @@ async fn a_subscription_that_went_silent_is_made_again() {
     let channel = s.h.app.engine.keys(&Counted::QUEUE.parse().unwrap()).done();
     // Polls would end by looking for themselves: what counts is that what is announced is heard.
     let heard = async || {
-        let key = Uuid::now_v7().as_simple().to_string();
-        s.redis.tell(&["PUBLISH", &channel, &key]).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        s.proxy.announced(&key)
+        let told = Mutex::new(Vec::new());
+        s.h.eventually(async || {
+            let key = Uuid::now_v7().as_simple().to_string();
+            s.redis.tell(&["PUBLISH", &channel, &key]).await;
+            let mut told = told.lock().unwrap();
+            told.push(key);
+            told.iter().any(|key| s.proxy.announced(key))
+        })
+        .await;
     };
-    s.h.eventually(heard).await;
+    heard().await;
     assert_eq!(s.proxy.silence_subscriptions(), 1);
-    s.h.eventually(heard).await;
+    heard().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 
 mod worker;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use onrush::engine::{Item, State};
@@ -15,6 +15,8 @@ use crate::support::{Options, PrivateServers};
 
 /// Workers that die by their own hand in the first test, besides as many killed from outside as it takes.
 const SUICIDES: usize = 34;
+/// A worker that neither dies nor ends the work within this is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// Deaths in all.
 const DEATHS: usize = 50;
 
@@ -29,8 +31,9 @@ async fn fifty_workers_killed_under_load_lose_nothing_and_do_nothing_twice() {
     let tasks = s.enqueue((0..2400).map(mark)).await;
     let done = async || s.h.app.engine.depth(&queue()).await.unwrap();
     let (mut deaths, mut more) = (0, Vec::new());
-    let mut worker = s.worker().await;
+    let (mut worker, mut last_death) = (s.worker().await, Instant::now());
     while done().await.depth > 0 || deaths < DEATHS {
+        assert!(last_death.elapsed() < STUCK_AFTER, "after {deaths} deaths nothing goes on: {:?}", done().await);
         if worker.lives() {
             let running = done().await.running;
             // Killed from outside as soon as it has read: before, in or after its handlers, as it comes.
@@ -46,6 +49,7 @@ async fn fifty_workers_killed_under_load_lose_nothing_and_do_nothing_twice() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         } else {
             deaths += 1;
+            last_death = Instant::now();
             // The load goes on.
             more.extend(s.enqueue((0..20).map(|_| Mark::default())).await);
             worker = s.worker().await;

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::app::App;
-use crate::engine::schedule::{CatchUp, Definition, Kind, ScheduleId};
+use crate::engine::schedule::{CatchUp, Crontab, Definition, Kind, ScheduleId, crontab_faults};
 use crate::jobs;
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Shape};
@@ -130,7 +130,7 @@ pub struct ChangeSchedule {
 impl Shape<App> for CreateSchedule {
     fn together(&self, app: &App, faults: &mut Faults) {
         let found = self.definition(&app.config.time_zone, app.clock.now()).err().unwrap_or_default();
-        add_what_is_known(found, true, faults);
+        add_what_is_known(found, true, self.crontab.as_deref(), faults);
     }
 }
 
@@ -138,12 +138,13 @@ impl Shape<App> for ChangeSchedule {
     fn together(&self, app: &App, faults: &mut Faults) {
         // What it changes is not read yet: some schedule that has no fault of its own stands for it.
         let found = self.applied_to(&self.plausible(app)).err().unwrap_or_default();
-        add_what_is_known(found, self.task.is_some() && self.args.is_some(), faults);
+        add_what_is_known(found, self.task.is_some() && self.args.is_some(), self.crontab.as_deref(), faults);
     }
 }
 
-/// Without its kind nothing can be said of what goes with it. Of its arguments only when they are there with their task.
-fn add_what_is_known(found: Vec<FieldFault>, with_task: bool, faults: &mut Faults) {
+/// Without its kind nothing can be said of what goes with it, but that a crontab is none. Of its arguments only when they
+/// are there with their task.
+fn add_what_is_known(found: Vec<FieldFault>, with_task: bool, crontab: Option<&str>, faults: &mut Faults) {
     let (kind, task) = (faults.spare(&["kind"]), with_task && faults.spare(&["task", "args"]));
     let known = |field: &str| match field.split('.').next().unwrap_or("") {
         "every_s" | "crontab" | "run_at" => kind,
@@ -151,6 +152,9 @@ fn add_what_is_known(found: Vec<FieldFault>, with_task: bool, faults: &mut Fault
         _ => true,
     };
     faults.extend(found.into_iter().filter(|fault| known(&fault.field)).collect());
+    if !kind && let Some(Err(bad)) = crontab.map(str::parse::<Crontab>) {
+        faults.extend(crontab_faults(bad).collect());
+    }
 }
 
 impl CreateSchedule {

@@ -23,7 +23,7 @@ mod tasks;
 mod timing;
 
 pub use crontab::{Crontab, Fault, NotACrontab};
-pub use model::{CatchUp, Definition, Kind, MAX_CATCH_UP, Schedule, ScheduleId};
+pub use model::{CatchUp, Definition, Kind, MAX_CATCH_UP, Schedule, ScheduleId, crontab_faults};
 pub use run::{RunHere, Scheduler};
 pub use store::{Written, delete, find, list};
 pub use tasks::Tasks;

@@ -162,6 +162,11 @@ pub struct Schedule {
     pub updated_at: At,
 }
 
+/// What is wrong with a crontab, by its fields.
+pub fn crontab_faults(bad: NotACrontab) -> impl Iterator<Item = FieldFault> {
+    bad.0.into_iter().map(|fault| FieldFault::new(format!("crontab.{}", fault.field), fault.reason))
+}
+
 impl Definition {
     /// Every fault, by field.
     pub fn faults(&self, tasks: &Tasks) -> Vec<FieldFault> {
@@ -198,8 +203,8 @@ impl Definition {
             }
             (Kind::Crontab, _, Some(text), _) => match text.parse() {
                 Ok(crontab) => zone.clone().map(|zone| Timing::Crontab { crontab, zone, start }),
-                Err(NotACrontab(bad)) => {
-                    faults.extend(bad.into_iter().map(|b| FieldFault::new(format!("crontab.{}", b.field), b.reason)));
+                Err(bad) => {
+                    faults.extend(crontab_faults(bad));
                     None
                 }
             },

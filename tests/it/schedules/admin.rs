@@ -106,6 +106,10 @@ async fn only_what_can_be_scheduled_with_arguments_that_fit_is_taken() {
     assert!(told[0].0 == "task" && told[0].1.contains("check.invariants"), "{told:?}");
     let told = refused(&desk, body("auth.prune", json!({ "days": 3 }))).await;
     assert_eq!(told[0].0, "args.days");
+    // A crontab that is none is told also where the kind is none.
+    let neither = json!({ "name": "x", "task": "auth.prune", "kind": "weekly", "crontab": "0 99 * * *" });
+    let fields: Vec<String> = refused(&desk, neither).await.into_iter().map(|(field, _)| field).collect();
+    assert_eq!(fields, ["kind", "crontab.hour"]);
     let past = json!({ "name": "x", "task": "auth.prune", "kind": "once", "run_at": "2001-01-01T00:00:00Z" });
     assert_eq!(refused(&desk, past).await[0].0, "run_at");
 }

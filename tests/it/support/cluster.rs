@@ -10,6 +10,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, cmd};
 use tempfile::TempDir;
 
+use super::harness::eventually;
 use super::servers::{blocking, new_dir};
 
 /// A node's second port, on which it speaks with the others, is its first one and this.
@@ -73,9 +74,7 @@ impl Cluster {
     /// Waits until every node that runs says this of the cluster.
     pub async fn agreed(&self, word: &str) {
         for at in (0..self.nodes.len()).filter(|&at| self.nodes[at].running.is_some()) {
-            while !self.ask::<String>(at, cmd("CLUSTER").arg("INFO")).await.contains(word) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            eventually(async || self.ask::<String>(at, cmd("CLUSTER").arg("INFO")).await.contains(word)).await;
         }
     }
 
@@ -150,9 +149,7 @@ impl Cluster {
         }
         // Not before they agree: two nodes that take slots at once give themselves the same number, and the one of them
         // that then takes a higher one may take its former slots back with it.
-        while !self.agree_on(slot, to).await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(async || self.agree_on(slot, to).await).await;
     }
 
     async fn agree_on(&self, slot: u16, owner: usize) -> bool {
@@ -173,13 +170,11 @@ impl Cluster {
             let value = info.lines().find_map(|line| line.split_once(name)).map(|(_, value)| value.to_owned());
             value.and_then(|value| value.split(',').next()?.parse::<u64>().ok())
         };
-        loop {
+        eventually(async || {
             let info: String = self.ask(at, cmd("INFO").arg("replication")).await;
-            if offset(&info, ",offset=") >= offset(&info, "master_repl_offset:") && info.contains(",state=online") {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            offset(&info, ",offset=") >= offset(&info, "master_repl_offset:") && info.contains(",state=online")
+        })
+        .await;
     }
 
     /// Starts a node again that was killed, with the data it had.

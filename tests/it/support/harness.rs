@@ -20,6 +20,25 @@ use super::{Client, Process};
 
 /// A condition that does not come true within this long fails its test.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Waits until `holds`, and fails the test when it does not.
+#[track_caller]
+pub fn eventually<F, Fut>(holds: F) -> impl Future<Output = ()>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let caller = std::panic::Location::caller();
+    async move {
+        let started = Instant::now();
+        // A question that is never answered fails the test too, and does not hang it.
+        let asked = || tokio::time::timeout(2 * PATIENCE, holds());
+        while !asked().await.unwrap_or_else(|_| panic!("what {caller} asks for was not answered")) {
+            assert!(started.elapsed() < PATIENCE, "what {caller} waits for did not come true in {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
 /// What the service of a test and its processes sign tokens with.
 pub const JWT_SECRET: &str = "a-secret-of-the-tests-with-32-bytes-or-more";
 /// What the sandbox of a test signs with.
@@ -197,16 +216,7 @@ impl Harness {
         F: Fn() -> Fut,
         Fut: Future<Output = bool>,
     {
-        let caller = std::panic::Location::caller();
-        async move {
-            let started = Instant::now();
-            // A question that is never answered fails the test too, and does not hang it.
-            let asked = || tokio::time::timeout(2 * PATIENCE, holds());
-            while !asked().await.unwrap_or_else(|_| panic!("what {caller} asks for was not answered")) {
-                assert!(started.elapsed() < PATIENCE, "what {caller} waits for did not come true in {PATIENCE:?}");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
+        eventually(holds)
     }
 
     /// A new account, with a token.
