@@ -65,11 +65,11 @@ impl Told {
         (!same || (settled && !told.again), from)
     }
 
-    /// A pass has come to its end.
-    fn passed(&self, servers: Vec<String>, now: At) {
+    /// A pass has come to its end, in which the gates were told, or not.
+    fn passed(&self, servers: Vec<String>, remembered: bool, now: At) {
         let mut told = self.lock();
         if told.servers == servers {
-            told.again |= told.since.is_some_and(|since| since.elapsed() >= SETTLED);
+            told.again |= remembered;
         } else {
             *told = Telling { servers, since: Some(Instant::now()), ..Telling::default() };
         }
@@ -116,7 +116,7 @@ pub async fn look_after_gates(app: &App) -> Result<()> {
             remember_users(app, activity.id).await?;
         }
     }
-    told.passed(servers, now);
+    told.passed(servers, remember, now);
     Ok(())
 }
 
