@@ -275,8 +275,8 @@ pub struct Json<T>(pub T);
 impl<S: Sync, T: Shape<S>> Part<S> for Json<T> {
     async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
         if let Some(message) = json::not_declared(&asked.head.headers) {
+            // Its own faults are told all the same: most such bodies are JSON that was sent under another name.
             faults.because(Why::NotJson, "Content-Type", message);
-            return None;
         }
         let RawBody(bytes) = <RawBody as Part<S>>::read(asked, service, faults).await?;
         let value = json::read(&bytes, faults)?;

@@ -387,6 +387,12 @@ async fn a_body_that_cannot_be_read_does_not_hide_other_faults() {
     for kind in ["text/plain", "application/json; charset=gbk", "application/json;charset=\"utf-16\""] {
         let answer = change(kind, b"{}".to_vec()).await.problem(415, "unsupported_media_type");
         assert_eq!(told(&answer), set(&["id", "Content-Type"]), "{kind}");
+        // Under whatever name it comes, its own faults are told with that of the name.
+        let answer = change(kind, br#"{"every_s": 0, "zone": 1}"#.to_vec()).await;
+        let answer = answer.problem(415, "unsupported_media_type");
+        assert_eq!(told(&answer), set(&["id", "Content-Type", "every_s", "zone"]), "{kind}");
+        let answer = change(kind, b"every_s=0".to_vec()).await.problem(415, "unsupported_media_type");
+        assert_eq!(told(&answer), set(&["id", "Content-Type", ""]), "{kind}");
     }
     for body in [json!(null), json!([]), json!("text"), json!(5)] {
         let answer = h.patch("/admin/schedules/first", &admin, body).await.problem(422, "validation_failed");
