@@ -88,16 +88,30 @@ impl Throttle {
         }
     }
 
-    /// The places that there should be, and whether nothing is read any more.
+    /// The places that there should be, and whether nothing is read any more because the queue is paused. A process that
+    /// has not asked yet reads nothing either, and does not say so.
     pub(super) fn followed(&self) -> (usize, bool) {
         let wanted = self.size.lock().unwrap_or_else(PoisonError::into_inner).wanted;
-        (wanted, self.is_paused() && self.resting.load(Ordering::SeqCst))
+        (wanted, *self.paused.borrow() == Some(true) && self.resting.load(Ordering::SeqCst))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_rests_before_redis_was_asked_is_not_paused() {
+        let throttle = Throttle::new(1);
+        assert!(!throttle.may_read());
+        assert_eq!(throttle.followed(), (1, false));
+        throttle.follow(true, 0);
+        assert!(!throttle.may_read());
+        assert_eq!(throttle.followed(), (1, true));
+        throttle.follow(false, 0);
+        assert!(throttle.may_read());
+        assert_eq!(throttle.followed(), (1, false));
+    }
 
     #[tokio::test]
     async fn fewer_places_are_reached_as_those_in_use_come_back() {
