@@ -31,7 +31,7 @@ for i = 1, (#ARGV - 5) / 5 do
       redis.call('SET', KEYS[6 + i], record, 'PX', ARGV[2])
       if follow ~= '' then redis.call('XADD', KEYS[6], '*', 'f', follow) end
       ended[#ended + 1] = key
-      redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[4], '*', 'n', name, 't', key .. ' REVOKED')
+      redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[4], '*', 'n', name, 's', 'REVOKED', 't', key)
     end
   end
 end

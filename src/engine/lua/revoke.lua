@@ -26,7 +26,7 @@ else
 end
 redis.call('HDEL', KEYS[4], key)
 redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[4])
-redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[9], '*', 'n', ARGV[8], 't', key .. ' REVOKED')
+redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[9], '*', 'n', ARGV[8], 's', 'REVOKED', 't', key)
 redis.call('PEXPIRE', KEYS[7], ARGV[4])
 if ARGV[10] ~= '' then redis.call('XADD', KEYS[8], '*', 'f', ARGV[10]) end
 redis.call('PUBLISH', ARGV[7], key)

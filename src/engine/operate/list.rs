@@ -357,20 +357,19 @@ fn listed(queue: &QueueName, envelope: &Envelope) -> ListedTask {
     }
 }
 
-/// The tasks of one acknowledged batch, as its entry names them: `<key> <state> <key> <state> …`.
+/// The tasks of one acknowledged batch that ended alike, as their entry names them.
 fn batch_of(queue: &QueueName, entry: &StreamId) -> Vec<ListedTask> {
-    let name: String = entry.get("n").unwrap_or_default();
-    let all: String = entry.get("t").unwrap_or_default();
+    let text = |field: &str| entry.get::<String>(field).unwrap_or_default();
+    let (name, keys) = (text("n"), text("t"));
+    let Ok(state) = serde_json::from_value::<State>(text("s").into()) else { return Vec::new() };
     let ended_at = entry.id.split('-').next().and_then(|ms| ms.parse().ok()).map(At::from_ms);
-    let words: Vec<&str> = all.split(' ').collect();
-    let task = |pair: &[&str]| {
-        let state: State = serde_json::from_value(pair[1].into()).ok()?;
-        let id = TaskId { key: Uuid::try_parse(pair[0]).ok()?, queue: queue.clone() };
+    let task = |key: &str| {
+        let id = TaskId { key: Uuid::try_parse(key).ok()?, queue: queue.clone() };
         let nothing = Envelope::nameless(id.key);
         let blank = ListedTask { priority: None, attempt: None, enqueued_at: None, ..listed(queue, &nothing) };
         Some(ListedTask { id, name: name.clone(), state, ended_at, ..blank })
     };
-    words.chunks_exact(2).filter_map(task).collect()
+    keys.split(' ').filter_map(task).collect()
 }
 
 fn wanted(task: &ListedTask, filter: &Filter) -> bool {

@@ -24,6 +24,8 @@ const FINISH_ATTEMPTS: u32 = 30;
 const DEAD_LETTERS_KEPT: u64 = 10_000;
 /// Deliveries that one script call ends, so that none holds up Redis for long.
 const FINISH_CHUNK: usize = 256;
+/// Keys of `finish.lua` before those of the effects.
+const KEYS_BEFORE_EFFECTS: usize = 8;
 
 /// How a delivery ends.
 pub(super) enum Ending {
@@ -45,14 +47,14 @@ impl Ending {
         }
     }
 
-    /// The script's word for it, and the state of the record.
-    fn what(&self) -> (&'static str, State) {
+    /// The script's word for it, when it is not the usual one, and the state of the record.
+    fn what(&self) -> (Option<&'static str>, State) {
         match self {
-            Self::Success { .. } => ("SUCCESS", State::Success),
-            Self::Revoked => ("REVOKED", State::Revoked),
-            Self::Failure(..) => ("FAILURE", State::Failure),
-            Self::Retry { .. } => ("retry", State::Retry),
-            Self::Dead(_) => ("dead", State::Failure),
+            Self::Success { .. } => (None, State::Success),
+            Self::Revoked => (Some("REVOKED"), State::Revoked),
+            Self::Failure(..) => (Some("FAILURE"), State::Failure),
+            Self::Retry { .. } => (Some("retry"), State::Retry),
+            Self::Dead(_) => (Some("dead"), State::Failure),
         }
     }
 
@@ -67,8 +69,10 @@ impl Ending {
 impl<C: Clone + Send + Sync + 'static> Lane<C> {
     /// Writes endings; tried until Redis takes them or the lease is somebody else's, so that a short outage of Redis
     /// after a commit does not make the task run again.
-    pub(super) async fn finish(&self, name: &str, endings: Vec<(Delivery, Ending)>) {
+    pub(super) async fn finish(&self, name: &str, mut endings: Vec<(Delivery, Ending)>) {
         self.report(name, &endings);
+        // As they are in the stream: what lies between the first and the last of a chunk is then, as a rule, the chunk.
+        endings.sort_by_cached_key(|(delivery, _)| order(&delivery.entry));
         for chunk in endings.chunks(FINISH_CHUNK) {
             self.finish_chunk(name, chunk).await;
         }
@@ -118,31 +122,39 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     async fn try_finish(&self, name: &str, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
         let engine = &self.worker.engine;
         let now = engine.clock.now().ms();
-        let ids = endings.iter().map(|(delivery, _)| delivery.entry.as_str());
-        let (lowest, highest) = (ids.clone().min_by_key(|id| order(id)), ids.max_by_key(|id| order(id)));
-        let mut call = scripts::FINISH.prepare_invoke();
         let keys = &self.keys;
+        let mut call = scripts::FINISH.prepare_invoke();
         call.key(self.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
         call.key(keys.revoked()).key(keys.outbox()).key(keys.ended());
-        for (delivery, _) in endings {
-            call.key(keys.task(delivery.envelope.key.as_simple()));
-        }
         call.arg(GROUP).arg(&self.worker.consumer).arg(now).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
-        call.arg(millis(META_LIFE)).arg(lowest).arg(highest).arg(name);
-        call.arg((ENDED_ENTRIES / self.spec.batch.max(1)).max(1)).arg(millis(engine.settings.result_ttl));
+        call.arg(millis(META_LIFE)).arg(name).arg((ENDED_ENTRIES / self.spec.batch.max(1)).max(1));
+        call.arg(millis(engine.settings.result_ttl));
         let kept = self.worker.registry.tasks.get(name).and_then(|task| task.keep_result);
         let life_ms = millis(kept.unwrap_or(engine.settings.result_ttl)).max(1);
-        call.arg(life_ms).arg(endings.len());
-        let mut next_key = 8 + endings.len();
-        for (delivery, ending) in endings {
+        call.arg(life_ms).arg(keys.task_prefix()).arg(endings.len());
+        let mut more = Vec::new();
+        let mut next_key = KEYS_BEFORE_EFFECTS;
+        for (delivery, _) in endings {
+            call.arg(&delivery.entry);
+        }
+        for (delivery, _) in endings {
+            call.arg(delivery.envelope.key.as_simple().to_string());
+        }
+        for (place, (delivery, ending)) in endings.iter().enumerate() {
             let (record, mut rest) = self.written(delivery, ending, now, life_ms);
             for effect in ending.effects() {
                 next_key += 1;
                 call.key(&effect.key);
                 rest.effects.push(Command { key: next_key, command: effect.command, args: &effect.args });
             }
-            call.arg(&delivery.entry).arg(delivery.envelope.key.as_simple().to_string()).arg(ending.what().0);
-            call.arg(record).arg(rest.text());
+            call.arg(record);
+            if !rest.is_nothing() {
+                more.push((place + 1, serde_json::to_string(&rest).context("writing what an ending needs")?));
+            }
+        }
+        call.key(keys.absent());
+        for (place, rest) in more {
+            call.arg(place).arg(rest);
         }
         match call.invoke_async(&mut engine.redis.commands()).await {
             // Redis was emptied: nothing of this is ours any more.
@@ -153,9 +165,10 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// What the script writes of one delivery: the record, and what there is beside it.
     fn written(&self, delivery: &Delivery, ending: &Ending, now: i64, life_ms: u64) -> (String, Rest<'static>) {
-        let mut record = self.record(delivery, ending.what().1);
+        let (ends, state) = ending.what();
+        let mut record = self.record(delivery, state);
         record.ended_at = Some(now);
-        let mut rest = Rest::default();
+        let mut rest = Rest { ends, ..Rest::default() };
         match ending {
             Ending::Success { result, .. } | Ending::Failure(result, _) => record.result = result.clone(),
             Ending::Revoked => {}
@@ -219,6 +232,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 #[derive(Default, Serialize)]
 struct Rest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
+    ends: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     life: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     due: Option<String>,
@@ -240,10 +255,10 @@ struct Command<'a> {
 }
 
 impl Rest<'_> {
-    /// As the script reads it; empty when there is nothing.
-    fn text(&self) -> String {
-        let text = serde_json::to_string(self).unwrap_or_default();
-        if text == "{}" { String::new() } else { text }
+    /// Whether the task has ended well, and nothing else is to be done.
+    fn is_nothing(&self) -> bool {
+        // What follows comes from the outbox; the others belong to endings that are told.
+        self.ends.is_none() && self.follow.is_none() && self.effects.is_empty()
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
@@ -120,12 +121,20 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     /// Runs each by itself. Those that have ended by the time the ones before them are acknowledged go together.
     async fn run_each(&self, name: &str, task: &Registered<C>, good: Vec<Delivery>) {
         let each = good.into_iter().map(async |delivery| {
-            let outcome = self.run(task, vec![delivery.clone()]).await.and_then(|mut one| one.pop());
+            // The runtime would let one task hear of 128 others in a turn. A batch is bounded, and goes together.
+            let run = tokio::task::unconstrained(self.run(task, vec![delivery.clone()]));
+            let outcome = run.await.and_then(|mut one| one.pop());
             let ending = ending(&delivery, outcome.unwrap_or_else(panicked), task.retry);
             (delivery, ending)
         });
-        let mut ended = each.collect::<FuturesUnordered<_>>().ready_chunks(READY_CHUNK);
-        while let Some(endings) = ended.next().await {
+        let mut each = each.collect::<FuturesUnordered<_>>();
+        while let Some(first) = each.next().await {
+            // Handlers that stand behind the first in the runtime's queue and are as short as it end in this turn.
+            tokio::task::yield_now().await;
+            let mut endings = vec![first];
+            while let Some(Some(next)) = each.next().now_or_never() {
+                endings.push(next);
+            }
             self.finish(name, endings).await;
         }
     }
@@ -193,8 +202,6 @@ async fn pause(length: Option<Duration>) {
     }
 }
 
-/// Tasks that have ended by themselves and are acknowledged together.
-const READY_CHUNK: usize = 512;
 /// The name under which entries that are no envelopes are counted.
 const UNREADABLE: &str = "unreadable";
 
