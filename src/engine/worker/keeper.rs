@@ -23,7 +23,7 @@ use crate::platform::loops::Pulse;
 /// The keeper looks for due tasks at least this often.
 const KEEP_PERIOD: Duration = Duration::from_millis(100);
 /// Due tasks that one script call moves.
-const PROMOTE_CHUNK: u32 = 500;
+const PROMOTE_CHUNK: u32 = 250;
 /// Deliveries of dead workers that one look takes over.
 const RECOVER_CHUNK: usize = 100;
 /// A consumer that has not read for so many leases and owns nothing is removed. One that lives after all is there again
