@@ -10,8 +10,10 @@ COPY migrations migrations
 COPY src src
 # The manifest names the test binary; what is in it does not matter here.
 RUN mkdir -p tests/it && echo 'fn main() {}' > tests/it/main.rs
+# Cargo tells by time stamps what has changed, and COPY keeps those of the files: what another clone's build left in the
+# cache may look newer than they are, and would be shipped in their place. So the roots of both crates are made new.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --locked --profile dist --bin onrush && cp target/dist/onrush /onrush
+    touch src/lib.rs src/main.rs && cargo build --locked --profile dist --bin onrush && cp target/dist/onrush /onrush
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /onrush /usr/local/bin/onrush
