@@ -138,7 +138,9 @@ impl Redis {
             }
         }
         for (server, persistence) in self.info("persistence").await? {
-            if persistence.get::<i64>("aof_enabled").unwrap_or(0) == 0 {
+            let is = |what| persistence.get::<i64>(what).unwrap_or(0) == 1;
+            // While it reads its data it says that it has none.
+            if !is("aof_enabled") && !is("loading") {
                 tracing::warn!(
                     server,
                     "redis has no append-only file: a restart of it forgets what is queued, which then waits for the sweeps"
