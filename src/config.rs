@@ -165,6 +165,10 @@ pub struct Payments {
     pub sandbox_url: String,
     /// Longest call to a gateway, in milliseconds.
     pub gateway_timeout_ms: u64,
+    /// Calls in a row without an answer after which a gateway is left alone for a while.
+    pub gateway_failures_max: u32,
+    /// For so long, in milliseconds; then one call finds out whether it answers again.
+    pub gateway_pause_ms: u64,
     /// A started payment is asked about for the first time after this long, in seconds; then at growing intervals.
     pub query_after_s: u64,
 }

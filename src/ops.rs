@@ -63,7 +63,7 @@ pub static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 pub fn prepare_counters() {
     let known: [(&str, &str, &[&str]); 5] = [
         ("onrush_late_payments_total", "outcome", &["reopened", "refund", "before"]),
-        ("onrush_refunds_total", "outcome", &["confirmed", "failed"]),
+        ("onrush_refunds_total", "outcome", &["confirmed", "pending", "refused", "failed"]),
         ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
         ("onrush_gateway_failures_total", "gateway", &["sandbox"]),
         ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released"]),

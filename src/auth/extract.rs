@@ -67,9 +67,22 @@ impl FromRequestParts<App> for ClientAddress {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
+        let ClientIp(address) = ClientIp::from_request_parts(parts, app).await?;
+        Ok(Self(address.map_or_else(|| UNKNOWN.to_owned(), address_bucket)))
+    }
+}
+
+/// The client's own address, where it is known.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientIp(pub Option<IpAddr>);
+
+impl FromRequestParts<App> for ClientIp {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
         let forwarded = if app.config.http.trust_forwarded_for { forwarded_for(&parts.headers) } else { None };
         let peer = || parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
-        Ok(Self(forwarded.or_else(peer).map_or_else(|| UNKNOWN.to_owned(), address_bucket)))
+        Ok(Self(forwarded.or_else(peer)))
     }
 }
 

@@ -17,7 +17,7 @@ mod redis;
 mod session;
 mod store;
 
-pub use extract::{Admin, CurrentUser};
+pub use extract::{Admin, ClientIp, CurrentUser};
 pub use model::{Phone, Role, User, UserId};
 
 use anyhow::Context;

@@ -89,6 +89,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("payments.sandbox_secret", "", Any("at least 16 bytes")),
     set("payments.sandbox_url", "", Text(URL, "http://sandbox.internal:8080", |t| t.is_empty() || is_url(t))),
     set("payments.gateway_timeout_ms", "5000", Whole(1, 60_000)),
+    set("payments.gateway_failures_max", "10", Whole(1, 1000)),
+    set("payments.gateway_pause_ms", "5000", Whole(100, 600_000)),
     set("payments.query_after_s", "20", Whole(1, 3600)),
     set("engine.result_ttl_s", "86400", Whole(1, 2_592_000)),
     set("engine.lease_ms", "5000", Whole(500, 600_000)),

@@ -6,9 +6,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use super::{Closed, Gateway, PaymentId, Settled, close_order, gateway};
+use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, Way, close_order, gateway};
 use crate::app::App;
-use crate::auth::CurrentUser;
+use crate::auth::{ClientIp, CurrentUser};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::orders::{self, Closing, OrderId, Status};
 use crate::platform::clock::At;
@@ -22,24 +22,38 @@ pub struct PayRequest {
     #[garde(length(min = 1, max = 16))]
     #[schema(min_length = 1, max_length = 16, example = "sandbox")]
     pub gateway: String,
-    /// The way to pay there: `page`; the gateway's usual one by default.
+    /// The way to pay there; the gateway's first one by default: `page` for `sandbox`.
     #[garde(inner(length(min = 1, max = 16)))]
     #[schema(min_length = 1, max_length = 16, example = "page")]
     pub channel: Option<String>,
+    /// Who pays, by WeChat's id of that person for the application: for the channel `jsapi`, and only for it.
+    #[garde(inner(length(min = 1, max = 128), ascii))]
+    #[schema(min_length = 1, max_length = 128)]
+    pub openid: Option<String>,
 }
 
 impl PayRequest {
     /// The gateway and the way to pay there.
-    fn way(&self, app: &App) -> Result<(Gateway, &str), Vec<FieldFault>> {
+    fn way(&self, app: &App) -> Result<(Gateway, Channel), Vec<FieldFault>> {
         let Some(gateway) = gateway::named(app, &self.gateway) else {
             return Err(vec![FieldFault::new("gateway", "is not a payment gateway that is switched on")]);
         };
         let known = gateway.channels();
-        let channel = self.channel.as_deref().or(known.first().copied()).unwrap_or_default();
-        if !known.contains(&channel) {
-            return Err(vec![FieldFault::new("channel", format!("must be one of: {}", known.join(", ")))]);
+        let wanted = match &self.channel {
+            None => known.first(),
+            Some(name) => known.iter().find(|channel| channel.as_str() == name),
+        };
+        let Some(&channel) = wanted else {
+            let names: Vec<&str> = known.iter().map(|channel| channel.as_str()).collect();
+            return Err(vec![FieldFault::new("channel", format!("must be one of: {}", names.join(", ")))]);
+        };
+        match (&self.openid, channel) {
+            (None, Channel::Jsapi) => Err(vec![FieldFault::new("openid", "is required for this channel")]),
+            (Some(_), channel) if channel != Channel::Jsapi => {
+                Err(vec![FieldFault::new("openid", "does not go with this channel")])
+            }
+            _ => Ok((gateway, channel)),
         }
-        Ok((gateway, channel))
     }
 }
 
@@ -49,17 +63,38 @@ impl Shape<App> for PayRequest {
     }
 }
 
-/// A payment to go on with.
+/// A payment to go on with: one of `pay_url`, `qr` and `jsapi`, by the channel.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct PayView {
     /// The payment's number.
     pub payment_no: PaymentId,
     /// Where it is paid.
     pub gateway: Gateway,
+    /// Which way.
+    pub channel: Channel,
     /// The page on which the buyer pays.
-    pub pay_url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pay_url: Option<String>,
+    /// The text of the QR code that the buyer scans.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qr: Option<String>,
+    /// What WeChat's own browser or a mini program is called with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsapi: Option<JsapiParams>,
     /// Nobody can pay after this.
     pub expires_at: At,
+}
+
+impl PayView {
+    fn new(gateway: Gateway, channel: Channel, started: super::Started) -> Self {
+        let super::Started { payment_no, with, expires_at } = started;
+        let blank = Self { payment_no, gateway, channel, pay_url: None, qr: None, jsapi: None, expires_at };
+        match with {
+            PayWith::Url(url) => Self { pay_url: Some(url), ..blank },
+            PayWith::Qr(text) => Self { qr: Some(text), ..blank },
+            PayWith::Jsapi(params) => Self { jsapi: Some(*params), ..blank },
+        }
+    }
 }
 
 /// Starts to pay an order, or goes on with the payment that is under way at the gateway.
@@ -80,12 +115,14 @@ pub struct PayView {
 pub async fn pay(
     State(app): State<App>,
     user: CurrentUser,
+    ClientIp(address): ClientIp,
     Inputs(Path(order), Json(request)): Inputs<Path<OrderId>, Json<PayRequest>>,
 ) -> Result<Reply<PayView>> {
     let (gateway, channel) = request.way(&app)?;
-    let started = super::pay(&app, user.id, order, gateway, channel).await?;
-    let super::Started { payment_no, pay_url, expires_at } = started;
-    Ok(Reply(PayView { payment_no, gateway, pay_url, expires_at }))
+    let address = address.filter(|_| channel == Channel::H5).map(|address| address.to_string());
+    let way = Way { gateway, channel, openid: request.openid, address };
+    let started = super::pay(&app, user.id, order, &way).await?;
+    Ok(Reply(PayView::new(gateway, channel, started)))
 }
 
 /// An order's status.

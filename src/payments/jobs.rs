@@ -10,10 +10,9 @@ use futures_util::stream;
 use serde_json::json;
 
 use super::close::{self, CONCURRENCY, Closed, EndTrade, Gateways, close_order};
-use super::gateway;
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
-use super::{settle, store};
+use super::{refund, settle, store};
 use crate::app::App;
 use crate::engine::{Job, Outcome};
 use crate::error::{Kind, Result};
@@ -21,10 +20,6 @@ use crate::orders::{self, Closing, Expire, OrderId, Status};
 
 /// Rows of one pass: so few that a gateway which answers nothing in time does not make the pass look stalled.
 const PAGE: u32 = 64;
-/// The pause after the first try of a refund in vain; it doubles.
-const REFUND_BASE: Duration = Duration::from_secs(5);
-/// Of an error, this much is kept, in characters.
-const ERROR_KEPT: usize = 300;
 
 /// Times out orders whose time to pay is over.
 pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
@@ -158,47 +153,19 @@ async fn try_ask(app: &App, payment: &Payment) -> Result<()> {
     close::end(app, payment).await
 }
 
-/// One bounded pass over the refunds that are due, each tried at a growing interval until the gateway confirms it.
+/// One bounded pass over the refunds that are due, each sent or asked about at a growing interval until the gateway says a last word.
 /// Returns how many were due.
 pub async fn drive_refunds(app: &App) -> anyhow::Result<usize> {
     let mut conn = app.db.acquire().await?;
-    let due = store::due_refunds(&mut conn, app.clock.now(), PAGE).await.context("looking for refunds")?;
+    let due = store::refunds::due(&mut conn, app.clock.now(), PAGE).await.context("looking for refunds")?;
     drop(conn);
     let count = due.len();
     stream::iter(due).for_each_concurrent(CONCURRENCY, |refund| drive_refund(app, refund)).await;
     Ok(count)
 }
 
-async fn drive_refund(app: &App, refund: Refund) {
-    if let Err(error) = try_refund(app, &refund).await {
-        tracing::warn!(refund.id = %refund.id, %error, "refund could not be driven");
+async fn drive_refund(app: &App, due: Refund) {
+    if let Err(error) = refund::attempt(app, &due).await {
+        tracing::warn!(refund.id = %due.id, %error, "refund could not be driven");
     }
-}
-
-/// One try of one refund.
-async fn try_refund(app: &App, refund: &Refund) -> Result<()> {
-    let next = app.clock.now().plus(growing(REFUND_BASE, refund.attempts.saturating_add(1)));
-    let mut conn = app.db.acquire().await?;
-    let mine = store::claim_refund(&mut conn, refund, next).await.context("taking a refund")?;
-    drop(conn);
-    if !mine {
-        return Ok(());
-    }
-    let answer = gateway::refund(app, refund).await;
-    let mut conn = app.db.acquire().await?;
-    let Err(error) = answer else {
-        store::confirm_refund(&mut conn, refund.id, app.clock.now()).await.context("confirming a refund")?;
-        metrics::counter!("onrush_refunds_total", "outcome" => "confirmed").increment(1);
-        tracing::info!(refund.id = %refund.id, payment.id = %refund.payment_id, "refund confirmed");
-        return Ok(());
-    };
-    metrics::counter!("onrush_refunds_total", "outcome" => "failed").increment(1);
-    if error.kind() == Kind::GatewayUnavailable {
-        tracing::warn!(refund.id = %refund.id, %error, "refund could not be made yet");
-    } else {
-        tracing::error!(refund.id = %refund.id, %error, "refund was declined; it is tried again, a person should look");
-    }
-    let kept: String = error.to_string().chars().take(ERROR_KEPT).collect();
-    store::note_refund_error(&mut conn, refund.id, &kept).await.context("noting a refund's error")?;
-    Ok(())
 }

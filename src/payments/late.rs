@@ -5,8 +5,8 @@ use anyhow::{Context, anyhow};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Payment, PaymentId, RefundId, RefundReason};
-use super::store;
+use super::model::{CAUSE_LATE, Payment, PaymentId, RefundId, RefundReason};
+use super::store::{self, refunds};
 use crate::app::App;
 use crate::engine::Task;
 use crate::error::{Error, Result, retrying};
@@ -91,10 +91,21 @@ async fn give_back(app: &App, id: PaymentId, reason: RefundReason) -> Result<Res
     if !store::resolve(&mut tx, payment.id, "refund").await.context("resolving a payment")? {
         return Ok(Resolved::Before);
     }
-    match store::insert_refund(&mut tx, RefundId::new(), &payment, reason, now).await {
-        Ok(()) => {}
+    let new = refunds::NewRefund {
+        id: RefundId::new(),
+        payment: &payment,
+        amount: payment.amount,
+        reason,
+        cause: CAUSE_LATE,
+    };
+    match refunds::insert(&mut tx, &new, now).await {
+        Ok(()) => {
+            if !refunds::set_aside(&mut tx, payment.id, payment.amount).await.context("setting money aside")? {
+                return Err(anyhow!("late money of payment {} has gone back in part", payment.id).into());
+            }
+        }
         // It is owed already: once is enough.
-        Err(error) if db::violated(&error).as_deref() == Some("uq_refunds_payment") => {}
+        Err(error) if db::violated(&error).as_deref() == Some("uq_refunds_cause") => {}
         Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("inserting a refund"))),
     }
     tx.commit().await?;
@@ -103,7 +114,7 @@ async fn give_back(app: &App, id: PaymentId, reason: RefundReason) -> Result<Res
 }
 
 /// The order's row before the payment's, as everybody locks them.
-async fn lock(conn: &mut Conn, id: PaymentId) -> Result<(Order, Payment)> {
+pub(super) async fn lock(conn: &mut Conn, id: PaymentId) -> Result<(Order, Payment)> {
     let missing = || anyhow!("payment {id} or its order is not there");
     let payment = store::payment(conn, id).await.context("reading a payment")?.ok_or_else(missing)?;
     let order = orders::lock(conn, payment.order_id).await?.ok_or_else(missing)?;

@@ -10,6 +10,7 @@
 //!   turns out to be paid is settled instead.
 //! * **Money for an order that is dead or paid** is decided by [`resolve_late`]: the order is opened again when all it
 //!   held can be held again, else the money goes back ([`drive_refunds`]) until the gateway confirms it.
+//! * [`gateway`]: how each gateway is spoken to, and the one client for all. Nothing is decided there.
 //!
 //! Nobody calls a gateway inside a transaction. A lost callback is found by [`query_started`]; what Redis lost of the
 //! work to do, by [`sweep_due`] and [`redrive_late`].
@@ -20,14 +21,14 @@ pub mod http;
 mod jobs;
 mod late;
 mod model;
-mod sandbox;
+mod refund;
 mod settle;
 mod store;
 
 pub use close::{Closed, EndTrade, close_order, sweep_due};
 pub use jobs::{drive_refunds, end_trades, expire, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
-pub use model::{BillLine, DayBill, Gateway, PaymentId, RefundId};
+pub use model::{BillLine, Channel, DayBill, Gateway, JsapiParams, PayWith, PaymentId, RefundId};
 pub use settle::{Settled, notified};
 
 use std::time::Duration;
@@ -56,18 +57,46 @@ const SUBJECT_CHARS: usize = 60;
 pub struct Started {
     /// Our merchant number.
     pub payment_no: PaymentId,
-    /// Where the buyer pays.
-    pub pay_url: String,
+    /// How the buyer goes on.
+    pub with: PayWith,
     /// Until when.
     pub expires_at: At,
 }
 
-/// Starts to pay an order of `user`, or goes on with the attempt that is under way there.
-pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, channel: &str) -> Result<Started> {
+/// How and by whom an order is to be paid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// Where.
+    pub gateway: Gateway,
+    /// Which way.
+    pub channel: Channel,
+    /// Who, by WeChat's id of that person: for [`Channel::Jsapi`] alone.
+    pub openid: Option<String>,
+    /// From where: for [`Channel::H5`] alone.
+    pub address: Option<String>,
+}
+
+impl Way {
+    /// Whether a payment goes this way: only then can it be gone on with. One whose buyer only changed places is.
+    fn is_of(&self, payment: &Payment) -> bool {
+        payment.gateway == self.gateway && payment.channel == self.channel && payment.payer_openid == self.openid
+    }
+}
+
+/// Starts to pay an order of `user`, or goes on with the attempt that is under way there. An attempt at the same gateway
+/// that goes another way is ended first: at a gateway an order has one attempt that can be paid.
+pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Started> {
+    let gateway = way.gateway;
     for _ in 0..PAY_ROUNDS {
-        let (payment, subject) = retrying(|| begin(app, user, order, gateway, channel)).await?;
+        let (payment, subject) = match retrying(|| begin(app, user, order, way)).await? {
+            Begun::Attempt(payment, subject) => (*payment, subject),
+            Begun::InTheWay(payment) => {
+                close::end(app, &payment).await?;
+                continue;
+            }
+        };
         // Outside the transaction. When we die here, the repeat creates the same trade.
-        let (pay_url, asked) = match gateway::create(app, &payment, &subject).await {
+        let (with, asked) = match gateway::create(app, &payment, &subject).await {
             Ok(created) => created,
             Err(error) => {
                 end_if_closed(app, &payment).await;
@@ -76,7 +105,7 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, gateway: Gateway, chan
         };
         match asked {
             Asked::Waiting if is_started(app, payment.id).await? => {
-                return Ok(Started { payment_no: payment.id, pay_url, expires_at: payment.expires_at });
+                return Ok(Started { payment_no: payment.id, with, expires_at: payment.expires_at });
             }
             // The order was closed before its trade was opened: nobody is to pay for it (`close::end`).
             Asked::Waiting => {
@@ -125,8 +154,15 @@ async fn is_started(app: &App, id: PaymentId) -> Result<bool> {
     Ok(payment.is_some_and(|payment| payment.status == PaymentStatus::Started))
 }
 
-/// The attempt to go on with, new or as it was, and its subject.
-async fn begin(app: &App, user: UserId, order: OrderId, gateway: Gateway, channel: &str) -> Result<(Payment, String)> {
+/// What there is to do about an order that is to be paid.
+enum Begun {
+    /// Go on with this attempt, new or as it was; and its subject.
+    Attempt(Box<Payment>, String),
+    /// End this one, which goes another way.
+    InTheWay(Box<Payment>),
+}
+
+async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Begun> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
     let order = orders::lock(&mut tx, order).await?.filter(|order| order.user_id == user).ok_or(Kind::NotFound)?;
@@ -143,8 +179,9 @@ async fn begin(app: &App, user: UserId, order: OrderId, gateway: Gateway, channe
     let more = if items.len() > 1 { format!(" (+{})", items.len() - 1) } else { String::new() };
     let subject = title.chars().take(SUBJECT_CHARS).collect::<String>() + &more;
     let started = store::started_payments(&mut tx, order.id).await.context("reading an order's payments")?;
-    if let Some(payment) = started.into_iter().find(|payment| payment.gateway == gateway) {
-        return Ok((payment, subject));
+    if let Some(payment) = started.into_iter().find(|payment| payment.gateway == way.gateway) {
+        let payment = Box::new(payment);
+        return Ok(if way.is_of(&payment) { Begun::Attempt(payment, subject) } else { Begun::InTheWay(payment) });
     }
     if !orders::mark_pay_started(&mut tx, order.id, now).await? {
         return Err(Kind::OrderExpired.into());
@@ -152,18 +189,22 @@ async fn begin(app: &App, user: UserId, order: OrderId, gateway: Gateway, channe
     let payment = Payment {
         id: PaymentId::new(),
         order_id: order.id,
-        gateway,
+        gateway: way.gateway,
+        channel: way.channel,
         amount: order.payable,
         currency: CURRENCY.to_owned(),
         status: PaymentStatus::Started,
         gateway_trade_no: None,
+        gateway_ref: None,
+        payer_openid: way.openid.clone(),
+        payer_address: way.address.clone(),
         expires_at: order.expires_at,
         query_count: 0,
     };
     let ask_at = now.plus(Duration::from_secs(app.config.payments.query_after_s));
-    store::insert_payment(&mut tx, &payment, channel, now, ask_at).await.context("inserting a payment")?;
+    store::insert_payment(&mut tx, &payment, now, ask_at).await.context("inserting a payment")?;
     tx.commit().await?;
-    Ok((payment, subject))
+    Ok(Begun::Attempt(Box::new(payment), subject))
 }
 
 /// The order that a payment is for, as it is now; asks the gateway first when nothing has been heard. Nothing that a

@@ -1,5 +1,11 @@
 //! Types and pure rules of payments.
 
+mod pay;
+mod refund;
+
+pub use pay::{Channel, JsapiParams, PayWith};
+pub use refund::{CAUSE_LATE, Refund, RefundAnswer, RefundId, RefundReason};
+
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,11 +16,9 @@ use crate::platform::money::Money;
 
 /// The id of a [`Payment`]: our merchant number at the gateway.
 pub type PaymentId = Id<Payment>;
-/// The id of a [`Refund`]: our refund number at the gateway.
-pub type RefundId = Id<Refund>;
 
 /// A company that takes money for us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gateway {
     /// The sandbox of this very service (`dev::sandbox`).
@@ -35,9 +39,9 @@ impl Gateway {
     }
 
     /// The ways to pay there; the first one is taken when a request names none.
-    pub const fn channels(self) -> &'static [&'static str] {
+    pub const fn channels(self) -> &'static [Channel] {
         match self {
-            Self::Sandbox => &["page"],
+            Self::Sandbox => &[Channel::Page],
         }
     }
 }
@@ -70,6 +74,9 @@ pub struct Payment {
     /// Where.
     #[sqlx(try_from = "String")]
     pub gateway: Gateway,
+    /// Which way.
+    #[sqlx(try_from = "String")]
+    pub channel: Channel,
     /// How much.
     #[sqlx(rename = "amount_fen")]
     pub amount: Money,
@@ -80,6 +87,12 @@ pub struct Payment {
     pub status: PaymentStatus,
     /// The gateway's number, once there was money.
     pub gateway_trade_no: Option<String>,
+    /// What the gateway needs to find the trade again and is not ours (Stripe's session id), once it was told.
+    pub gateway_ref: Option<String>,
+    /// Who is to pay, by WeChat's id of that person: of a [`Channel::Jsapi`] payment.
+    pub payer_openid: Option<String>,
+    /// Where the buyer's request came from: of a [`Channel::H5`] payment.
+    pub payer_address: Option<String>,
     /// Nobody can pay after this; the order's own deadline.
     pub expires_at: At,
     /// How often the gateway was asked about it on our own account.
@@ -136,6 +149,13 @@ pub enum Said {
     },
     /// It failed, or was closed.
     NotPaid,
+    /// Money went back, or did not.
+    Refunded {
+        /// Our refund number; `None` when the message does not name one of ours: which refunds it is about is asked.
+        refund: Option<RefundId>,
+        /// What became of it.
+        answer: RefundAnswer,
+    },
 }
 
 /// What to do with a [`Message`].
@@ -147,6 +167,8 @@ pub enum Verdict {
     Repeat,
     /// Nothing to settle. It never overwrites a payment.
     Ignore,
+    /// It is about this refund, or, without a number, about one of this payment's.
+    Refund(Option<RefundId>, RefundAnswer),
     /// It does not fit our books, and why: nothing changes, a person looks at it.
     Flag(String),
 }
@@ -156,7 +178,11 @@ pub fn judge(message: &Message, payment: &Payment, merchant: &str) -> Verdict {
     if message.merchant != merchant {
         return Verdict::Flag("for another merchant".to_owned());
     }
-    let Said::Paid { amount, currency, trade_no } = &message.said else { return Verdict::Ignore };
+    let (amount, currency, trade_no) = match &message.said {
+        Said::Paid { amount, currency, trade_no } => (amount, currency, trade_no),
+        Said::NotPaid => return Verdict::Ignore,
+        Said::Refunded { refund, answer } => return Verdict::Refund(*refund, answer.clone()),
+    };
     if *currency != payment.currency {
         return Verdict::Flag(format!("currency {currency:.8} instead of {}", payment.currency));
     }
@@ -170,42 +196,6 @@ pub fn judge(message: &Message, payment: &Payment, merchant: &str) -> Verdict {
         (PaymentStatus::Paid, _) => Verdict::Repeat,
         // A closed payment too: the money was on its way when it was closed.
         (PaymentStatus::Started | PaymentStatus::Closed, _) => Verdict::Settle,
-    }
-}
-
-/// Money that we owe back.
-#[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Refund {
-    /// Its id: our refund number.
-    pub id: RefundId,
-    /// The payment it gives back.
-    pub payment_id: PaymentId,
-    /// Where that was paid.
-    #[sqlx(try_from = "String")]
-    pub gateway: Gateway,
-    /// How much.
-    #[sqlx(rename = "amount_fen")]
-    pub amount: Money,
-    /// How often it was tried.
-    pub attempts: i32,
-}
-
-/// Why money goes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefundReason {
-    /// It came for an order that was dead and could not be opened again.
-    Late,
-    /// It came for an order that another payment had paid.
-    PaidTwice,
-}
-
-impl RefundReason {
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Late => "late",
-            Self::PaidTwice => "paid_twice",
-        }
     }
 }
 
@@ -248,10 +238,14 @@ mod tests {
             id: PaymentId::new(),
             order_id: OrderId::new(),
             gateway: Gateway::Sandbox,
+            channel: Channel::Page,
             amount: Money::fen(1000),
             currency: "CNY".to_owned(),
             status,
             gateway_trade_no: (status == PaymentStatus::Paid).then(|| "t1".to_owned()),
+            gateway_ref: None,
+            payer_openid: None,
+            payer_address: None,
             expires_at: At::from_ms(0),
             query_count: 0,
         }

@@ -9,12 +9,14 @@ use axum::http::HeaderMap;
 
 use super::gateway::{self, Asked};
 use super::late::ResolveLate;
-use super::model::{Gateway, Message, Payment, PaymentId, PaymentStatus, Said, Verdict, judge};
+use super::model::{Gateway, Message, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge};
+use super::refund::{self, Heard};
 use super::store::{self, NewNotification};
 use crate::app::App;
 use crate::engine::Item;
 use crate::error::{Error, Result, retrying};
 use crate::orders::{self, OrderId, Status};
+use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
 
 /// What a message did.
@@ -25,6 +27,8 @@ pub enum Settled {
     /// Its money came for an order that was dead or paid already, or all of whose courses the buyer has by another one:
     /// that is being decided.
     Late(PaymentId),
+    /// It said what became of a refund.
+    Refund(RefundId),
     /// Nothing: it was handled before, or its payment was.
     Repeated,
     /// Nothing: it brought no money.
@@ -46,6 +50,7 @@ impl Settled {
         match self {
             Self::Paid(_) => "settled",
             Self::Late(_) => "late",
+            Self::Refund(_) => "refund",
             Self::Repeated => "repeated",
             Self::Ignored => "ignored",
             Self::Flagged => "flagged",
@@ -110,7 +115,7 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
     };
     let order = orders::lock(&mut tx, found.order_id).await?.context("a payment without its order")?;
     let payment = store::lock_payment(&mut tx, id).await.context("locking a payment")?.context("a payment vanished")?;
-    let verdict = judge(message, &payment, gateway::merchant(gateway));
+    let verdict = judge(message, &payment, gateway::merchant(app, gateway)?);
     let to_be_paid = matches!(verdict, Verdict::Settle) && order.status == Status::Unpaid;
     let in_vain = to_be_paid && orders::is_bought_otherwise(&mut tx, &order).await?;
     let (settled, detail) = match verdict {
@@ -121,6 +126,12 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
         Verdict::Repeat => (Settled::Repeated, String::new()),
         Verdict::Ignore => (Settled::Ignored, String::new()),
         Verdict::Flag(why) => (Settled::Flagged, why),
+        // Which refund it is about is found by asking about all that are under way.
+        Verdict::Refund(None, _) => (Settled::Ignored, "a refund without our number".to_owned()),
+        Verdict::Refund(Some(id), _) => match refund::of_payment(&mut tx, id, payment.id).await? {
+            Some(_) => (Settled::Refund(id), String::new()),
+            None => (Settled::Flagged, format!("refund {id} is none of this payment's")),
+        },
     };
     let new = NewNotification {
         gateway,
@@ -137,8 +148,11 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
         }
         Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("keeping a notification"))),
     }
-    move_on(app, &mut tx, &order, &payment, message, settled).await?;
+    let heard = move_on(app, &mut tx, &order, &payment, message, settled).await?;
     tx.commit().await?;
+    if let (Settled::Refund(id), Some(heard)) = (settled, heard) {
+        refund::tell(id, &heard);
+    }
     if settled == Settled::Flagged {
         tracing::error!(
             gateway = gateway.as_str(),
@@ -152,7 +166,7 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
     Ok(settled)
 }
 
-/// Moves the payment and its order, both locked, as the verdict says.
+/// Moves the payment, its order and its refunds, all locked, as the verdict says; gives what was heard of a refund.
 async fn move_on(
     app: &App,
     conn: &mut Conn,
@@ -160,15 +174,36 @@ async fn move_on(
     payment: &Payment,
     message: &Message,
     settled: Settled,
-) -> Result<()> {
+) -> Result<Option<Heard>> {
     let now = app.clock.now();
-    let (Said::Paid { trade_no, .. }, Settled::Paid(_) | Settled::Late(_)) = (&message.said, settled) else {
-        if settled == Settled::Ignored && payment.status == PaymentStatus::Started {
-            // A message can be overtaken by another: what really became of the payment is asked, not believed.
+    match (&message.said, settled) {
+        (Said::Paid { trade_no, .. }, Settled::Paid(_) | Settled::Late(_)) => {
+            take_in(conn, order, payment, trade_no, settled, now).await?;
+        }
+        (Said::Refunded { answer, .. }, Settled::Refund(id)) => {
+            return refund::hear(conn, id, answer, now).await.map(Some);
+        }
+        (Said::Refunded { .. }, Settled::Ignored) => {
+            store::refunds::hurry(conn, payment.id, now).await.context("planning questions about refunds")?;
+        }
+        // A message can be overtaken by another: what really became of the payment is asked, not believed.
+        (_, Settled::Ignored) if payment.status == PaymentStatus::Started => {
             store::ask_now(conn, payment.id, now).await.context("planning a question")?;
         }
-        return Ok(());
-    };
+        _ => {}
+    }
+    Ok(None)
+}
+
+/// Takes money in: for the order, or to be decided about.
+async fn take_in(
+    conn: &mut Conn,
+    order: &orders::Order,
+    payment: &Payment,
+    trade_no: &str,
+    settled: Settled,
+    now: At,
+) -> Result<()> {
     let resolution = if matches!(settled, Settled::Paid(_)) { "order" } else { "owed" };
     let moved =
         store::mark_paid(conn, payment.id, trade_no, resolution, now).await.context("marking a payment paid")?;

@@ -1,30 +1,39 @@
-//! One SQL statement a function. Whoever locks an order and a payment locks the order first.
+//! One SQL statement a function. Whoever locks an order and a payment locks the order first, and a refund after both.
+
+pub(super) mod refunds;
 
 use sqlx::{query, query_as, query_scalar};
 
-use super::model::{Gateway, Payment, PaymentId, Refund, RefundId, RefundReason};
+use super::model::{Gateway, Payment, PaymentId};
 use crate::orders::OrderId;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 
+/// Reads whole payments. A macro, because a statement must be known when it is compiled.
+macro_rules! select_payments {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, order_id, gateway, channel, amount_fen, currency, status, gateway_trade_no, gateway_ref, \
+             payer_openid, payer_address, expires_at, query_count FROM payments ",
+            $rest
+        )
+    };
+}
+
 /// Inserts a started payment.
-pub(super) async fn insert_payment(
-    conn: &mut Conn,
-    payment: &Payment,
-    channel: &str,
-    now: At,
-    next_query_at: At,
-) -> sqlx::Result<()> {
+pub(super) async fn insert_payment(conn: &mut Conn, payment: &Payment, now: At, next_query_at: At) -> sqlx::Result<()> {
     query(
-        "INSERT INTO payments (id, order_id, gateway, channel, amount_fen, currency, status, created_at, expires_at, \
-         next_query_at) VALUES (?, ?, ?, ?, ?, ?, 'started', ?, ?, ?)",
+        "INSERT INTO payments (id, order_id, gateway, channel, amount_fen, currency, status, payer_openid, payer_address, \
+         created_at, expires_at, next_query_at) VALUES (?, ?, ?, ?, ?, ?, 'started', ?, ?, ?, ?, ?)",
     )
     .bind(payment.id)
     .bind(payment.order_id)
     .bind(payment.gateway.as_str())
-    .bind(channel)
+    .bind(payment.channel.as_str())
     .bind(payment.amount)
     .bind(&payment.currency)
+    .bind(&payment.payer_openid)
+    .bind(&payment.payer_address)
     .bind(now)
     .bind(payment.expires_at)
     .bind(next_query_at)
@@ -35,35 +44,17 @@ pub(super) async fn insert_payment(
 
 /// A payment.
 pub(super) async fn payment(conn: &mut Conn, id: PaymentId) -> sqlx::Result<Option<Payment>> {
-    query_as(
-        "SELECT id, order_id, gateway, amount_fen, currency, status, gateway_trade_no, expires_at, query_count \
-         FROM payments WHERE id = ?",
-    )
-    .bind(id)
-    .fetch_optional(conn)
-    .await
+    query_as(select_payments!("WHERE id = ?")).bind(id).fetch_optional(conn).await
 }
 
 /// As [`payment`], locked.
 pub(super) async fn lock_payment(conn: &mut Conn, id: PaymentId) -> sqlx::Result<Option<Payment>> {
-    query_as(
-        "SELECT id, order_id, gateway, amount_fen, currency, status, gateway_trade_no, expires_at, query_count \
-         FROM payments WHERE id = ? FOR UPDATE",
-    )
-    .bind(id)
-    .fetch_optional(conn)
-    .await
+    query_as(select_payments!("WHERE id = ? FOR UPDATE")).bind(id).fetch_optional(conn).await
 }
 
 /// An order's payments that the buyer may still pay: at most one per gateway.
 pub(super) async fn started_payments(conn: &mut Conn, order: OrderId) -> sqlx::Result<Vec<Payment>> {
-    query_as(
-        "SELECT id, order_id, gateway, amount_fen, currency, status, gateway_trade_no, expires_at, query_count \
-         FROM payments WHERE order_id = ? AND status = 'started'",
-    )
-    .bind(order)
-    .fetch_all(conn)
-    .await
+    query_as(select_payments!("WHERE order_id = ? AND status = 'started'")).bind(order).fetch_all(conn).await
 }
 
 /// Money came in: once, whatever the payment's state was before.
@@ -85,6 +76,16 @@ pub(super) async fn mark_paid(
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Keeps what the gateway needs to find a payment's trade again; the first word counts.
+pub(super) async fn keep_ref(conn: &mut Conn, id: PaymentId, reference: &str) -> sqlx::Result<()> {
+    query("UPDATE payments SET gateway_ref = ? WHERE id = ? AND gateway_ref IS NULL")
+        .bind(reference)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// The gateway takes no more money for a payment. Never overwrites paid.
@@ -111,14 +112,11 @@ pub(super) async fn ask_now(conn: &mut Conn, id: PaymentId, now: At) -> sqlx::Re
 
 /// Started payments that are to be asked about, the longest due first.
 pub(super) async fn query_due(conn: &mut Conn, now: At, limit: u32) -> sqlx::Result<Vec<Payment>> {
-    query_as(
-        "SELECT id, order_id, gateway, amount_fen, currency, status, gateway_trade_no, expires_at, query_count \
-         FROM payments WHERE status = 'started' AND next_query_at <= ? ORDER BY next_query_at LIMIT ?",
-    )
-    .bind(now)
-    .bind(limit)
-    .fetch_all(conn)
-    .await
+    query_as(select_payments!("WHERE status = 'started' AND next_query_at <= ? ORDER BY next_query_at LIMIT ?"))
+        .bind(now)
+        .bind(limit)
+        .fetch_all(conn)
+        .await
 }
 
 /// Takes one question about a started payment; false: another process took it, or the payment is final.
@@ -194,78 +192,4 @@ pub(super) async fn owed(conn: &mut Conn, before: At, limit: u32) -> sqlx::Resul
         .bind(limit)
         .fetch_all(conn)
         .await
-}
-
-/// Owes a payment's money back; a second refund of it violates `uq_refunds_payment`.
-pub(super) async fn insert_refund(
-    conn: &mut Conn,
-    id: RefundId,
-    payment: &Payment,
-    reason: RefundReason,
-    now: At,
-) -> sqlx::Result<()> {
-    query(
-        "INSERT INTO refunds (id, payment_id, order_id, amount_fen, reason, status, next_attempt_at, created_at) \
-         VALUES (?, ?, ?, ?, ?, 'pending', ?, ?)",
-    )
-    .bind(id)
-    .bind(payment.id)
-    .bind(payment.order_id)
-    .bind(payment.amount)
-    .bind(reason.as_str())
-    .bind(now)
-    .bind(now)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Refunds that are due, the longest due first.
-pub(super) async fn due_refunds(conn: &mut Conn, now: At, limit: u32) -> sqlx::Result<Vec<Refund>> {
-    query_as(
-        "SELECT r.id, r.payment_id, p.gateway, r.amount_fen, r.attempts FROM refunds r \
-         JOIN payments p ON p.id = r.payment_id \
-         WHERE r.status = 'pending' AND r.next_attempt_at <= ? ORDER BY r.next_attempt_at LIMIT ?",
-    )
-    .bind(now)
-    .bind(limit)
-    .fetch_all(conn)
-    .await
-}
-
-/// Takes one try of a refund; false: another process took it, or it is confirmed.
-pub(super) async fn claim_refund(conn: &mut Conn, refund: &Refund, next_attempt_at: At) -> sqlx::Result<bool> {
-    let done = query(
-        "UPDATE refunds SET attempts = attempts + 1, next_attempt_at = ? \
-         WHERE id = ? AND status = 'pending' AND attempts = ?",
-    )
-    .bind(next_attempt_at)
-    .bind(refund.id)
-    .bind(refund.attempts)
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// The gateway gave the money back.
-pub(super) async fn confirm_refund(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {
-    let done = query(
-        "UPDATE refunds SET status = 'confirmed', confirmed_at = ?, next_attempt_at = NULL, last_error = '' \
-         WHERE id = ? AND status = 'pending'",
-    )
-    .bind(now)
-    .bind(id)
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// Why a try of a refund failed.
-pub(super) async fn note_refund_error(conn: &mut Conn, id: RefundId, error: &str) -> sqlx::Result<()> {
-    query("UPDATE refunds SET last_error = ? WHERE id = ? AND status = 'pending'")
-        .bind(error)
-        .bind(id)
-        .execute(conn)
-        .await?;
-    Ok(())
 }

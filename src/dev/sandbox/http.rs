@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
-use super::model::{Act, Action, Answer, No, Request, TradeNo, TradeStatus};
+use super::model::{Act, Action, Answer, No, Refunding, Request, TradeNo, TradeStatus};
 use super::store::{self, StoredNotify, Trade};
 use crate::app::App;
 use crate::error::Result;
@@ -41,6 +41,7 @@ async fn api(State(app): State<App>, headers: HeaderMap, Input(RawBody(body)): I
         Ok(Request::Query { merchant_no }) => super::query(&app, &merchant_no).await?,
         Ok(Request::Close { merchant_no }) => super::close(&app, &merchant_no).await?,
         Ok(Request::Refund(wanted)) => super::refund(&app, &wanted).await?,
+        Ok(Request::QueryRefund { refund_no }) => super::query_refund(&app, &refund_no).await?,
         Ok(Request::Bill(wanted)) => super::bill(&app, &wanted).await?,
     };
     signed(&app, StatusCode::OK, answer)
@@ -129,7 +130,7 @@ fn render(trade: &Trade, notifies: &[StoredNotify], expired: bool) -> String {
     };
     let buttons: &[Button] = match state {
         "open" => &[PAY, FAIL, PAY_TWICE, PAY_WRONG_AMOUNT, PAY_LATE],
-        "paid" | "done" => &[FAIL_AFTER_PAY],
+        "paid" | "done" => &[FAIL_AFTER_PAY, REFUNDS_SLOWLY, REFUNDS_NEVER, REFUNDS_AT_ONCE],
         _ => &[PAY_LATE],
     };
     let rows: String = notifies.iter().map(row).collect();
@@ -166,6 +167,13 @@ const PAY_LATE: Button =
         action: Action::PayLate, zh: "延迟到账", en: "Pay late (the money comes even if the trade is closed)"
     };
 
+const REFUNDS_SLOWLY: Button =
+    Button { action: Action::Refunds(Refunding::Slowly), zh: "退款处理中", en: "Let refunds take their time" };
+const REFUNDS_NEVER: Button =
+    Button { action: Action::Refunds(Refunding::Never), zh: "拒绝退款", en: "Decline refunds" };
+const REFUNDS_AT_ONCE: Button =
+    Button { action: Action::Refunds(Refunding::AtOnce), zh: "完成退款", en: "Make refunds, at once" };
+
 impl Button {
     fn html(&self) -> String {
         let (name, field) = match self.action {
@@ -180,6 +188,9 @@ impl Button {
                 "pay_late",
                 "<label>延迟（秒） delay, seconds <input name=\"delay_s\" type=\"number\" min=\"0\" value=\"60\"></label>",
             ),
+            Action::Refunds(Refunding::AtOnce) => ("refunds_at_once", ""),
+            Action::Refunds(Refunding::Slowly) => ("refunds_slowly", ""),
+            Action::Refunds(Refunding::Never) => ("refunds_never", ""),
         };
         format!(
             "<form method=\"post\"><input type=\"hidden\" name=\"action\" value=\"{name}\">\
@@ -231,6 +242,7 @@ mod tests {
             notify_url: "http://localhost/n".to_owned(),
             return_url: "http://localhost/r?a=1&b=\"2\"".to_owned(),
             expires_at: At::from_ms(0),
+            refunding: Refunding::AtOnce,
         };
         let page = render(&trade, &[], false);
         assert!(!page.contains("<script>") && page.contains("&lt;script&gt;"));

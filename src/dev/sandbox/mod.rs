@@ -5,13 +5,14 @@
 //! answers, notifies that come over HTTP and come again until the merchant says yes.
 //!
 //! * `POST /sandbox/api`: for the merchant. One JSON request with its `action` inside, so that the signature covers
-//!   what is asked: create, query, close, refund, bill. See [`model::Request`].
+//!   what is asked: create, query, close, refund, query_refund, bill. See [`model::Request`].
 //! * `GET /sandbox/pay/{trade_no}`: the cashier's page, for the buyer's phone.
 //! * `POST /sandbox/pay/{trade_no}`: what its buttons do, and `curl -d action=pay` too. See [`model::Action`].
 //! * [`deliver`]: sends the notifies that are due.
 //!
 //! It lets a person make what goes wrong with real gateways: a payment that fails, is told twice, is of another amount,
-//! arrives after the trade was closed, or is called failed after it was paid.
+//! arrives after the trade was closed, or is called failed after it was paid, and refunds that take their time or are
+//! declined.
 
 mod http;
 mod model;
@@ -29,13 +30,18 @@ use secrecy::ExposeSecret;
 use crate::app::App;
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
+use crate::platform::db::Conn;
 use crate::platform::id::Id;
 use crate::platform::signed::SharedSecret;
-use model::{Act, Action, Answer, Bill, BillKind, BillLine, Create, No, Refund, TradeNo, TradeStatus};
-use store::Trade;
+use model::{
+    Act, Action, Answer, Bill, BillKind, BillLine, Create, No, Refund, RefundStatus, Refunding, TradeNo, TradeStatus,
+};
+use store::{StoredRefund, Trade};
 
 /// Lines of one page of a bill.
 const BILL_PAGE: u32 = 200;
+/// Refunds under way that one decision is about.
+const REFUNDS_DECIDED: u32 = 100;
 /// A late payment's delay when the buyer does not choose one: "in a minute".
 const LATE: Duration = Duration::from_secs(60);
 
@@ -101,28 +107,52 @@ async fn refund(app: &App, wanted: &Refund) -> Result<Result<Answer, No>> {
         let Some(trade) = store::lock_trade_of_merchant(&mut tx, &wanted.merchant_no).await? else {
             return Ok(Err(No::TradeNotFound));
         };
-        let done = Answer::Refund {
-            refund_no: wanted.refund_no.clone(),
-            merchant_no: wanted.merchant_no.clone(),
-            amount_fen: wanted.amount_fen,
-        };
-        if let Some((trade_no, amount_fen)) = store::refund_by_no(&mut tx, &wanted.refund_no).await? {
-            let same = trade_no == trade.trade_no && amount_fen == wanted.amount_fen;
-            return Ok(if same { Ok(done) } else { Err(No::Conflict) });
+        let status = trade.refunding.leads_to();
+        let known = store::refund_by_no(&mut tx, &wanted.refund_no).await?;
+        match &known {
+            Some(known) if known.merchant_no != wanted.merchant_no || known.amount_fen != wanted.amount_fen => {
+                return Ok(Err(No::Conflict));
+            }
+            // One that was declined is decided anew.
+            Some(known) if known.status != RefundStatus::Declined => return Ok(Ok(Answer::Refund(known.clone()))),
+            _ => {}
         }
         let left = trade.paid_fen - store::refunded_fen(&mut tx, trade.trade_no).await?;
         if wanted.amount_fen > left {
             return Ok(Err(No::RefundTooMuch));
         }
-        let now = app.clock.now();
-        store::insert_refund(&mut tx, &wanted.refund_no, trade.trade_no, wanted.amount_fen, now).await?;
-        if wanted.amount_fen == left {
-            store::mark_refunded(&mut tx, trade.trade_no).await?;
-        }
+        let refund = StoredRefund {
+            refund_no: wanted.refund_no.clone(),
+            merchant_no: wanted.merchant_no.clone(),
+            amount_fen: wanted.amount_fen,
+            status,
+        };
+        store::put_refund(&mut tx, &refund, trade.trade_no, app.clock.now()).await?;
+        store::mark_if_refunded(&mut tx, trade.trade_no).await?;
         tx.commit().await?;
-        Ok(Ok(done))
+        Ok(Ok(Answer::Refund(refund)))
     })
     .await
+}
+
+/// What became of a refund.
+async fn query_refund(app: &App, refund_no: &str) -> Result<Result<Answer, No>> {
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    let refund = store::refund_by_no(&mut conn, refund_no).await?;
+    Ok(refund.map(Answer::Refund).ok_or(No::RefundNotFound))
+}
+
+/// Decides about the refunds of a trade: those to come and those that are under way, of which the merchant is told.
+async fn decide_refunds(conn: &mut Conn, trade: &Trade, refunding: Refunding, now: At) -> Result<()> {
+    store::set_refunding(conn, trade.trade_no, refunding).await?;
+    for refund in store::refunds_of(conn, trade.trade_no, RefundStatus::Pending, REFUNDS_DECIDED).await? {
+        let decided = StoredRefund { status: refunding.leads_to(), ..refund };
+        store::put_refund(conn, &decided, trade.trade_no, now).await?;
+        if let Some(notify) = trade.refund_notify(&decided) {
+            store::insert_notify(conn, trade, &notify, now).await?;
+        }
+    }
+    store::mark_if_refunded(conn, trade.trade_no).await
 }
 
 /// One page of a day's bill, in the business time zone.
@@ -160,7 +190,7 @@ async fn act(app: &App, trade_no: TradeNo, act: &Act) -> Result<Result<Trade, No
 }
 
 /// The buyer's action on a locked trade: what moves, and which messages go out.
-async fn apply(conn: &mut crate::platform::db::Conn, trade: &Trade, act: &Act, now: At) -> Result<Result<(), No>> {
+async fn apply(conn: &mut Conn, trade: &Trade, act: &Act, now: At) -> Result<Result<(), No>> {
     let open = trade.status == TradeStatus::Waiting && trade.expires_at > now;
     let amount_fen = act.amount_fen(trade.amount_fen);
     let (paid_body, failed_body) = (trade.notify_body(model::SUCCESS, amount_fen), trade.notify_body(model::FAILED, 0));
@@ -183,6 +213,7 @@ async fn apply(conn: &mut crate::platform::db::Conn, trade: &Trade, act: &Act, n
         Action::Fail if trade.status.has_money() => {
             store::insert_notify(conn, trade, &failed_body(Id::new()), now).await?;
         }
+        Action::Refunds(refunding) => decide_refunds(conn, trade, refunding, now).await?,
         Action::Fail if !open => return Ok(Err(No::TradeOver)),
         Action::Fail => {
             store::mark_failed(conn, trade.trade_no).await?;

@@ -1,11 +1,15 @@
 //! The sandbox gateway's words: what a merchant asks and hears, what a buyer does, what a notify says.
 
+mod refund;
+
+pub use refund::{RefundStatus, Refunding};
+
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::store::Trade;
+use super::store::{StoredRefund, Trade};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::id::Id;
@@ -26,6 +30,10 @@ pub const MERCHANT_ID: &str = "onrush-sandbox";
 pub const SUCCESS: &str = "100000";
 /// The code of a notify that says the payment failed.
 pub const FAILED: &str = "200000";
+/// The code of a notify that says money went back.
+pub const REFUNDED: &str = "100001";
+/// The code of a notify that says money does not go back.
+pub const REFUND_DECLINED: &str = "200009";
 
 /// Longest number of a merchant.
 const NUMBER_LENGTH: usize = 64;
@@ -56,6 +64,11 @@ pub enum Request {
     },
     /// Give money back.
     Refund(Refund),
+    /// What became of a refund?
+    QueryRefund {
+        /// The merchant's number of the refund.
+        refund_no: String,
+    },
     /// A day's payments or refunds.
     Bill(Bill),
 }
@@ -182,15 +195,8 @@ pub enum Answer {
         /// Where the buyer pays.
         pay_url: String,
     },
-    /// A refund that was made.
-    Refund {
-        /// The merchant's number of the refund.
-        refund_no: String,
-        /// The merchant's number of the trade.
-        merchant_no: String,
-        /// How much.
-        amount_fen: i64,
-    },
+    /// A refund as it is now.
+    Refund(StoredRefund),
     /// A page of a bill.
     Bill {
         /// Its lines.
@@ -217,6 +223,8 @@ pub enum No {
     Conflict,
     /// More than is left of what was paid.
     RefundTooMuch,
+    /// No such refund.
+    RefundNotFound,
 }
 
 impl No {
@@ -230,6 +238,7 @@ impl No {
             Self::TradeOver => ("200005", "trade_over"),
             Self::Conflict => ("200006", "conflict"),
             Self::RefundTooMuch => ("200007", "refund_too_much"),
+            Self::RefundNotFound => ("200008", "refund_not_found"),
         }
     }
 }
@@ -284,6 +293,8 @@ pub enum Action {
     PayWrongAmount,
     /// The money arrives after a delay, whatever the merchant did to the trade meanwhile.
     PayLate,
+    /// Refunds of the trade, from now on, and those that are under way.
+    Refunds(Refunding),
 }
 
 impl FromStr for Action {
@@ -295,6 +306,9 @@ impl FromStr for Action {
             "pay_twice" => Self::PayTwice,
             "pay_wrong_amount" => Self::PayWrongAmount,
             "pay_late" => Self::PayLate,
+            "refunds_at_once" => Self::Refunds(Refunding::AtOnce),
+            "refunds_slowly" => Self::Refunds(Refunding::Slowly),
+            "refunds_never" => Self::Refunds(Refunding::Never),
             _ => return Err(No::InvalidRequest),
         })
     }
@@ -355,7 +369,7 @@ fn number<T: FromStr>(text: &str) -> Result<Option<T>, No> {
 pub struct Notify {
     /// The same in every repetition.
     pub notify_id: NotifyId,
-    /// [`SUCCESS`] or [`FAILED`].
+    /// [`SUCCESS`] or [`FAILED`]; [`REFUNDED`] or [`REFUND_DECLINED`].
     pub code: String,
     /// Whose trade.
     pub merchant_id: String,
@@ -363,13 +377,27 @@ pub struct Notify {
     pub merchant_no: String,
     /// The gateway's number.
     pub trade_no: TradeNo,
-    /// What was paid.
+    /// What was paid, or went back.
     pub amount_fen: i64,
     /// Of the amount.
     pub currency: String,
+    /// The merchant's number of the refund.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refund_no: Option<String>,
 }
 
 impl Trade {
+    /// A notify of one of this trade's refunds.
+    pub fn refund_notify(&self, refund: &StoredRefund) -> Option<Notify> {
+        let code = match refund.status {
+            RefundStatus::Pending => return None,
+            RefundStatus::Done => REFUNDED,
+            RefundStatus::Declined => REFUND_DECLINED,
+        };
+        let notify = self.notify_body(code, refund.amount_fen)(NotifyId::new());
+        Some(Notify { refund_no: Some(refund.refund_no.clone()), ..notify })
+    }
+
     /// A notify of this trade, as a function of its id.
     pub fn notify_body(&self, code: &'static str, amount_fen: i64) -> impl Fn(NotifyId) -> Notify {
         move |notify_id| Notify {
@@ -380,6 +408,7 @@ impl Trade {
             trade_no: self.trade_no,
             amount_fen,
             currency: CURRENCY.to_owned(),
+            refund_no: None,
         }
     }
 }

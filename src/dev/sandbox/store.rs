@@ -2,7 +2,7 @@
 
 use sqlx::{query, query_as, query_scalar};
 
-use super::model::{BillLine, Create, Notify, NotifyId, TradeNo, TradeStatus};
+use super::model::{BillLine, Create, Notify, NotifyId, RefundStatus, Refunding, TradeNo, TradeStatus};
 use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -29,6 +29,23 @@ pub struct Trade {
     pub return_url: String,
     /// The buyer cannot pay after this.
     pub expires_at: At,
+    /// What becomes of its refunds.
+    #[sqlx(try_from = "String")]
+    pub refunding: Refunding,
+}
+
+/// A refund.
+#[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
+pub struct StoredRefund {
+    /// The merchant's number of the refund.
+    pub refund_no: String,
+    /// The merchant's number of the trade.
+    pub merchant_no: String,
+    /// How much.
+    pub amount_fen: i64,
+    /// How far it is.
+    #[sqlx(try_from = "String")]
+    pub status: RefundStatus,
 }
 
 /// A notify that is to be sent or was.
@@ -73,7 +90,8 @@ pub async fn insert_trade(conn: &mut Conn, trade_no: TradeNo, wanted: &Create, n
 /// A trade by the merchant's number.
 pub async fn trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Option<Trade>> {
     Ok(query_as(
-        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at \
+        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
+         refunding \
          FROM sandbox_trades WHERE merchant_no = ?",
     )
     .bind(merchant_no)
@@ -84,7 +102,8 @@ pub async fn trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Opt
 /// As [`trade_of_merchant`], locked.
 pub async fn lock_trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Option<Trade>> {
     Ok(query_as(
-        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at \
+        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
+         refunding \
          FROM sandbox_trades WHERE merchant_no = ? FOR UPDATE",
     )
     .bind(merchant_no)
@@ -95,7 +114,8 @@ pub async fn lock_trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Resul
 /// A trade by the gateway's number.
 pub async fn trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Trade>> {
     Ok(query_as(
-        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at \
+        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
+         refunding \
          FROM sandbox_trades WHERE trade_no = ?",
     )
     .bind(trade_no)
@@ -106,7 +126,8 @@ pub async fn trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Trade>> 
 /// As [`trade`], locked.
 pub async fn lock_trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Trade>> {
     Ok(query_as(
-        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at \
+        "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
+         refunding \
          FROM sandbox_trades WHERE trade_no = ? FOR UPDATE",
     )
     .bind(trade_no)
@@ -146,44 +167,80 @@ pub async fn mark_failed(conn: &mut Conn, trade_no: TradeNo) -> Result<()> {
     Ok(())
 }
 
-/// All of a trade's money went back.
-pub async fn mark_refunded(conn: &mut Conn, trade_no: TradeNo) -> Result<()> {
-    query("UPDATE sandbox_trades SET status = 'refunded' WHERE trade_no = ? AND status = 'paid'")
+/// Calls a trade refunded all of whose money went back.
+pub async fn mark_if_refunded(conn: &mut Conn, trade_no: TradeNo) -> Result<()> {
+    query(
+        "UPDATE sandbox_trades SET status = 'refunded' WHERE trade_no = ? AND status = 'paid' AND paid_fen = \
+         (SELECT SUM(r.amount_fen) FROM sandbox_refunds r WHERE r.trade_no = sandbox_trades.trade_no AND r.status = 'done')",
+    )
         .bind(trade_no)
         .execute(conn)
         .await?;
     Ok(())
 }
 
-/// A refund's trade and amount.
-pub async fn refund_by_no(conn: &mut Conn, refund_no: &str) -> Result<Option<(TradeNo, i64)>> {
-    Ok(query_as("SELECT trade_no, amount_fen FROM sandbox_refunds WHERE refund_no = ?")
-        .bind(refund_no)
-        .fetch_optional(conn)
-        .await?)
+/// A refund by the merchant's number.
+pub async fn refund_by_no(conn: &mut Conn, refund_no: &str) -> Result<Option<StoredRefund>> {
+    Ok(query_as(
+        "SELECT r.refund_no, t.merchant_no, r.amount_fen, r.status FROM sandbox_refunds r \
+         JOIN sandbox_trades t ON t.trade_no = r.trade_no WHERE r.refund_no = ?",
+    )
+    .bind(refund_no)
+    .fetch_optional(conn)
+    .await?)
 }
 
-/// What went back of a trade.
-pub async fn refunded_fen(conn: &mut Conn, trade_no: TradeNo) -> Result<i64> {
-    Ok(query_scalar("SELECT CAST(COALESCE(SUM(amount_fen), 0) AS SIGNED) FROM sandbox_refunds WHERE trade_no = ?")
-        .bind(trade_no)
-        .fetch_one(conn)
-        .await?)
-}
-
-/// Notes a refund.
-pub async fn insert_refund(
+/// Refunds of a trade in this state, at most `limit`.
+pub async fn refunds_of(
     conn: &mut Conn,
-    refund_no: &str,
     trade_no: TradeNo,
-    amount_fen: i64,
-    now: At,
-) -> Result<()> {
-    query("INSERT INTO sandbox_refunds (refund_no, trade_no, amount_fen, created_at) VALUES (?, ?, ?, ?)")
-        .bind(refund_no)
+    status: RefundStatus,
+    limit: u32,
+) -> Result<Vec<StoredRefund>> {
+    Ok(query_as(
+        "SELECT r.refund_no, t.merchant_no, r.amount_fen, r.status FROM sandbox_refunds r \
+         JOIN sandbox_trades t ON t.trade_no = r.trade_no WHERE r.trade_no = ? AND r.status = ? \
+         ORDER BY r.refund_no LIMIT ?",
+    )
+    .bind(trade_no)
+    .bind(status.as_str())
+    .bind(limit)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// What went back of a trade or is about to.
+pub async fn refunded_fen(conn: &mut Conn, trade_no: TradeNo) -> Result<i64> {
+    Ok(query_scalar(
+        "SELECT CAST(COALESCE(SUM(amount_fen), 0) AS SIGNED) FROM sandbox_refunds \
+         WHERE trade_no = ? AND status <> 'declined'",
+    )
+    .bind(trade_no)
+    .fetch_one(conn)
+    .await?)
+}
+
+/// Notes a refund, or what becomes of a known one.
+pub async fn put_refund(conn: &mut Conn, refund: &StoredRefund, trade_no: TradeNo, now: At) -> Result<()> {
+    query(
+        "INSERT INTO sandbox_refunds (refund_no, trade_no, amount_fen, status, created_at) VALUES (?, ?, ?, ?, ?) \
+         ON DUPLICATE KEY UPDATE status = VALUES(status)",
+    )
+    .bind(&refund.refund_no)
+    .bind(trade_no)
+    .bind(refund.amount_fen)
+    .bind(refund.status.as_str())
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Says what becomes of a trade's refunds from now on.
+pub async fn set_refunding(conn: &mut Conn, trade_no: TradeNo, refunding: Refunding) -> Result<()> {
+    query("UPDATE sandbox_trades SET refunding = ? WHERE trade_no = ?")
+        .bind(refunding.as_str())
         .bind(trade_no)
-        .bind(amount_fen)
-        .bind(now)
         .execute(conn)
         .await?;
     Ok(())
@@ -275,7 +332,7 @@ pub async fn bill_refunds(conn: &mut Conn, from: At, until: At, after: &str, lim
     Ok(query_as(
         "SELECT r.refund_no AS number, t.merchant_no, r.amount_fen, r.created_at AS at FROM sandbox_refunds r \
          JOIN sandbox_trades t ON t.trade_no = r.trade_no \
-         WHERE r.created_at >= ? AND r.created_at < ? AND r.refund_no > ? ORDER BY r.refund_no LIMIT ?",
+         WHERE r.status = 'done' AND r.created_at >= ? AND r.created_at < ? AND r.refund_no > ? ORDER BY r.refund_no LIMIT ?",
     )
     .bind(from)
     .bind(until)

@@ -10,10 +10,13 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::gateway::{Asked, CloseAnswer, unavailable};
-use super::model::{BillLine, DayBill, Gateway, Message, Payment, PaymentId, Refund, Said};
+use super::client::{self, Call};
+use super::{Asked, CloseAnswer, unavailable};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
+use crate::payments::model::{
+    BillLine, DayBill, Gateway, Message, PayWith, Payment, PaymentId, Refund, RefundAnswer, RefundId, Said,
+};
 use crate::platform::money::Money;
 use crate::platform::signed::SharedSecret;
 
@@ -28,10 +31,14 @@ const SUCCESS: &str = "100000";
 /// The codes of answers that we act on.
 const TRADE_NOT_FOUND: &str = "200003";
 const ALREADY_PAID: &str = "200004";
+const CONFLICT: &str = "200006";
+const REFUND_TOO_MUCH: &str = "200007";
+const REFUND_NOT_FOUND: &str = "200008";
+/// In a notify: money went back, or will not.
+const REFUNDED: &str = "100001";
+const REFUND_DECLINED: &str = "200009";
 /// Where our handlers are (`routes.rs`), below `http.public_url`.
 const CALLBACKS: &str = "/api/v1/payments/sandbox";
-/// Longest answer that we read, in bytes.
-const ANSWER_LIMIT: usize = 1 << 20;
 /// Pages of a bill that we read, at most.
 const BILL_PAGES: usize = 1000;
 
@@ -49,6 +56,8 @@ struct Notify {
     trade_no: String,
     amount_fen: Money,
     currency: String,
+    #[serde(default)]
+    refund_no: String,
 }
 
 /// Longest id of a notify that we keep.
@@ -72,6 +81,8 @@ pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Mess
     }
     let said = match notify.code.as_str() {
         SUCCESS => Said::Paid { amount: notify.amount_fen, currency: notify.currency, trade_no: notify.trade_no },
+        REFUNDED => Said::Refunded { refund: notify.refund_no.parse().ok(), answer: RefundAnswer::Confirmed },
+        REFUND_DECLINED => Said::Refunded { refund: notify.refund_no.parse().ok(), answer: declined() },
         _ => Said::NotPaid,
     };
     let payment = notify.merchant_no.parse().ok();
@@ -90,12 +101,16 @@ struct Trade {
     pay_url: String,
 }
 
-pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(String, Asked)> {
+fn declined() -> RefundAnswer {
+    RefundAnswer::Refused("the sandbox declined it".to_owned())
+}
+
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, Asked)> {
     let base = format!("{}{CALLBACKS}", app.config.http.public_url);
     let answer = call(
         app,
-        &json!({
-            "action": "create",
+        "create",
+        json!({
             "merchant_no": payment.id,
             "amount_fen": payment.amount,
             "subject": subject,
@@ -106,11 +121,11 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     )
     .await?;
     let trade = answer.trade_of(payment.id)?;
-    Ok((trade.pay_url.clone(), answer.asked(trade)?))
+    Ok((PayWith::Url(trade.pay_url.clone()), answer.asked(trade)?))
 }
 
 pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
-    let answer = call(app, &json!({ "action": "query", "merchant_no": payment.id })).await?;
+    let answer = call(app, "query", json!({ "merchant_no": payment.id })).await?;
     // A trade that was never opened is unpaid, not an error.
     if answer.code == TRADE_NOT_FOUND {
         return Ok(Asked::Waiting);
@@ -120,7 +135,7 @@ pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
 }
 
 pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
-    let answer = call(app, &json!({ "action": "close", "merchant_no": payment.id })).await?;
+    let answer = call(app, "close", json!({ "merchant_no": payment.id })).await?;
     match answer.code.as_str() {
         TRADE_NOT_FOUND => Ok(CloseAnswer::Unknown),
         ALREADY_PAID => Ok(CloseAnswer::AlreadyPaid),
@@ -132,27 +147,29 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     }
 }
 
-pub(super) async fn refund(app: &App, refund: &Refund) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Refunded {
-        refund_no: String,
-        amount_fen: Money,
-    }
+pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     let answer = call(
         app,
-        &json!({
-            "action": "refund",
+        "refund",
+        json!({
             "merchant_no": refund.payment_id,
             "refund_no": refund.id,
             "amount_fen": refund.amount,
         }),
     )
     .await?;
-    let done: Refunded = answer.data()?;
-    if done.refund_no != refund.id.to_string() || done.amount_fen != refund.amount {
-        return Err(anyhow!("the sandbox answered for another refund").into());
+    match answer.code.as_str() {
+        CONFLICT | REFUND_TOO_MUCH => Ok(RefundAnswer::Refused(format!("{} {}", answer.code, answer.message))),
+        _ => answer.refunded(refund),
     }
-    Ok(())
+}
+
+pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
+    let answer = call(app, "query_refund", json!({ "refund_no": refund.id })).await?;
+    match answer.code.as_str() {
+        REFUND_NOT_FOUND => Ok(RefundAnswer::Refused("the sandbox has no such refund".to_owned())),
+        _ => answer.refunded(refund),
+    }
 }
 
 pub(super) async fn bill(app: &App, date: &str) -> Result<DayBill> {
@@ -167,7 +184,7 @@ async fn bill_of(app: &App, date: &str, kind: &str) -> Result<Vec<BillLine>> {
     }
     let (mut all, mut after) = (Vec::new(), String::new());
     for _ in 0..BILL_PAGES {
-        let answer = call(app, &json!({ "action": "bill", "date": date, "kind": kind, "after": after })).await?;
+        let answer = call(app, "bill", json!({ "date": date, "kind": kind, "after": after })).await?;
         let page: Page = answer.data()?;
         all.extend(page.lines);
         match page.next {
@@ -203,6 +220,26 @@ impl Answer {
         Ok(trade)
     }
 
+    /// A refund's state in our words.
+    fn refunded(&self, refund: &Refund) -> Result<RefundAnswer> {
+        #[derive(Deserialize)]
+        struct Refunded {
+            refund_no: RefundId,
+            amount_fen: Money,
+            status: String,
+        }
+        let done: Refunded = self.data()?;
+        if done.refund_no != refund.id || done.amount_fen != refund.amount {
+            return Err(anyhow!("the sandbox answered for another refund").into());
+        }
+        match done.status.as_str() {
+            "done" => Ok(RefundAnswer::Confirmed),
+            "pending" => Ok(RefundAnswer::Pending),
+            "declined" => Ok(declined()),
+            other => Err(anyhow!("the sandbox has a refund in state {other:?}").into()),
+        }
+    }
+
     /// A trade's state in our words.
     fn asked(&self, trade: Trade) -> Result<Asked> {
         match trade.status.as_str() {
@@ -222,38 +259,30 @@ impl Answer {
     }
 }
 
-/// One signed request and its verified answer.
-async fn call(app: &App, request: &Value) -> Result<Answer> {
+/// One signed request and its verified answer. Every request may be sent twice.
+async fn call(app: &App, action: &'static str, mut request: Value) -> Result<Answer> {
     let settings = &app.config.payments;
     let base = if settings.sandbox_url.is_empty() { &app.config.http.public_url } else { &settings.sandbox_url };
     let down = |why: String| unavailable(Gateway::Sandbox, why);
-    let body = serde_json::to_vec(request).context("writing a request to the sandbox")?;
-    let (timestamp, signature) = secret(app).sign(&body, app.clock.now());
-    let mut response = app
-        .http
-        .post(format!("{base}/sandbox/api"))
-        .header("content-type", "application/json")
-        .header("x-sandbox-timestamp", timestamp)
-        .header("x-sandbox-signature", signature)
-        .body(body)
-        .send()
-        .await
-        .map_err(|error| down(format!("{:#}", anyhow::Error::from(error.without_url()))))?;
-    let (status, headers) = (response.status(), response.headers().clone());
-    if !status.is_success() {
-        return Err(down(format!("HTTP {}", status.as_u16())));
+    request["action"] = action.into();
+    let body = serde_json::to_vec(&request).context("writing a request to the sandbox")?;
+    let reply = client::send(app, &Call::new(app, Gateway::Sandbox, action), || {
+        let (timestamp, signature) = secret(app).sign(&body, app.clock.now());
+        Ok(app
+            .http
+            .post(format!("{base}/sandbox/api"))
+            .header("content-type", "application/json")
+            .header("x-sandbox-timestamp", timestamp)
+            .header("x-sandbox-signature", signature)
+            .body(body.clone()))
+    })
+    .await?;
+    if !reply.status.is_success() {
+        return Err(down(format!("HTTP {}", reply.status.as_u16())));
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| down(error.without_url().to_string()))? {
-        body.extend_from_slice(&chunk);
-        if body.len() > ANSWER_LIMIT {
-            return Err(down("its answer is too long".to_owned()));
-        }
-    }
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let (timestamp, signature) = (header("x-sandbox-timestamp"), header("x-sandbox-signature"));
+    let (timestamp, signature) = (reply.header("x-sandbox-timestamp"), reply.header("x-sandbox-signature"));
     secret(app)
-        .verify(timestamp, signature, &body, app.clock.now())
+        .verify(timestamp, signature, &reply.body, app.clock.now())
         .map_err(|error| down(format!("its answer is not signed: {error}")))?;
-    Ok(serde_json::from_slice(&body).context("reading the sandbox's answer")?)
+    Ok(serde_json::from_slice(&reply.body).context("reading the sandbox's answer")?)
 }

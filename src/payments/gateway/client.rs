@@ -1,0 +1,265 @@
+//! The one way to call a gateway over HTTP: bounded in time and in size, tried again only where that is harmless, and
+//! not at all while the gateway is known not to answer.
+//!
+//! * A **call** takes at most [`Call::patience`] with all its tries, and its answer has at most [`Call::limit_bytes`].
+//! * **Tries**: at most [`TRIES`]. A request that may be sent twice ([`Call::idempotent`]) is tried again when no whole
+//!   answer came; any other one only when no connection was made, so that it was never sent.
+//! * The **breaker** of a gateway opens after `payments.gateway_failures_max` calls in a row without an answer. For
+//!   `payments.gateway_pause_ms` every call is then refused at once, so that a dead gateway holds no workers; after it
+//!   one call goes through, and what becomes of that one decides.
+//!
+//! An answer below 500 is an answer, whatever it says: the protocols give their refusals a meaning.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, StatusCode};
+use reqwest::RequestBuilder;
+
+use super::{Gateway, left_alone, unavailable};
+use crate::app::App;
+use crate::error::Result;
+use crate::platform::clock::At;
+
+/// Tries of one call.
+const TRIES: u32 = 3;
+/// The pause before the second try; it doubles.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest answer that is read where a call does not say otherwise, in bytes.
+const LIMIT_BYTES: usize = 1 << 20;
+
+/// How a gateway is called.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    pub gateway: Gateway,
+    /// What is asked, for the metrics: `create`, `query`, …
+    pub operation: &'static str,
+    /// The same request twice is the same as once.
+    pub idempotent: bool,
+    /// Longest answer that is read.
+    pub limit_bytes: usize,
+    /// Longest time that all tries together take.
+    pub patience: Duration,
+}
+
+impl Call {
+    /// As most calls are: harmless to repeat, with an answer of moderate size.
+    pub fn new(app: &App, gateway: Gateway, operation: &'static str) -> Self {
+        let patience = Duration::from_millis(app.config.payments.gateway_timeout_ms);
+        Self { gateway, operation, idempotent: true, limit_bytes: LIMIT_BYTES, patience }
+    }
+}
+
+/// A whole answer, of which nothing has been verified.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// A header's text; `None` when it is missing or no text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// Calls a gateway. `request` makes the request, for each try anew: what is signed may hold the time.
+pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<RequestBuilder>) -> Result<Reply> {
+    let breakers = app.local::<Breakers>();
+    let Some(pass) = Pass::take(app, &breakers, call.gateway) else {
+        count(call, "left_alone");
+        return Err(left_alone(call.gateway));
+    };
+    let started = Instant::now();
+    let mut tries = 1;
+    let fault = loop {
+        let left = call.patience.saturating_sub(started.elapsed());
+        let fault = match once(request()?.timeout(left), call.limit_bytes).await {
+            Ok(reply) => {
+                pass.answered();
+                count(call, "answered");
+                metrics::histogram!("onrush_gateway_request_duration_seconds",
+                    "gateway" => call.gateway.as_str(), "operation" => call.operation)
+                .record(started.elapsed().as_secs_f64());
+                return Ok(reply);
+            }
+            Err(fault) => fault,
+        };
+        let pause = PAUSE * 2u32.pow(tries - 1);
+        let harmless = fault.unsent || (call.idempotent && fault.may_pass);
+        if !harmless || tries == TRIES || started.elapsed() + pause >= call.patience {
+            break fault;
+        }
+        tries += 1;
+        tracing::debug!(gateway = call.gateway.as_str(), operation = call.operation, error = fault.why, "trying again");
+        tokio::time::sleep(pause).await;
+    };
+    pass.failed();
+    count(call, "failed");
+    Err(unavailable(call.gateway, format!("{}: {} (try {tries})", call.operation, fault.why)))
+}
+
+fn count(call: &Call, outcome: &'static str) {
+    metrics::counter!("onrush_gateway_requests_total",
+        "gateway" => call.gateway.as_str(), "operation" => call.operation, "outcome" => outcome)
+    .increment(1);
+}
+
+/// Why a try brought no answer.
+struct Fault {
+    why: String,
+    /// The gateway has not seen the request.
+    unsent: bool,
+    /// Another try may bring an answer.
+    may_pass: bool,
+}
+
+impl From<reqwest::Error> for Fault {
+    fn from(error: reqwest::Error) -> Self {
+        let unsent = error.is_connect();
+        // Without the address: what a URL carries may be signed or secret.
+        Self { why: format!("{:#}", anyhow::Error::from(error.without_url())), unsent, may_pass: true }
+    }
+}
+
+/// One try: its whole answer, or why there is none.
+async fn once(request: RequestBuilder, limit_bytes: usize) -> Result<Reply, Fault> {
+    let mut response = request.send().await?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        let may_pass = status.is_server_error();
+        return Err(Fault { why: format!("HTTP {}", status.as_u16()), unsent: false, may_pass });
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > limit_bytes {
+            let why = format!("its answer is longer than {limit_bytes} bytes");
+            return Err(Fault { why, unsent: false, may_pass: false });
+        }
+    }
+    Ok(Reply { status, headers, body })
+}
+
+/// What this process knows of each gateway.
+#[derive(Default)]
+struct Breakers(Mutex<HashMap<Gateway, Breaker>>);
+
+/// Whether a gateway is called.
+#[derive(Debug, Default)]
+struct Breaker {
+    /// Calls in a row without an answer.
+    failures: u32,
+    /// Nobody calls before this.
+    open_until: Option<At>,
+    /// The one call that goes through after it is under way.
+    probing: bool,
+}
+
+impl Breaker {
+    /// Whether a call may go through now.
+    fn lets_pass(&mut self, now: At) -> bool {
+        match self.open_until {
+            None => true,
+            Some(until) if now < until || self.probing => false,
+            Some(_) => {
+                self.probing = true;
+                true
+            }
+        }
+    }
+
+    /// A call brought an answer; whether that closes it.
+    fn answered(&mut self) -> bool {
+        std::mem::take(self).open_until.is_some()
+    }
+
+    /// A call brought none; whether that opens it.
+    fn failed(&mut self, now: At, max: u32, pause: Duration) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        let probed = std::mem::take(&mut self.probing);
+        if !probed && self.failures < max {
+            return false;
+        }
+        self.open_until.replace(now.plus(pause)).is_none()
+    }
+}
+
+impl Breakers {
+    fn all(&self) -> MutexGuard<'_, HashMap<Gateway, Breaker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that goes through. One that is dropped without a word leaves the next one to find out.
+struct Pass<'a> {
+    app: &'a App,
+    breakers: &'a Breakers,
+    gateway: Gateway,
+}
+
+impl<'a> Pass<'a> {
+    fn take(app: &'a App, breakers: &'a Breakers, gateway: Gateway) -> Option<Self> {
+        let passes = breakers.all().entry(gateway).or_default().lets_pass(app.clock.now());
+        passes.then_some(Self { app, breakers, gateway })
+    }
+
+    fn answered(&self) {
+        if self.breakers.all().entry(self.gateway).or_default().answered() {
+            tracing::info!(gateway = self.gateway.as_str(), "payment gateway answers again");
+            self.show(false);
+        }
+    }
+
+    fn failed(&self) {
+        let settings = &self.app.config.payments;
+        let (max, pause) = (settings.gateway_failures_max, Duration::from_millis(settings.gateway_pause_ms));
+        if self.breakers.all().entry(self.gateway).or_default().failed(self.app.clock.now(), max, pause) {
+            tracing::warn!(
+                gateway = self.gateway.as_str(),
+                pause_ms = settings.gateway_pause_ms,
+                "payment gateway is left alone for a while"
+            );
+            self.show(true);
+        }
+    }
+
+    fn show(&self, open: bool) {
+        metrics::gauge!("onrush_gateway_left_alone", "gateway" => self.gateway.as_str()).set(f64::from(u8::from(open)));
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.breakers.all().entry(self.gateway).or_default().probing = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_breaker_opens_after_failures_in_a_row_and_lets_one_call_find_out() {
+        let (mut breaker, mut now) = (Breaker::default(), At::from_ms(0));
+        assert!(!breaker.failed(now, 3, SECOND) && !breaker.failed(now, 3, SECOND));
+        assert!(!breaker.answered(), "it was not open");
+        assert!(!breaker.failed(now, 3, SECOND) && !breaker.failed(now, 3, SECOND), "not in a row with those before");
+        assert!(breaker.lets_pass(now));
+        assert!(breaker.failed(now, 3, SECOND));
+        assert!(!breaker.lets_pass(now));
+        now = now.plus(SECOND);
+        assert!(breaker.lets_pass(now));
+        assert!(!breaker.lets_pass(now), "one call at a time");
+        assert!(!breaker.failed(now, 3, SECOND), "it is open already");
+        assert!(!breaker.lets_pass(now), "and stays so");
+        now = now.plus(SECOND);
+        assert!(breaker.lets_pass(now) && breaker.answered());
+        assert!(breaker.lets_pass(now) && breaker.lets_pass(now));
+    }
+}

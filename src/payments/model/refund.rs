@@ -1,0 +1,72 @@
+//! Money that goes back.
+
+use super::{Gateway, PaymentId};
+use crate::platform::clock::At;
+use crate::platform::id::Id;
+use crate::platform::money::Money;
+
+/// The id of a [`Refund`]: our refund number at the gateway, the same in every try.
+pub type RefundId = Id<Refund>;
+
+/// Money that we owe back, with what a gateway needs to give it back.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Refund {
+    /// Its id: our refund number.
+    pub id: RefundId,
+    /// The payment it gives back, or a part of it.
+    pub payment_id: PaymentId,
+    /// Where that was paid.
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    /// How much goes back.
+    #[sqlx(rename = "amount_fen")]
+    pub amount: Money,
+    /// How much was paid.
+    #[sqlx(rename = "payment_fen")]
+    pub payment_amount: Money,
+    /// Of what (ISO 4217), both.
+    pub currency: String,
+    /// The gateway's number of the payment.
+    pub gateway_trade_no: Option<String>,
+    /// As [`Payment::gateway_ref`](super::Payment::gateway_ref).
+    pub gateway_ref: Option<String>,
+    /// How often it was sent or asked about before.
+    pub attempts: i32,
+    /// When it was owed.
+    pub created_at: At,
+    /// When the gateway said that it is at it; from then on it is asked about.
+    pub asked_at: Option<At>,
+}
+
+/// What a gateway says to a refund.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RefundAnswer {
+    /// The money is back.
+    Confirmed,
+    /// It is at it: to be asked again.
+    Pending,
+    /// It will not do it, and why: never again without a person.
+    Refused(String),
+}
+
+/// Why money goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefundReason {
+    /// It came for an order that was dead and could not be opened again.
+    Late,
+    /// It came for an order that another payment had paid.
+    PaidTwice,
+}
+
+/// The cause of a refund of money that came too late or twice: a payment's money goes back so once.
+pub const CAUSE_LATE: &str = "late";
+
+impl RefundReason {
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::PaidTwice => "paid_twice",
+        }
+    }
+}
