@@ -116,7 +116,7 @@ impl Setting {
     }
 
     /// What it must be, with an example where the words are not one.
-    fn wanted(&self) -> String {
+    pub(super) fn wanted(&self) -> String {
         match self.form {
             Whole(min, max) => {
                 format!("a whole number from {min} to {max}, such as {}", self.default.unwrap_or_default())
@@ -208,12 +208,12 @@ fn keys(private: &str, public: &str) -> Vec<String> {
     faults
 }
 
-/// Everything that is given, as (`section.name`, value), by name.
+/// Everything that is given, as (`section.name`, value), by name. Sections may have sections.
 fn leaves(raw: &config::Config) -> anyhow::Result<Vec<(String, Value)>> {
-    let mut leaves = Vec::new();
-    for (name, value) in raw.collect()? {
+    let (mut inner, mut leaves) = (raw.collect()?.into_iter().collect::<Vec<_>>(), Vec::new());
+    while let Some((name, value)) = inner.pop() {
         match value.clone().into_table() {
-            Ok(section) => leaves.extend(section.into_iter().map(|(inner, value)| (format!("{name}.{inner}"), value))),
+            Ok(section) => inner.extend(section.into_iter().map(|(part, value)| (format!("{name}.{part}"), value))),
             Err(_) => leaves.push((name, value)),
         }
     }
@@ -231,7 +231,7 @@ fn place(name: &str, value: &Value, file: Option<&Path>) -> String {
 }
 
 /// The variable of a setting.
-fn variable_of(name: &str) -> String {
+pub(super) fn variable_of(name: &str) -> String {
     let common = COMMON_NAMES.iter().find(|(known, _)| *known == name);
     common.map_or_else(|| format!("ONRUSH_{}", name.to_uppercase().replace('.', "__")), |(_, it)| (*it).to_owned())
 }

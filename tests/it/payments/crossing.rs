@@ -212,8 +212,8 @@ async fn a_trade_that_its_opener_could_not_end_is_ended_by_a_task() {
     let meanwhile = async {
         there.await.unwrap();
         send(h.request(Method::POST, &cancel, &alice)).await.expect(200);
-        // The order is closed, the trade about to be opened, and its opener's question about it fails.
-        *between.fail.lock().unwrap() = Some(("query", 1));
+        // The order is closed, the trade about to be opened, and its opener's question about it fails, with all its tries.
+        *between.fail.lock().unwrap() = Some(("query", 3));
         go.send(()).unwrap();
     };
     let (answer, ()) = tokio::join!(h.post(&pay, &alice, json!({"gateway": "sandbox"})), meanwhile);
