@@ -1,4 +1,4 @@
-//! What every room stands on and no business word enters: clock, days, ids, money, database, Redis, extractors, loops.
+//! What every room stands on and no business word enters: clock, days, ids, money, database, Redis, extractors, keys, loops.
 //!
 //! Nothing in here imports anything else of the crate.
 
@@ -14,6 +14,7 @@ pub mod money;
 pub mod output;
 pub mod page;
 pub mod redis;
+pub mod rsa;
 pub mod rules;
 pub mod signed;
 pub mod telemetry;
