@@ -2,6 +2,7 @@
 //!
 //! Nothing in here imports anything else of the crate.
 
+pub mod certificate;
 pub mod clock;
 pub mod crowd;
 pub mod day;
