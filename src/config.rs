@@ -3,19 +3,23 @@
 //! What each is when it is not set and what it may be is in one table (`config/settings.rs`). All faults are told at once,
 //! each with what the setting should look like.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the sandbox has no files; each gateway beside it reads its own"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "not every gateway has secrets that are no keys"))]
 mod gateways;
 mod settings;
+mod wechat;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use self::gateways::{Section, read_apart};
 use self::settings::{COMMON_NAMES, SETTINGS};
+pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::platform::jwt::TokenKeys;
 use crate::platform::telemetry::LogFormat;
 
@@ -165,6 +169,9 @@ pub struct Payments {
     pub sandbox_secret: SecretString,
     /// Where the sandbox gateway is; empty: in this process, at `http.public_url`.
     pub sandbox_url: String,
+    /// WeChat Pay, when it is on.
+    #[serde(default, deserialize_with = "read_apart")]
+    pub wechat: Option<Arc<WechatPay>>,
     /// Longest call to a gateway, in milliseconds.
     pub gateway_timeout_ms: u64,
     /// Calls in a row without an answer after which a gateway is left alone for a while.
@@ -239,10 +246,13 @@ impl Config {
         }
         let raw = builder.build().context("reading the settings")?;
         faults.extend(settings::faults(&raw, file)?);
+        let wechat = Section::if_on(&raw, "payments.wechat", &mut faults).and_then(WechatPay::read);
         if !faults.is_empty() {
             bail!("the settings are not usable:\n  - {}", faults.join("\n  - "));
         }
-        raw.try_deserialize().context("reading the settings")
+        let mut config: Self = raw.try_deserialize().context("reading the settings")?;
+        config.payments.wechat = wechat.map(Arc::new);
+        Ok(config)
     }
 
     /// How long a request may take.

@@ -92,6 +92,26 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("payments.gateway_failures_max", "10", Whole(1, 1000)),
     set("payments.gateway_pause_ms", "5000", Whole(100, 600_000)),
     set("payments.query_after_s", "20", Whole(1, 3600)),
+    absent("payments.wechat.mchid", Text("WeChat Pay's number of the merchant", "1900000109", is_digits)),
+    absent(
+        "payments.wechat.appid",
+        Text("the application that is bound to the merchant", "wxd678efh567hg6787", is_word),
+    ),
+    absent(
+        "payments.wechat.serial_no",
+        Text("the serial number of the merchant's certificate", "408B07E79B8269FE", is_hex),
+    ),
+    absent("payments.wechat.private_key_file", Any("the path of the merchant's private key (`apiclient_key.pem`)")),
+    absent("payments.wechat.api_v3_key_file", Any("the path of a file with the 32 bytes of the APIv3 key")),
+    absent(
+        "payments.wechat.platform_keys",
+        Any("WeChat Pay's keys by comma: `PUB_KEY_ID_…=path` of a public key, or the path of a certificate"),
+    ),
+    set(
+        "payments.wechat.base_url",
+        "https://api.mch.weixin.qq.com",
+        Text(URL, "https://api2.mch.weixin.qq.com", is_url),
+    ),
     set("engine.result_ttl_s", "86400", Whole(1, 2_592_000)),
     set("engine.lease_ms", "5000", Whole(500, 600_000)),
     set("engine.max_deliveries", "5", Whole(1, 100)),
@@ -269,6 +289,15 @@ fn is_mysql(text: &str) -> bool {
 }
 fn is_prefix(text: &str) -> bool {
     !text.is_empty() && !text.contains(['{', '}'])
+}
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+}
+fn is_word(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 fn is_socket_address(text: &str) -> bool {
     text.parse::<SocketAddr>().is_ok()
