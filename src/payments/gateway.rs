@@ -7,6 +7,7 @@
 
 mod client;
 mod sandbox;
+mod wechat;
 
 use anyhow::Context;
 use axum::http::{HeaderMap, StatusCode};
@@ -47,6 +48,7 @@ pub(super) fn named(app: &App, name: &str) -> Option<Gateway> {
 fn is_on(app: &App, gateway: Gateway) -> bool {
     match gateway {
         Gateway::Sandbox => app.config.payments.sandbox,
+        Gateway::Wechat => app.config.payments.wechat.is_some(),
     }
 }
 
@@ -55,6 +57,7 @@ pub(super) fn merchant(app: &App, gateway: Gateway) -> Result<&str> {
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => Ok(sandbox::MERCHANT_ID),
+        Gateway::Wechat => wechat::merchant(app),
     }
 }
 
@@ -63,6 +66,7 @@ pub(super) fn verify(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => sandbox::verify(app, headers, body),
+        Gateway::Wechat => wechat::verify(app, headers, body),
     }
 }
 
@@ -70,6 +74,7 @@ pub(super) fn verify(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u
 pub(super) fn yes(gateway: Gateway) -> Response {
     match gateway {
         Gateway::Sandbox => plain(StatusCode::OK, sandbox::YES),
+        Gateway::Wechat => wechat::yes(),
     }
 }
 
@@ -77,6 +82,7 @@ pub(super) fn yes(gateway: Gateway) -> Response {
 pub(super) fn no(gateway: Gateway, status: StatusCode) -> Response {
     match gateway {
         Gateway::Sandbox => plain(status, sandbox::NO),
+        Gateway::Wechat => wechat::no(status),
     }
 }
 
@@ -92,6 +98,7 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::create(app, payment, subject).await,
+        Gateway::Wechat => wechat::create(app, payment, subject).await,
     }
 }
 
@@ -108,6 +115,7 @@ pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::query(app, payment).await,
+        Gateway::Wechat => wechat::query(app, payment).await,
     }
 }
 
@@ -116,6 +124,7 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::close(app, payment).await,
+        Gateway::Wechat => wechat::close(app, payment).await,
     }
 }
 
@@ -124,6 +133,7 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     require_on(app, refund.gateway)?;
     match refund.gateway {
         Gateway::Sandbox => sandbox::refund(app, refund).await,
+        Gateway::Wechat => wechat::refund(app, refund).await,
     }
 }
 
@@ -132,6 +142,7 @@ pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAns
     require_on(app, refund.gateway)?;
     match refund.gateway {
         Gateway::Sandbox => sandbox::query_refund(app, refund).await,
+        Gateway::Wechat => wechat::query_refund(app, refund).await,
     }
 }
 
@@ -140,6 +151,7 @@ pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayB
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => sandbox::bill(app, date).await,
+        Gateway::Wechat => wechat::bill(app, date).await,
     }
 }
 

@@ -176,16 +176,17 @@ pub async fn cancel(
     post,
     path = "/payments/{gateway}/notify",
     tag = "payments",
-    params(("gateway" = String, Path, description = "The gateway: `sandbox`")),
+    params(("gateway" = String, Path, description = "The gateway: `sandbox`, `wechat`")),
     request_body(content = String, content_type = "application/json", description = "As the gateway signed it, byte for byte"),
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "The gateway's word for yes (`success`): handled, now or before"),
+        (status = 204, description = "WeChat Pay's yes"),
         (status = 400, body = Problem, content_type = "application/problem+json", description = "`callback_invalid`: a header is missing, the signature does not hold, or it is too old"),
-        (status = 404, description = "The gateway's word for no (`failure`): there is no such payment yet; or `not_found`: no such gateway", content(
-            (String = "text/plain"), (Problem = "application/problem+json")
+        (status = 404, description = "The gateway's word for no (`failure`; `FAIL` in JSON for WeChat Pay): there is no such payment yet; or `not_found`: no such gateway", content(
+            (String = "text/plain"), (serde_json::Value = "application/json"), (Problem = "application/problem+json")
         )),
-        (status = 422, description = "The gateway's word for no (`failure`): it does not fit the payment and is kept for a person; or the path is not valid", content(
-            (String = "text/plain"), (Problem = "application/problem+json")
+        (status = 422, description = "The gateway's word for no (as for 404): it does not fit the payment and is kept for a person; or the path is not valid", content(
+            (String = "text/plain"), (serde_json::Value = "application/json"), (Problem = "application/problem+json")
         )),
     )
 )]
@@ -221,7 +222,7 @@ impl Shape<App> for ReturnQuery {}
     get,
     path = "/payments/{gateway}/return",
     tag = "payments",
-    params(("gateway" = String, Path, description = "The gateway: `sandbox`"), ReturnQuery),
+    params(("gateway" = String, Path, description = "The gateway: `sandbox`, `wechat`"), ReturnQuery),
     responses(
         (status = 200, body = OrderStatusView, description = "The order that the payment is for"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway or payment"),

@@ -23,6 +23,8 @@ pub type PaymentId = Id<Payment>;
 pub enum Gateway {
     /// The sandbox of this very service (`dev::sandbox`).
     Sandbox,
+    /// WeChat Pay (微信支付).
+    Wechat,
 }
 
 /// The text names no gateway.
@@ -35,6 +37,7 @@ impl Gateway {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sandbox => "sandbox",
+            Self::Wechat => "wechat",
         }
     }
 
@@ -42,6 +45,7 @@ impl Gateway {
     pub const fn channels(self) -> &'static [Channel] {
         match self {
             Self::Sandbox => &[Channel::Page],
+            Self::Wechat => &[Channel::Native, Channel::Jsapi, Channel::H5],
         }
     }
 }
@@ -51,6 +55,7 @@ impl FromStr for Gateway {
     fn from_str(text: &str) -> Result<Self, NotAGateway> {
         match text {
             "sandbox" => Ok(Self::Sandbox),
+            "wechat" => Ok(Self::Wechat),
             _ => Err(NotAGateway),
         }
     }
@@ -288,9 +293,11 @@ mod tests {
 
     #[test]
     fn a_gateway_has_one_name_everywhere() {
-        let name = Gateway::Sandbox.as_str();
-        assert_eq!(name.parse::<Gateway>().unwrap(), Gateway::Sandbox);
-        assert_eq!(serde_json::to_value(Gateway::Sandbox).unwrap(), name);
+        for gateway in [Gateway::Sandbox, Gateway::Wechat] {
+            let name = gateway.as_str();
+            assert_eq!(name.parse::<Gateway>().unwrap(), gateway);
+            assert_eq!(serde_json::to_value(gateway).unwrap(), name);
+        }
         assert!("Sandbox".parse::<Gateway>().is_err());
     }
 }
