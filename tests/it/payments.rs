@@ -7,6 +7,7 @@ mod failover;
 mod late;
 mod races;
 mod sandbox;
+mod wechat;
 
 use std::time::Duration;
 

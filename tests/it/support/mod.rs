@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod gateways;
 pub mod harness;
 pub mod process;
 pub mod proxy;

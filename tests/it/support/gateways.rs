@@ -1,0 +1,3 @@
+//! The payment gateways of the tests: each a server of its own, as strict as the real one.
+
+pub mod wechat;
