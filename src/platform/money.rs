@@ -68,6 +68,21 @@ impl Money {
         i64::try_from(value).map(Self).map_err(|_| OutOfRange)
     }
 
+    /// An amount as gateways write yuan: digits, and perhaps a point with one or two more. Exact, without a float: anything
+    /// finer than a fen, an exponent, a sign other than a leading minus or a space is refused.
+    pub fn from_yuan(text: &str) -> Option<Self> {
+        let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
+        let (yuan, fen) = digits.split_once('.').unwrap_or((digits, "00"));
+        let all_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !all_digits(yuan) || !all_digits(fen) || fen.len() > 2 {
+            return None;
+        }
+        let tenths = if fen.len() == 1 { 10 } else { 1 };
+        let whole = yuan.parse::<i64>().ok()?.checked_mul(100)?;
+        let amount = whole.checked_add(fen.parse::<i64>().ok()? * tenths)?;
+        Some(Self(sign * amount))
+    }
+
     /// The smaller amount.
     pub fn min(self, other: Self) -> Self {
         Ord::min(self, other)
@@ -86,6 +101,7 @@ impl std::fmt::Display for Money {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn sums_that_do_not_fit_are_refused() {
@@ -103,5 +119,26 @@ mod tests {
     fn it_prints_yuan() {
         assert_eq!(Money::fen(1205).to_string(), "12.05");
         assert_eq!(Money::fen(-5).to_string(), "-0.05");
+    }
+
+    #[test]
+    fn yuan_are_read_exactly_or_not_at_all() {
+        for (text, fen) in
+            [("10", 1000), ("10.0", 1000), ("10.00", 1000), ("0.29", 29), ("007.5", 750), ("-3.10", -310)]
+        {
+            assert_eq!(Money::from_yuan(text), Some(Money::fen(fen)), "{text}");
+        }
+        let bad =
+            ["", ".", "1.", ".5", "1.001", "1.000", "1e2", "+1", "--1", "-", "1 ", " 1", "1,00", "１", "NaN", "1.-1"];
+        for text in bad.into_iter().chain(["92233720368547758.08", "99999999999999999999"]) {
+            assert_eq!(Money::from_yuan(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(fen in -i64::MAX..=i64::MAX) {
+            prop_assert_eq!(Money::from_yuan(&Money::fen(fen).to_string()), Some(Money::fen(fen)));
+        }
     }
 }
