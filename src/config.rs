@@ -3,6 +3,7 @@
 //! What each is when it is not set and what it may be is in one table (`config/settings.rs`). All faults are told at once,
 //! each with what the setting should look like.
 
+mod alipay;
 #[cfg_attr(not(test), expect(dead_code, reason = "not every gateway has secrets that are no keys"))]
 mod gateways;
 mod settings;
@@ -17,6 +18,7 @@ use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+pub use self::alipay::{Alipay, alipay_merchant};
 use self::gateways::{Section, read_apart};
 use self::settings::{COMMON_NAMES, SETTINGS};
 pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
@@ -180,6 +182,9 @@ pub struct Payments {
     pub gateway_pause_ms: u64,
     /// A started payment is asked about for the first time after this long, in seconds; then at growing intervals.
     pub query_after_s: u64,
+    /// Alipay, when it is on.
+    #[serde(default, deserialize_with = "read_apart")]
+    pub alipay: Option<Arc<Alipay>>,
 }
 
 /// `ONRUSH_ENGINE__*`
@@ -247,11 +252,13 @@ impl Config {
         let raw = builder.build().context("reading the settings")?;
         faults.extend(settings::faults(&raw, file)?);
         let wechat = Section::if_on(&raw, "payments.wechat", &mut faults).and_then(WechatPay::read);
+        let alipay = Alipay::read(&raw, &mut faults);
         if !faults.is_empty() {
             bail!("the settings are not usable:\n  - {}", faults.join("\n  - "));
         }
         let mut config: Self = raw.try_deserialize().context("reading the settings")?;
         config.payments.wechat = wechat.map(Arc::new);
+        config.payments.alipay = alipay;
         Ok(config)
     }
 

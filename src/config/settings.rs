@@ -112,6 +112,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         "https://api.mch.weixin.qq.com",
         Text(URL, "https://api2.mch.weixin.qq.com", is_url),
     ),
+    absent("payments.alipay.app_id", Text("the application's number", "2021000000000001", is_digits)),
+    absent("payments.alipay.seller_id", Text("the number of the account that is paid", "2088000000000001", is_digits)),
+    absent("payments.alipay.private_key_file", Any("the path of a file with the application's private key")),
+    absent("payments.alipay.public_key_files", Any("paths of files with Alipay's public keys, comma separated")),
+    set(
+        "payments.alipay.base_url",
+        "https://openapi.alipay.com/gateway.do",
+        Text(URL, "https://openapi.alipay.com/gateway.do", is_url),
+    ),
     set("engine.result_ttl_s", "86400", Whole(1, 2_592_000)),
     set("engine.lease_ms", "5000", Whole(500, 600_000)),
     set("engine.max_deliveries", "5", Whole(1, 100)),
@@ -291,7 +300,7 @@ fn is_prefix(text: &str) -> bool {
     !text.is_empty() && !text.contains(['{', '}'])
 }
 fn is_digits(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_digit())
+    text.len() <= 32 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 fn is_word(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

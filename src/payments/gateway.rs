@@ -5,6 +5,7 @@
 //! must keep: nothing of an answer is believed that is not verified, and an answer to another question is not taken for
 //! one to ours.
 
+mod alipay;
 mod client;
 mod sandbox;
 mod wechat;
@@ -49,6 +50,7 @@ fn is_on(app: &App, gateway: Gateway) -> bool {
     match gateway {
         Gateway::Sandbox => app.config.payments.sandbox,
         Gateway::Wechat => app.config.payments.wechat.is_some(),
+        Gateway::Alipay => app.config.payments.alipay.is_some(),
     }
 }
 
@@ -58,6 +60,7 @@ pub(super) fn merchant(app: &App, gateway: Gateway) -> Result<&str> {
     match gateway {
         Gateway::Sandbox => Ok(sandbox::MERCHANT_ID),
         Gateway::Wechat => wechat::merchant(app),
+        Gateway::Alipay => Ok(&alipay::account(app)?.merchant),
     }
 }
 
@@ -67,6 +70,7 @@ pub(super) fn verify(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u
     match gateway {
         Gateway::Sandbox => sandbox::verify(app, headers, body),
         Gateway::Wechat => wechat::verify(app, headers, body),
+        Gateway::Alipay => alipay::verify(app, body),
     }
 }
 
@@ -75,6 +79,7 @@ pub(super) fn yes(gateway: Gateway) -> Response {
     match gateway {
         Gateway::Sandbox => plain(StatusCode::OK, sandbox::YES),
         Gateway::Wechat => wechat::yes(),
+        Gateway::Alipay => plain(StatusCode::OK, alipay::YES),
     }
 }
 
@@ -83,6 +88,7 @@ pub(super) fn no(gateway: Gateway, status: StatusCode) -> Response {
     match gateway {
         Gateway::Sandbox => plain(status, sandbox::NO),
         Gateway::Wechat => wechat::no(status),
+        Gateway::Alipay => plain(status, alipay::NO),
     }
 }
 
@@ -99,6 +105,7 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     match payment.gateway {
         Gateway::Sandbox => sandbox::create(app, payment, subject).await,
         Gateway::Wechat => wechat::create(app, payment, subject).await,
+        Gateway::Alipay => alipay::create(app, payment, subject).await,
     }
 }
 
@@ -116,6 +123,7 @@ pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
     match payment.gateway {
         Gateway::Sandbox => sandbox::query(app, payment).await,
         Gateway::Wechat => wechat::query(app, payment).await,
+        Gateway::Alipay => alipay::query(app, payment).await,
     }
 }
 
@@ -125,6 +133,7 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     match payment.gateway {
         Gateway::Sandbox => sandbox::close(app, payment).await,
         Gateway::Wechat => wechat::close(app, payment).await,
+        Gateway::Alipay => alipay::close(app, payment).await,
     }
 }
 
@@ -134,6 +143,7 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     match refund.gateway {
         Gateway::Sandbox => sandbox::refund(app, refund).await,
         Gateway::Wechat => wechat::refund(app, refund).await,
+        Gateway::Alipay => alipay::refund(app, refund).await,
     }
 }
 
@@ -143,6 +153,7 @@ pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAns
     match refund.gateway {
         Gateway::Sandbox => sandbox::query_refund(app, refund).await,
         Gateway::Wechat => wechat::query_refund(app, refund).await,
+        Gateway::Alipay => alipay::query_refund(app, refund).await,
     }
 }
 
@@ -152,6 +163,7 @@ pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayB
     match gateway {
         Gateway::Sandbox => sandbox::bill(app, date).await,
         Gateway::Wechat => wechat::bill(app, date).await,
+        Gateway::Alipay => alipay::bill(app, date).await,
     }
 }
 

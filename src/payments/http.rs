@@ -208,8 +208,9 @@ pub async fn notify(
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ReturnQuery {
-    /// The payment's number.
+    /// The payment's number. Alipay brings it as `out_trade_no`.
     #[garde(skip)]
+    #[serde(alias = "out_trade_no")]
     #[param(value_type = String, pattern = "^[0-9a-f]{32}$")]
     pub payment_no: PaymentId,
 }

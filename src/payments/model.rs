@@ -25,6 +25,8 @@ pub enum Gateway {
     Sandbox,
     /// WeChat Pay (微信支付).
     Wechat,
+    /// Alipay (支付宝).
+    Alipay,
 }
 
 /// The text names no gateway.
@@ -38,6 +40,7 @@ impl Gateway {
         match self {
             Self::Sandbox => "sandbox",
             Self::Wechat => "wechat",
+            Self::Alipay => "alipay",
         }
     }
 
@@ -46,6 +49,7 @@ impl Gateway {
         match self {
             Self::Sandbox => &[Channel::Page],
             Self::Wechat => &[Channel::Native, Channel::Jsapi, Channel::H5],
+            Self::Alipay => &[Channel::Page, Channel::Qr],
         }
     }
 }
@@ -56,6 +60,7 @@ impl FromStr for Gateway {
         match text {
             "sandbox" => Ok(Self::Sandbox),
             "wechat" => Ok(Self::Wechat),
+            "alipay" => Ok(Self::Alipay),
             _ => Err(NotAGateway),
         }
     }
@@ -293,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_gateway_has_one_name_everywhere() {
-        for gateway in [Gateway::Sandbox, Gateway::Wechat] {
+        for gateway in [Gateway::Sandbox, Gateway::Wechat, Gateway::Alipay] {
             let name = gateway.as_str();
             assert_eq!(name.parse::<Gateway>().unwrap(), gateway);
             assert_eq!(serde_json::to_value(gateway).unwrap(), name);
