@@ -204,7 +204,8 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn take(app: &'a App, breakers: &'a Breakers, gateway: Gateway) -> Option<Self> {
         let passes = breakers.all().entry(gateway).or_default().lets_pass(app.clock.now());
-        passes.then_some(Self { app, breakers, gateway })
+        // Not made where none passes: what it does when it is dropped is for one that did.
+        passes.then(|| Self { app, breakers, gateway })
     }
 
     fn answered(&self) {
