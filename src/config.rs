@@ -4,9 +4,9 @@
 //! each with what the setting should look like.
 
 mod alipay;
-#[cfg_attr(not(test), expect(dead_code, reason = "not every gateway has secrets that are no keys"))]
 mod gateways;
 mod settings;
+mod stripe;
 mod wechat;
 
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use serde::Deserialize;
 pub use self::alipay::{Alipay, alipay_merchant};
 use self::gateways::{Section, read_apart};
 use self::settings::{COMMON_NAMES, SETTINGS};
+pub use self::stripe::Stripe;
 pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::platform::jwt::TokenKeys;
 use crate::platform::telemetry::LogFormat;
@@ -185,6 +186,9 @@ pub struct Payments {
     /// Alipay, when it is on.
     #[serde(default, deserialize_with = "read_apart")]
     pub alipay: Option<Arc<Alipay>>,
+    /// Stripe, when it is on.
+    #[serde(default, deserialize_with = "read_apart")]
+    pub stripe: Option<Arc<Stripe>>,
 }
 
 /// `ONRUSH_ENGINE__*`
@@ -251,14 +255,16 @@ impl Config {
         }
         let raw = builder.build().context("reading the settings")?;
         faults.extend(settings::faults(&raw, file)?);
+        let alipay = Section::if_on(&raw, "payments.alipay", &mut faults).and_then(Alipay::read);
         let wechat = Section::if_on(&raw, "payments.wechat", &mut faults).and_then(WechatPay::read);
-        let alipay = Alipay::read(&raw, &mut faults);
+        let stripe = Section::if_on(&raw, "payments.stripe", &mut faults).and_then(Stripe::read);
         if !faults.is_empty() {
             bail!("the settings are not usable:\n  - {}", faults.join("\n  - "));
         }
         let mut config: Self = raw.try_deserialize().context("reading the settings")?;
+        config.payments.alipay = alipay.map(Arc::new);
         config.payments.wechat = wechat.map(Arc::new);
-        config.payments.alipay = alipay;
+        config.payments.stripe = stripe.map(Arc::new);
         Ok(config)
     }
 

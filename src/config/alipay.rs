@@ -1,7 +1,5 @@
 //! Alipay's settings, with the keys in the files that they name.
 
-use std::sync::Arc;
-
 use super::gateways::Section;
 use crate::platform::rsa::{PrivateKey, PublicKey};
 
@@ -27,8 +25,7 @@ pub fn alipay_merchant(app_id: &str, seller_id: &str) -> String {
 
 impl Alipay {
     /// As the settings have it; `None` when it is switched off, or at a fault.
-    pub(super) fn read(raw: &config::Config, faults: &mut Vec<String>) -> Option<Arc<Self>> {
-        let mut section = Section::if_on(raw, "payments.alipay", faults)?;
+    pub(super) fn read(mut section: Section<'_>) -> Option<Self> {
         let (app_id, seller_id) = (section.text("app_id"), section.text("seller_id"));
         let read = |text: &[u8]| PrivateKey::from_text(text).map_err(|why| format!("it {why}"));
         let private_key = section.file("private_key_file", read);
@@ -43,7 +40,7 @@ impl Alipay {
         });
         let (app_id, base_url) = (app_id?, section.text("base_url")?);
         let merchant = alipay_merchant(&app_id, &seller_id?);
-        Some(Arc::new(Self { app_id, merchant, private_key: private_key?, public_keys: public_keys?, base_url }))
+        Some(Self { app_id, merchant, private_key: private_key?, public_keys: public_keys?, base_url })
     }
 }
 
@@ -75,14 +72,14 @@ mod tests {
         (write("private", private.as_ref()), write("public", public.as_ref()))
     }
 
-    fn read(values: &[(&str, &str)]) -> (Option<Arc<Alipay>>, Vec<String>) {
+    fn read(values: &[(&str, &str)]) -> (Option<Alipay>, Vec<String>) {
         let mut builder = config::Config::builder();
         builder = builder.set_override("payments.alipay.base_url", "https://openapi.alipay.com/gateway.do").unwrap();
         for (name, value) in values {
             builder = builder.set_override(format!("payments.alipay.{name}"), *value).unwrap();
         }
-        let mut faults = Vec::new();
-        (Alipay::read(&builder.build().unwrap(), &mut faults), faults)
+        let (raw, mut faults) = (builder.build().unwrap(), Vec::new());
+        (Section::if_on(&raw, "payments.alipay", &mut faults).and_then(Alipay::read), faults)
     }
 
     #[test]

@@ -10,7 +10,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
 use super::settings::{SETTINGS, Setting, variable_of};
@@ -57,6 +56,12 @@ impl<'a> Section<'a> {
         text
     }
 
+    /// A setting that does not go with the others, and why.
+    pub fn refuse(&mut self, key: &str, why: &str) {
+        let fault = format!("{} is not usable: {why}", variable_of(&self.full(key)));
+        self.faults.push(fault);
+    }
+
     /// What is in the file that a setting names.
     pub fn file<T>(&mut self, key: &str, parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<T> {
         let path = self.text(key)?;
@@ -77,16 +82,6 @@ impl<'a> Section<'a> {
             self.faults.push(format!("{} must be {wanted}", variable_of(&full)));
         }
         (self.faults.len() == before).then_some(all)
-    }
-
-    /// The secrets in the file that a setting names, one a line: several at once while they are rotated.
-    pub fn secrets(&mut self, key: &str) -> Option<Vec<SecretString>> {
-        self.file(key, |bytes| {
-            let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-            let secrets: Vec<SecretString> = lines.map(SecretString::from).collect();
-            if secrets.is_empty() { Err("it is empty".to_owned()) } else { Ok(secrets) }
-        })
     }
 
     fn read<T>(&mut self, key: &str, path: &str, parse: &dyn Fn(&[u8]) -> Result<T, String>) -> Option<T> {
@@ -154,7 +149,8 @@ mod tests {
         let fault = |file: &str| {
             let values = [("auth.jwt_private_key_file", path(file))];
             let values: Vec<_> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            section(&values, |section| drop(section.secrets("jwt_private_key_file")))
+            let whole = |bytes: &[u8]| if bytes.len() > 1 { Ok(()) } else { Err("it is empty".to_owned()) };
+            section(&values, |section| assert_eq!(section.file("jwt_private_key_file", whole).is_some(), file == "good"))
         };
         assert!(fault("good").is_empty());
         for (file, why) in [("empty", "it is empty"), ("missing", "No such file"), ("long", "too long")] {
