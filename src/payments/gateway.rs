@@ -8,6 +8,7 @@
 mod alipay;
 mod client;
 mod sandbox;
+mod stripe;
 mod wechat;
 
 use anyhow::Context;
@@ -51,6 +52,7 @@ fn is_on(app: &App, gateway: Gateway) -> bool {
         Gateway::Sandbox => app.config.payments.sandbox,
         Gateway::Wechat => app.config.payments.wechat.is_some(),
         Gateway::Alipay => app.config.payments.alipay.is_some(),
+        Gateway::Stripe => app.config.payments.stripe.is_some(),
     }
 }
 
@@ -61,6 +63,7 @@ pub(super) fn merchant(app: &App, gateway: Gateway) -> Result<&str> {
         Gateway::Sandbox => Ok(sandbox::MERCHANT_ID),
         Gateway::Wechat => wechat::merchant(app),
         Gateway::Alipay => Ok(&alipay::account(app)?.merchant),
+        Gateway::Stripe => stripe::merchant(app),
     }
 }
 
@@ -71,6 +74,7 @@ pub(super) fn verify(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u
         Gateway::Sandbox => sandbox::verify(app, headers, body),
         Gateway::Wechat => wechat::verify(app, headers, body),
         Gateway::Alipay => alipay::verify(app, body),
+        Gateway::Stripe => stripe::verify(app, headers, body),
     }
 }
 
@@ -80,6 +84,8 @@ pub(super) fn yes(gateway: Gateway) -> Response {
         Gateway::Sandbox => plain(StatusCode::OK, sandbox::YES),
         Gateway::Wechat => wechat::yes(),
         Gateway::Alipay => plain(StatusCode::OK, alipay::YES),
+        // The status says it.
+        Gateway::Stripe => plain(StatusCode::OK, ""),
     }
 }
 
@@ -89,6 +95,7 @@ pub(super) fn no(gateway: Gateway, status: StatusCode) -> Response {
         Gateway::Sandbox => plain(status, sandbox::NO),
         Gateway::Wechat => wechat::no(status),
         Gateway::Alipay => plain(status, alipay::NO),
+        Gateway::Stripe => plain(status, ""),
     }
 }
 
@@ -106,6 +113,7 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
         Gateway::Sandbox => sandbox::create(app, payment, subject).await,
         Gateway::Wechat => wechat::create(app, payment, subject).await,
         Gateway::Alipay => alipay::create(app, payment, subject).await,
+        Gateway::Stripe => stripe::create(app, payment, subject).await,
     }
 }
 
@@ -124,6 +132,7 @@ pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
         Gateway::Sandbox => sandbox::query(app, payment).await,
         Gateway::Wechat => wechat::query(app, payment).await,
         Gateway::Alipay => alipay::query(app, payment).await,
+        Gateway::Stripe => stripe::query(app, payment).await,
     }
 }
 
@@ -134,6 +143,7 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
         Gateway::Sandbox => sandbox::close(app, payment).await,
         Gateway::Wechat => wechat::close(app, payment).await,
         Gateway::Alipay => alipay::close(app, payment).await,
+        Gateway::Stripe => stripe::close(app, payment).await,
     }
 }
 
@@ -144,6 +154,7 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
         Gateway::Sandbox => sandbox::refund(app, refund).await,
         Gateway::Wechat => wechat::refund(app, refund).await,
         Gateway::Alipay => alipay::refund(app, refund).await,
+        Gateway::Stripe => stripe::refund(app, refund).await,
     }
 }
 
@@ -154,6 +165,7 @@ pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAns
         Gateway::Sandbox => sandbox::query_refund(app, refund).await,
         Gateway::Wechat => wechat::query_refund(app, refund).await,
         Gateway::Alipay => alipay::query_refund(app, refund).await,
+        Gateway::Stripe => stripe::query_refund(app, refund).await,
     }
 }
 
@@ -164,6 +176,7 @@ pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayB
         Gateway::Sandbox => sandbox::bill(app, date).await,
         Gateway::Wechat => wechat::bill(app, date).await,
         Gateway::Alipay => alipay::bill(app, date).await,
+        Gateway::Stripe => stripe::bill(app, date).await,
     }
 }
 

@@ -18,11 +18,11 @@ use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Qu
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PayRequest {
-    /// The gateway: `sandbox`, where it is switched on.
+    /// The gateway: `sandbox` or `stripe`, where it is switched on.
     #[garde(length(min = 1, max = 16))]
     #[schema(min_length = 1, max_length = 16, example = "sandbox")]
     pub gateway: String,
-    /// The way to pay there; the gateway's first one by default: `page` for `sandbox`.
+    /// The way to pay there; the gateway's first one by default: `page` for `sandbox`, `checkout` for `stripe`.
     #[garde(inner(length(min = 1, max = 16)))]
     #[schema(min_length = 1, max_length = 16, example = "page")]
     pub channel: Option<String>,

@@ -27,6 +27,8 @@ pub enum Gateway {
     Wechat,
     /// Alipay (支付宝).
     Alipay,
+    /// Stripe.
+    Stripe,
 }
 
 /// The text names no gateway.
@@ -41,6 +43,7 @@ impl Gateway {
             Self::Sandbox => "sandbox",
             Self::Wechat => "wechat",
             Self::Alipay => "alipay",
+            Self::Stripe => "stripe",
         }
     }
 
@@ -50,6 +53,7 @@ impl Gateway {
             Self::Sandbox => &[Channel::Page],
             Self::Wechat => &[Channel::Native, Channel::Jsapi, Channel::H5],
             Self::Alipay => &[Channel::Page, Channel::Qr],
+            Self::Stripe => &[Channel::Checkout],
         }
     }
 }
@@ -61,6 +65,7 @@ impl FromStr for Gateway {
             "sandbox" => Ok(Self::Sandbox),
             "wechat" => Ok(Self::Wechat),
             "alipay" => Ok(Self::Alipay),
+            "stripe" => Ok(Self::Stripe),
             _ => Err(NotAGateway),
         }
     }
@@ -166,6 +171,8 @@ pub enum Said {
         /// What became of it.
         answer: RefundAnswer,
     },
+    /// Something that is none of our business, such as news of another shop's payment on the same account.
+    Nothing,
 }
 
 /// What to do with a [`Message`].
@@ -190,7 +197,7 @@ pub fn judge(message: &Message, payment: &Payment, merchant: &str) -> Verdict {
     }
     let (amount, currency, trade_no) = match &message.said {
         Said::Paid { amount, currency, trade_no } => (amount, currency, trade_no),
-        Said::NotPaid => return Verdict::Ignore,
+        Said::NotPaid | Said::Nothing => return Verdict::Ignore,
         Said::Refunded { refund, answer } => return Verdict::Refund(*refund, answer.clone()),
     };
     if *currency != payment.currency {
@@ -298,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_gateway_has_one_name_everywhere() {
-        for gateway in [Gateway::Sandbox, Gateway::Wechat, Gateway::Alipay] {
+        for gateway in [Gateway::Sandbox, Gateway::Wechat, Gateway::Alipay, Gateway::Stripe] {
             let name = gateway.as_str();
             assert_eq!(name.parse::<Gateway>().unwrap(), gateway);
             assert_eq!(serde_json::to_value(gateway).unwrap(), name);

@@ -107,6 +107,9 @@ pub(super) async fn enqueue_late(app: &App, payments: &[PaymentId]) -> anyhow::R
 }
 
 async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
+    if message.said == Said::Nothing {
+        return Ok(Settled::Ignored);
+    }
     let Some(id) = message.payment else { return Ok(unknown(gateway, message)) };
     let mut tx = app.db.begin().await?;
     let found = store::payment(&mut tx, id).await.context("reading a payment")?;

@@ -8,6 +8,7 @@ mod failover;
 mod late;
 mod races;
 mod sandbox;
+mod stripe;
 mod wechat;
 
 use std::time::Duration;
