@@ -117,14 +117,6 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     }
 }
 
-/// Keeps what a gateway needs to find a payment's trade again ([`Payment::gateway_ref`]): for a gateway's `create`, which
-/// alone hears it. The first word counts.
-#[expect(dead_code, reason = "of the gateways that are here none needs it")]
-async fn keep_ref(app: &App, payment: &Payment, reference: &str) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
-    Ok(store::keep_ref(&mut conn, payment.id, reference).await.context("keeping a trade's reference")?)
-}
-
 /// What became of the payment.
 pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
     require_on(app, payment.gateway)?;

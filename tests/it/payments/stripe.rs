@@ -3,6 +3,7 @@
 mod events;
 mod outages;
 mod refunds;
+mod sdk;
 
 use super::*;
 use crate::support::gateways::stripe::{Manner, Stripe};
