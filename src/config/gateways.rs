@@ -150,7 +150,9 @@ mod tests {
             let values = [("auth.jwt_private_key_file", path(file))];
             let values: Vec<_> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let whole = |bytes: &[u8]| if bytes.len() > 1 { Ok(()) } else { Err("it is empty".to_owned()) };
-            section(&values, |section| assert_eq!(section.file("jwt_private_key_file", whole).is_some(), file == "good"))
+            section(&values, |section| {
+                assert_eq!(section.file("jwt_private_key_file", whole).is_some(), file == "good")
+            })
         };
         assert!(fault("good").is_empty());
         for (file, why) in [("empty", "it is empty"), ("missing", "No such file"), ("long", "too long")] {

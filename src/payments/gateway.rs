@@ -11,12 +11,10 @@ mod sandbox;
 mod stripe;
 mod wechat;
 
-use anyhow::Context;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::model::{DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer};
-use super::store;
 use crate::app::App;
 use crate::error::{Error, Kind, Plain, Result, refuse};
 
