@@ -198,6 +198,24 @@ const RULES: &[Rule] = &[
                  AND (r.id IS NULL OR r.amount_fen > p.amount_fen) LIMIT 20",
             ),
             (
+                "payment of which more goes back than was paid, or other than is set aside",
+                "SELECT p.id FROM payments p LEFT JOIN (SELECT payment_id, CAST(SUM(amount_fen) AS SIGNED) AS owed_fen FROM refunds \
+                 WHERE status <> 'replaced' GROUP BY payment_id) r ON r.payment_id = p.id WHERE r.owed_fen > p.amount_fen \
+                 OR (p.resolution = 'order' AND p.refunded_fen <> COALESCE(r.owed_fen, 0)) LIMIT 20",
+            ),
+            (
+                "refunded order whose money is not all back",
+                "SELECT DISTINCT o.id FROM orders o JOIN payments p ON p.order_id = o.id AND p.resolution = 'order' \
+                 LEFT JOIN refunds r ON r.payment_id = p.id AND r.status IN ('pending', 'failed') \
+                 WHERE o.status = 5 AND (p.refunded_fen <> p.amount_fen OR r.id IS NOT NULL) LIMIT 20",
+            ),
+            (
+                "order being refunded although its money has been back for too long",
+                "SELECT o.id FROM orders o JOIN payments p ON p.order_id = o.id AND p.resolution = 'order' \
+                 JOIN refunds r ON r.payment_id = p.id WHERE o.status = 4 GROUP BY o.id \
+                 HAVING SUM(r.status IN ('pending', 'failed')) = 0 AND MAX(r.confirmed_at) < ? LIMIT 20",
+            ),
+            (
                 "settled notification whose payment is not paid",
                 "SELECT n.id FROM payment_notifications n LEFT JOIN payments p ON p.id = n.payment_id \
                  WHERE n.outcome IN ('settled', 'late') AND (p.id IS NULL OR p.status <> 'paid') LIMIT 20",
@@ -206,7 +224,7 @@ const RULES: &[Rule] = &[
     ),
     (
         "I7",
-        "a paid order has every course granted; a dead order holds nothing",
+        "a paid order has every course granted that was not refunded; a dead order holds nothing",
         &[
             (
                 "paid order not granted for too long",
@@ -216,7 +234,17 @@ const RULES: &[Rule] = &[
                 "granted order without one of its courses",
                 "SELECT DISTINCT o.id FROM orders o JOIN order_items i ON i.order_id = o.id LEFT JOIN user_courses c \
                  ON c.user_id = o.user_id AND c.course_id = i.course_id \
-                 WHERE o.status = 1 AND o.granted_at IS NOT NULL AND c.user_id IS NULL LIMIT 20",
+                 WHERE o.status = 1 AND o.granted_at IS NOT NULL AND i.refund_id IS NULL AND c.user_id IS NULL LIMIT 20",
+            ),
+            (
+                "order that still gives a course which a refund has taken back",
+                "SELECT DISTINCT i.order_id FROM order_items i JOIN user_courses c ON c.order_id = i.order_id \
+                 AND c.course_id = i.course_id WHERE i.refund_id IS NOT NULL LIMIT 20",
+            ),
+            (
+                "refunded order of which a course was not taken back",
+                "SELECT DISTINCT o.id FROM orders o JOIN order_items i ON i.order_id = o.id \
+                 WHERE o.status IN (4, 5) AND i.refund_id IS NULL LIMIT 20",
             ),
             (
                 "dead order not released for too long",

@@ -88,6 +88,14 @@ refusals! {
     OrderState = 409 "order_state" "The order's state does not allow this";
     /// The order's time to pay is over.
     OrderExpired = 409 "order_expired" "The order's time to pay is over";
+    /// What is to be refunded was refunded before.
+    AlreadyRefunded = 409 "already_refunded" "This has been refunded before";
+    /// More would go back than is left of what was paid.
+    RefundTooMuch = 409 "refund_too_much" "More than is left would go back";
+    /// A step that the refund's state does not allow.
+    RefundState = 409 "refund_state" "The refund's state does not allow this";
+    /// The message cannot be judged again: the version that kept it did not keep what it said.
+    NotificationState = 409 "notification_state" "The message cannot be run again";
     /// The sale has not begun; `Retry-After` and `starts_at` say when.
     NotStarted = 409 "not_started" "The sale has not started";
     /// No unit is left (one may come back).

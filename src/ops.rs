@@ -66,7 +66,7 @@ pub fn prepare_counters() {
         ("onrush_refunds_total", "outcome", &["confirmed", "pending", "refused", "failed"]),
         ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
         ("onrush_gateway_failures_total", "gateway", &["sandbox"]),
-        ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released"]),
+        ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released", "refunded"]),
     ];
     for (name, label, values) in known {
         for value in values {

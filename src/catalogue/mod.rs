@@ -143,10 +143,12 @@ pub async fn grant(conn: &mut Conn, grants: &[(UserId, CourseId, Uuid)], now: At
     Ok(())
 }
 
-/// Takes away what `order` gave and no other order did. Beside a grant of the same rows one of the two may be the
-/// victim of a deadlock: the caller's transaction runs in [`retrying`].
-pub async fn revoke(conn: &mut Conn, order: Uuid) -> Result<()> {
-    store::delete_chapter_grants(conn, order).await.context("taking away an order's chapters")?;
-    store::delete_grants(conn, order).await.context("taking away an order's courses")?;
+/// Takes away those of `courses` that `order` gave and no other order did. Beside a grant of the same rows one of the
+/// two may be the victim of a deadlock: the caller's transaction runs in [`retrying`].
+pub async fn revoke(conn: &mut Conn, order: Uuid, courses: &[CourseId]) -> Result<()> {
+    for page in courses.chunks(store::PAGE) {
+        store::delete_chapter_grants(conn, order, page).await.context("taking away an order's chapters")?;
+        store::delete_grants(conn, order, page).await.context("taking away an order's courses")?;
+    }
     Ok(())
 }

@@ -141,23 +141,28 @@ pub(super) async fn insert_chapter_grants(
     Ok(())
 }
 
-/// Deletes the chapters of the courses that an order gave and no other order did. A deleting statement reads the rows
-/// of its subquery with locks, so a grant under way in another transaction is waited for and seen.
-pub(super) async fn delete_chapter_grants(conn: &mut Conn, order: Uuid) -> sqlx::Result<()> {
-    sqlx::query(
+/// Deletes the chapters of those of `courses` that an order gave and no other order did. A deleting statement reads the
+/// rows of its subquery with locks, so a grant under way in another transaction is waited for and seen.
+pub(super) async fn delete_chapter_grants(conn: &mut Conn, order: Uuid, courses: &[CourseId]) -> sqlx::Result<()> {
+    let mut query = QueryBuilder::<MySql>::new(
         "DELETE g FROM user_course_chapters g \
-         JOIN user_courses c ON c.user_id = g.user_id AND c.course_id = g.course_id \
-         WHERE c.order_id = ? AND NOT EXISTS (SELECT 1 FROM user_courses o \
+         JOIN user_courses c ON c.user_id = g.user_id AND c.course_id = g.course_id WHERE c.order_id = ",
+    );
+    query.push_bind(order).push(" AND c.course_id IN ");
+    push_in(&mut query, courses.iter().copied());
+    query.push(
+        " AND NOT EXISTS (SELECT 1 FROM user_courses o \
          WHERE o.user_id = c.user_id AND o.course_id = c.course_id AND o.order_id <> c.order_id)",
-    )
-    .bind(order)
-    .execute(conn)
-    .await?;
+    );
+    query.build().persistent(false).execute(conn).await?;
     Ok(())
 }
 
-/// Deletes what an order gave.
-pub(super) async fn delete_grants(conn: &mut Conn, order: Uuid) -> sqlx::Result<()> {
-    sqlx::query("DELETE FROM user_courses WHERE order_id = ?").bind(order).execute(conn).await?;
+/// Deletes those of `courses` that an order gave.
+pub(super) async fn delete_grants(conn: &mut Conn, order: Uuid, courses: &[CourseId]) -> sqlx::Result<()> {
+    let mut query = QueryBuilder::<MySql>::new("DELETE FROM user_courses WHERE order_id = ");
+    query.push_bind(order).push(" AND course_id IN ");
+    push_in(&mut query, courses.iter().copied());
+    query.build().persistent(false).execute(conn).await?;
     Ok(())
 }

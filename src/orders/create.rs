@@ -200,6 +200,7 @@ fn items_of(order_id: OrderId, courses: Vec<CourseForSale>, priced: &Priced) -> 
         points_discount: share.points,
         // at most the price: the shares were taken from it
         payable: Money::fen(course.price.as_fen() - share.coupon.as_fen() - share.points.as_fen()),
+        refund_id: None,
     };
     (0..).zip(courses.into_iter().zip(&priced.shares)).map(item).collect()
 }

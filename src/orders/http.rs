@@ -70,6 +70,8 @@ pub struct ItemView {
     pub points_discount_fen: Money,
     /// What is paid for it.
     pub payable_fen: Money,
+    /// Whether a refund has taken the course back.
+    pub refunded: bool,
 }
 
 impl From<&Item> for ItemView {
@@ -81,6 +83,7 @@ impl From<&Item> for ItemView {
             coupon_discount_fen: item.coupon_discount,
             points_discount_fen: item.points_discount,
             payable_fen: item.payable,
+            refunded: item.is_refunded(),
         }
     }
 }

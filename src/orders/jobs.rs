@@ -63,7 +63,7 @@ where
     }
 }
 
-async fn grant_all(app: &App, ids: &[OrderId]) -> Result<()> {
+pub(super) async fn grant_all(app: &App, ids: &[OrderId]) -> Result<()> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
     let orders = store::lock_to_grant(&mut tx, ids).await?;
@@ -75,7 +75,8 @@ async fn grant_all(app: &App, ids: &[OrderId]) -> Result<()> {
     let mut grants = Vec::with_capacity(items.len());
     // Orders and items come in the same order, so each order's items are next to each other.
     for order in &orders {
-        let own = items.iter().filter(|item| item.order_id == order.id);
+        // What a refund has taken back is not given again, should a person have the order granted once more.
+        let own = items.iter().filter(|item| item.order_id == order.id && !item.is_refunded());
         grants.extend(own.map(|item| (order.user_id, item.course_id, order.id.uuid())));
     }
     catalogue::grant(&mut tx, &grants, now).await?;

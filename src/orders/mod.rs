@@ -1,4 +1,4 @@
-//! Orders: priced on the server, paid in time or closed, granted once paid, released once dead.
+//! Orders: priced on the server, paid in time or closed, granted once paid, released once dead, taken back when refunded.
 //!
 //! The row is the outbox: `paid` without `granted_at`, or `cancelled`/`timed_out` without `released_at`, is work owed.
 //! What changes an order runs in the caller's transaction (functions that take a connection); what tells the queues
@@ -10,11 +10,16 @@ pub mod http;
 pub mod jobs;
 mod model;
 mod pricing;
+mod refund;
 mod store;
 
 pub use create::{Quote, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
-pub use model::{Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, Release, SeckillOrder, Status};
+pub use model::{
+    Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
+    SeckillOrder, Status,
+};
+pub use refund::{TakeBack, finish_refund, grant_now, mark_refunding, take_back};
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -195,7 +195,14 @@ pub struct Item {
     /// What is paid for it.
     #[sqlx(rename = "payable_fen")]
     pub payable: Money,
+    /// The refund that took the course back.
+    pub refund_id: Option<OrderRefundId>,
 }
+
+/// A refund of an order that a person asked for (marker of its id).
+pub struct OrderRefund;
+/// The id of an [`OrderRefund`].
+pub type OrderRefundId = Id<OrderRefund>;
 
 /// What a user wants to order.
 #[derive(Debug, Clone, Serialize)]
@@ -261,6 +268,7 @@ impl SeckillOrder {
             coupon_discount: Money::ZERO,
             points_discount: Money::ZERO,
             payable: self.price,
+            refund_id: None,
         };
         (order, item)
     }

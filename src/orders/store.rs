@@ -1,6 +1,8 @@
 //! The SQL of orders: one statement a function. Every change of a status is guarded by the status it may come from
 //! ([`Status::may_become`]), so that of two who change it one wins and the other learns that it did not.
 
+pub mod refund;
+
 use anyhow::Context;
 use sqlx::QueryBuilder;
 
@@ -132,8 +134,8 @@ pub async fn list_in_status(
 /// The items of these orders, by order and place. The list must not be empty.
 pub async fn items(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Item>> {
     let mut query = QueryBuilder::new(
-        "SELECT order_id, position, course_id, title, price_fen, coupon_discount_fen, points_discount_fen, payable_fen
-         FROM order_items WHERE order_id IN ",
+        "SELECT order_id, position, course_id, title, price_fen, coupon_discount_fen, points_discount_fen, payable_fen,
+            refund_id FROM order_items WHERE order_id IN ",
     );
     push_in(&mut query, orders.iter().copied());
     query.push(" ORDER BY order_id, position");

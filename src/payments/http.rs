@@ -1,5 +1,7 @@
 //! Routes of payments: pay and cancel an order, and what gateways and browsers call back.
 
+pub mod admin;
+
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};

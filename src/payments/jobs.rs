@@ -161,6 +161,7 @@ pub async fn drive_refunds(app: &App) -> anyhow::Result<usize> {
     drop(conn);
     let count = due.len();
     stream::iter(due).for_each_concurrent(CONCURRENCY, |refund| drive_refund(app, refund)).await;
+    refund::end_orders(app, PAGE).await?;
     Ok(count)
 }
 

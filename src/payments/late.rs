@@ -95,8 +95,9 @@ async fn give_back(app: &App, id: PaymentId, reason: RefundReason) -> Result<Res
         id: RefundId::new(),
         payment: &payment,
         amount: payment.amount,
-        reason,
+        reason: reason.as_str(),
         cause: CAUSE_LATE,
+        note: "",
     };
     match refunds::insert(&mut tx, &new, now).await {
         Ok(()) => {

@@ -20,15 +20,21 @@ mod gateway;
 pub mod http;
 mod jobs;
 mod late;
+mod mask;
 mod model;
 mod refund;
 mod settle;
 mod store;
+mod views;
 
 pub use close::{Closed, EndTrade, close_order, sweep_due};
 pub use jobs::{drive_refunds, end_trades, expire, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
-pub use model::{BillLine, Channel, DayBill, Gateway, JsapiParams, PayWith, PaymentId, RefundId};
+pub use model::{
+    BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, PayWith, PaymentId, RefundId, RefundStatus,
+};
+pub use refund::order::{Asked as OrderRefundAsked, OrderRefundKind, OrderRefundView, Part, refund_order};
+pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};
 
 use std::time::Duration;

@@ -4,10 +4,12 @@ mod pay;
 mod refund;
 
 pub use pay::{Channel, JsapiParams, PayWith};
-pub use refund::{CAUSE_LATE, Refund, RefundAnswer, RefundId, RefundReason};
+pub use refund::{CAUSE_LATE, Refund, RefundAnswer, RefundId, RefundReason, RefundStatus};
 
 use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::orders::OrderId;
 use crate::platform::clock::At;
@@ -17,8 +19,13 @@ use crate::platform::money::Money;
 /// The id of a [`Payment`]: our merchant number at the gateway.
 pub type PaymentId = Id<Payment>;
 
+/// A message that was kept (marker of its id).
+pub struct Notification;
+/// The id of a [`Notification`].
+pub type NotificationId = Id<Notification>;
+
 /// A company that takes money for us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gateway {
     /// The sandbox of this very service (`dev::sandbox`).
@@ -138,7 +145,7 @@ impl TryFrom<String> for PaymentStatus {
 }
 
 /// What a gateway told us about one payment, its origin verified: by a notify, or as an answer to our question.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Message {
     /// The gateway's id of the message, the same in every repetition.
     pub notify_id: String,
@@ -151,7 +158,8 @@ pub struct Message {
 }
 
 /// What happened to a payment, in a gateway's words.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Said {
     /// Money came in.
     Paid {
@@ -217,7 +225,7 @@ pub fn judge(message: &Message, payment: &Payment, merchant: &str) -> Verdict {
 }
 
 /// One line of a gateway's bill of a day.
-#[derive(Debug, Clone, serde::Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct BillLine {
     /// Our number: of the payment, or of the refund.
     pub number: String,

@@ -3,17 +3,24 @@
 //! The refund's row says what is owed. It is sent under its own number, which is the same in every try, so a try whose
 //! answer was lost does no harm; once the gateway is at it ([`RefundAnswer::Pending`]) it is only asked about. A last
 //! word comes as the answer to a try or as a notify, and both go through [`hear`]: confirmed is final, refused waits for
-//! a person.
+//! a person ([`retry`]). The last money of an order that is being refunded ends it, in the same transaction.
+//!
+//! Money set aside for refunds (`payments.refunded_fen`) is counted under the payment's lock when a refund is owed, and
+//! never above what was paid, by a constraint. A refund that failed keeps it: it is still owed.
+
+pub(super) mod order;
+pub(super) mod retry;
 
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::model::{Refund, RefundAnswer, RefundId, growing};
+use super::model::{PaymentId, Refund, RefundAnswer, RefundId, RefundStatus, growing};
 use super::store::refunds;
 use super::{gateway, late};
 use crate::app::App;
 use crate::error::{Kind, Result, retrying};
+use crate::orders::{self, Order, Status};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 
@@ -27,6 +34,8 @@ const ERROR_KEPT: usize = 300;
 pub(super) enum Heard {
     /// The money is back.
     Confirmed,
+    /// It is, and it was the last of an order that is refunded now.
+    Ended,
     /// The gateway refuses, and why.
     Failed(String),
     /// The gateway is at it.
@@ -36,11 +45,19 @@ pub(super) enum Heard {
 }
 
 /// Takes an answer into the books. The caller holds the rows of the order and of the payment.
-pub(super) async fn hear(conn: &mut Conn, id: RefundId, answer: &RefundAnswer, now: At) -> Result<Heard> {
+pub(super) async fn hear(
+    conn: &mut Conn,
+    order: &Order,
+    id: RefundId,
+    answer: &RefundAnswer,
+    now: At,
+) -> Result<Heard> {
     match answer {
         RefundAnswer::Confirmed => {
-            let moved = refunds::confirm(conn, id, now).await.context("confirming a refund")?;
-            Ok(if moved { Heard::Confirmed } else { Heard::Before })
+            if !refunds::confirm(conn, id, now).await.context("confirming a refund")? {
+                return Ok(Heard::Before);
+            }
+            Ok(if end_if_back(conn, order, now).await? { Heard::Ended } else { Heard::Confirmed })
         }
         RefundAnswer::Pending => {
             refunds::mark_asked(conn, id, now).await.context("noting that a refund is under way")?;
@@ -54,10 +71,22 @@ pub(super) async fn hear(conn: &mut Conn, id: RefundId, answer: &RefundAnswer, n
     }
 }
 
+/// Calls an order refunded that is being refunded and whose money is all back. The caller holds its row.
+async fn end_if_back(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
+    if order.status != Status::Refunding
+        || refunds::count_unfinished(conn, order.id).await.context("looking for refunds under way")? > 0
+    {
+        return Ok(false);
+    }
+    let missing = refunds::points_missing(conn, order.id).await.context("counting missing points")?;
+    orders::finish_refund(conn, order, missing, now).await?;
+    Ok(true)
+}
+
 /// Says what was heard, after the commit.
 pub(super) fn tell(id: RefundId, heard: &Heard) {
     let outcome = match heard {
-        Heard::Confirmed => {
+        Heard::Confirmed | Heard::Ended => {
             tracing::info!(refund.id = %id, "refund confirmed");
             "confirmed"
         }
@@ -69,6 +98,13 @@ pub(super) fn tell(id: RefundId, heard: &Heard) {
         Heard::Before => return,
     };
     metrics::counter!("onrush_refunds_total", "outcome" => outcome).increment(1);
+    if *heard == Heard::Ended {
+        count_ended();
+    }
+}
+
+fn count_ended() {
+    metrics::counter!("onrush_orders_total", "outcome" => "refunded").increment(1);
 }
 
 /// One try of one refund: sent, or asked about.
@@ -106,14 +142,46 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
 
 async fn take(app: &App, refund: &Refund, answer: &RefundAnswer) -> Result<Heard> {
     let mut tx = app.db.begin().await?;
-    late::lock(&mut tx, refund.payment_id).await?;
-    let heard = hear(&mut tx, refund.id, answer, app.clock.now()).await?;
+    let (order, _) = late::lock(&mut tx, refund.payment_id).await?;
+    let heard = hear(&mut tx, &order, refund.id, answer, app.clock.now()).await?;
     tx.commit().await?;
     Ok(heard)
 }
 
-/// The refund of this number, if it is one of this payment's. The caller holds the payment's row.
-pub(super) async fn of_payment(conn: &mut Conn, id: RefundId, payment: super::PaymentId) -> Result<Option<Refund>> {
+/// Which refund of this payment a message is about, or why a person must look. The caller holds the payment's row.
+pub(super) async fn addressed(
+    conn: &mut Conn,
+    id: RefundId,
+    payment: PaymentId,
+    answer: &RefundAnswer,
+) -> Result<Result<(), String>> {
     let refund = refunds::find(conn, id).await.context("reading a refund")?;
-    Ok(refund.filter(|refund| refund.payment_id == payment))
+    Ok(match refund.filter(|refund| refund.payment_id == payment) {
+        None => Err(format!("refund {id} is none of this payment's")),
+        // Its money may have gone back twice.
+        Some(refund) if refund.status == RefundStatus::Replaced && *answer == RefundAnswer::Confirmed => {
+            Err(format!("refund {id} was made all the same, and another one in its place"))
+        }
+        Some(_) => Ok(()),
+    })
+}
+
+/// Ends orders that are being refunded although all their money is back: another version confirmed the last of it.
+pub(super) async fn end_orders(app: &App, limit: u32) -> Result<()> {
+    let mut conn = app.db.acquire().await?;
+    let owed = refunds::orders_to_finish(&mut conn, limit).await.context("looking for orders to be refunded")?;
+    drop(conn);
+    for payment in owed {
+        let ended = retrying(|| async {
+            let mut tx = app.db.begin().await?;
+            let (order, _) = late::lock(&mut tx, payment).await?;
+            let ended = end_if_back(&mut tx, &order, app.clock.now()).await?;
+            tx.commit().await?;
+            Ok(ended)
+        });
+        if ended.await? {
+            count_ended();
+        }
+    }
+    Ok(())
 }

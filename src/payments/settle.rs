@@ -6,15 +6,20 @@
 
 use anyhow::Context;
 use axum::http::HeaderMap;
+use serde_json::json;
 
 use super::gateway::{self, Asked};
 use super::late::ResolveLate;
-use super::model::{Gateway, Message, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge};
+use super::model::{
+    Gateway, Message, NotificationId, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge,
+};
 use super::refund::{self, Heard};
 use super::store::{self, NewNotification};
 use crate::app::App;
+use crate::audit::{self, Act};
+use crate::auth::UserId;
 use crate::engine::Item;
-use crate::error::{Error, Result, retrying};
+use crate::error::{Error, Kind, Result, retrying};
 use crate::orders::{self, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
@@ -69,7 +74,12 @@ pub async fn notified(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[
 pub(super) async fn settle(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
     let settled = retrying(|| settle_once(app, gateway, message, body)).await?;
     count(gateway, settled.name());
-    // After the commit. What fails here is owed by the rows: the sweeps drive it again.
+    announce(app, settled).await;
+    Ok(settled)
+}
+
+/// After the commit. What fails here is owed by the rows: the sweeps drive it again.
+async fn announce(app: &App, settled: Settled) {
     let told = match settled {
         Settled::Paid(order) => orders::announce_paid(app, &[order]).await,
         Settled::Late(payment_id) => enqueue_late(app, &[payment_id]).await,
@@ -78,7 +88,6 @@ pub(super) async fn settle(app: &App, gateway: Gateway, message: &Message, body:
     if let Err(error) = told {
         tracing::warn!(error = format!("{error:#}"), "settled payment could not be announced; a sweep will");
     }
-    Ok(settled)
 }
 
 /// Asks the gateway about a started payment and acts on the answer.
@@ -106,21 +115,25 @@ pub(super) async fn enqueue_late(app: &App, payments: &[PaymentId]) -> anyhow::R
     app.engine.enqueue(&items).await.map(|_| ())
 }
 
-async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
-    if message.said == Said::Nothing {
-        return Ok(Settled::Ignored);
-    }
-    let Some(id) = message.payment else { return Ok(unknown(gateway, message)) };
-    let mut tx = app.db.begin().await?;
-    let found = store::payment(&mut tx, id).await.context("reading a payment")?;
-    let Some(found) = found.filter(|payment| payment.gateway == gateway) else {
-        return Ok(unknown(gateway, message));
-    };
-    let order = orders::lock(&mut tx, found.order_id).await?.context("a payment without its order")?;
-    let payment = store::lock_payment(&mut tx, id).await.context("locking a payment")?.context("a payment vanished")?;
+/// What a message means for our books, whose rows are locked.
+struct Judged {
+    order: orders::Order,
+    payment: Payment,
+    settled: Settled,
+    /// Why, for a person.
+    detail: String,
+}
+
+/// Locks what a message is about and judges it; `None` when there is no such payment (yet).
+async fn judge_locked(app: &App, conn: &mut Conn, gateway: Gateway, message: &Message) -> Result<Option<Judged>> {
+    let Some(id) = message.payment else { return Ok(None) };
+    let found = store::payment(conn, id).await.context("reading a payment")?;
+    let Some(found) = found.filter(|payment| payment.gateway == gateway) else { return Ok(None) };
+    let order = orders::lock(conn, found.order_id).await?.context("a payment without its order")?;
+    let payment = store::lock_payment(conn, id).await.context("locking a payment")?.context("a payment vanished")?;
     let verdict = judge(message, &payment, gateway::merchant(app, gateway)?);
     let to_be_paid = matches!(verdict, Verdict::Settle) && order.status == Status::Unpaid;
-    let in_vain = to_be_paid && orders::is_bought_otherwise(&mut tx, &order).await?;
+    let in_vain = to_be_paid && orders::is_bought_otherwise(conn, &order).await?;
     let (settled, detail) = match verdict {
         // It stays unpaid until its time is over, and its money goes back.
         Verdict::Settle if in_vain => (Settled::Late(payment.id), "its courses were bought otherwise".to_owned()),
@@ -131,18 +144,31 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
         Verdict::Flag(why) => (Settled::Flagged, why),
         // Which refund it is about is found by asking about all that are under way.
         Verdict::Refund(None, _) => (Settled::Ignored, "a refund without our number".to_owned()),
-        Verdict::Refund(Some(id), _) => match refund::of_payment(&mut tx, id, payment.id).await? {
-            Some(_) => (Settled::Refund(id), String::new()),
-            None => (Settled::Flagged, format!("refund {id} is none of this payment's")),
+        Verdict::Refund(Some(refund), answer) => match refund::addressed(conn, refund, payment.id, &answer).await? {
+            Ok(()) => (Settled::Refund(refund), String::new()),
+            Err(why) => (Settled::Flagged, why),
         },
     };
+    Ok(Some(Judged { order, payment, settled, detail }))
+}
+
+async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
+    if message.said == Said::Nothing {
+        return Ok(Settled::Ignored);
+    }
+    let mut tx = app.db.begin().await?;
+    let Some(judged) = judge_locked(app, &mut tx, gateway, message).await? else {
+        return Ok(unknown(gateway, message));
+    };
+    let said = serde_json::to_string(message).context("writing down what a message said")?;
     let new = NewNotification {
         gateway,
         notify_id: &message.notify_id,
-        payment: payment.id,
-        outcome: settled.name(),
-        detail: &detail,
+        payment: judged.payment.id,
+        outcome: judged.settled.name(),
+        detail: &judged.detail,
         body,
+        message: &said,
     };
     match store::insert_notification(&mut tx, &new, app.clock.now()).await {
         Ok(()) => {}
@@ -151,40 +177,89 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
         }
         Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("keeping a notification"))),
     }
-    let heard = move_on(app, &mut tx, &order, &payment, message, settled).await?;
+    let heard = move_on(app, &mut tx, &judged, message).await?;
     tx.commit().await?;
-    if let (Settled::Refund(id), Some(heard)) = (settled, heard) {
-        refund::tell(id, &heard);
+    tell(gateway, message, &judged, heard.as_ref());
+    Ok(judged.settled)
+}
+
+/// Says what a message did, after the commit.
+fn tell(gateway: Gateway, message: &Message, judged: &Judged, heard: Option<&Heard>) {
+    if let (Settled::Refund(id), Some(heard)) = (judged.settled, heard) {
+        refund::tell(id, heard);
     }
-    if settled == Settled::Flagged {
+    if judged.settled == Settled::Flagged {
         tracing::error!(
             gateway = gateway.as_str(),
-            payment.id = %payment.id,
-            order.no = %order.id,
+            payment.id = %judged.payment.id,
+            order.no = %judged.order.id,
             notify.id = message.notify_id,
-            reason = detail,
+            reason = judged.detail,
             "payment message does not fit our books; nothing was changed, a person must look"
         );
     }
-    Ok(settled)
+}
+
+/// What became of a kept message that was judged again.
+#[derive(Debug)]
+pub(super) struct Rerun {
+    /// What it did in the end.
+    pub outcome: String,
+    /// Why, for a person.
+    pub detail: String,
+    /// Whether that is another thing than before.
+    pub changed: bool,
+}
+
+/// Judges a kept message again, by the books and the settings as they are now. One that did something is left at that.
+pub(super) async fn rerun(app: &App, by: UserId, id: NotificationId) -> Result<Rerun> {
+    let (rerun, settled) = retrying(|| rerun_once(app, by, id)).await?;
+    announce(app, settled).await;
+    Ok(rerun)
+}
+
+async fn rerun_once(app: &App, by: UserId, id: NotificationId) -> Result<(Rerun, Settled)> {
+    let now = app.clock.now();
+    let mut tx = app.db.begin().await?;
+    let kept =
+        store::views::notification(&mut tx, id).await.context("reading a notification")?.ok_or(Kind::NotFound)?;
+    let message: Message = match &kept.message {
+        Some(said) => serde_json::from_str(said).context("reading what a message said")?,
+        None => return Err(Kind::NotificationState.into()),
+    };
+    // Orders and payments are locked before the message, as everywhere.
+    let judged =
+        judge_locked(app, &mut tx, kept.gateway, &message).await?.context("a kept message without its payment")?;
+    let (outcome, detail) = store::lock_notification(&mut tx, id)
+        .await
+        .context("locking a notification")?
+        .context("a kept notification vanished")?;
+    let is_done = !matches!(outcome.as_str(), "flagged" | "ignored");
+    let changed = !is_done && judged.settled.name() != outcome;
+    let act = Act { by, action: "notification.rerun", target: &id.to_string() };
+    if !changed {
+        audit::done(&mut tx, act, &json!({ "outcome": outcome, "changed": false }), now).await?;
+        tx.commit().await?;
+        return Ok((Rerun { outcome, detail, changed }, Settled::Repeated));
+    }
+    let heard = move_on(app, &mut tx, &judged, &message).await?;
+    let name = judged.settled.name();
+    store::set_outcome(&mut tx, id, name, &judged.detail).await.context("noting what a message did")?;
+    audit::done(&mut tx, act, &json!({ "outcome": name, "before": outcome, "changed": true }), now).await?;
+    tx.commit().await?;
+    tell(kept.gateway, &message, &judged, heard.as_ref());
+    Ok((Rerun { outcome: name.to_owned(), detail: judged.detail, changed }, judged.settled))
 }
 
 /// Moves the payment, its order and its refunds, all locked, as the verdict says; gives what was heard of a refund.
-async fn move_on(
-    app: &App,
-    conn: &mut Conn,
-    order: &orders::Order,
-    payment: &Payment,
-    message: &Message,
-    settled: Settled,
-) -> Result<Option<Heard>> {
-    let now = app.clock.now();
-    match (&message.said, settled) {
+async fn move_on(app: &App, conn: &mut Conn, judged: &Judged, message: &Message) -> Result<Option<Heard>> {
+    let (now, Judged { order, payment, settled, .. }) = (app.clock.now(), judged);
+    match (&message.said, *settled) {
         (Said::Paid { trade_no, .. }, Settled::Paid(_) | Settled::Late(_)) => {
-            take_in(conn, order, payment, trade_no, settled, now).await?;
+            take_in(conn, order, payment, trade_no, *settled, now).await?;
         }
         (Said::Refunded { answer, .. }, Settled::Refund(id)) => {
-            return refund::hear(conn, id, answer, now).await.map(Some);
+            return refund::hear(conn, order, id, answer, now).await.map(Some);
         }
         (Said::Refunded { .. }, Settled::Ignored) => {
             store::refunds::hurry(conn, payment.id, now).await.context("planning questions about refunds")?;

@@ -1,10 +1,11 @@
 //! One SQL statement a function. Whoever locks an order and a payment locks the order first, and a refund after both.
 
 pub(super) mod refunds;
+pub(super) mod views;
 
 use sqlx::{query, query_as, query_scalar};
 
-use super::model::{Gateway, Payment, PaymentId};
+use super::model::{Gateway, NotificationId, Payment, PaymentId};
 use crate::orders::OrderId;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -50,6 +51,14 @@ pub(super) async fn payment(conn: &mut Conn, id: PaymentId) -> sqlx::Result<Opti
 /// As [`payment`], locked.
 pub(super) async fn lock_payment(conn: &mut Conn, id: PaymentId) -> sqlx::Result<Option<Payment>> {
     query_as(select_payments!("WHERE id = ? FOR UPDATE")).bind(id).fetch_optional(conn).await
+}
+
+/// The payment that paid an order, locked; none when there was nothing to pay.
+pub(super) async fn lock_paying(conn: &mut Conn, order: OrderId) -> sqlx::Result<Option<Payment>> {
+    query_as(select_payments!("WHERE order_id = ? AND resolution = 'order' FOR UPDATE"))
+        .bind(order)
+        .fetch_optional(conn)
+        .await
 }
 
 /// An order's payments that the buyer may still pay: at most one per gateway.
@@ -141,21 +150,24 @@ pub(super) struct NewNotification<'a> {
     pub outcome: &'static str,
     pub detail: &'a str,
     pub body: &'a [u8],
+    /// The [`Message`](super::model::Message) as JSON.
+    pub message: &'a str,
 }
 
 /// Keeps a message with what it did; one that was kept before violates `uq_payment_notifications_id`.
 pub(super) async fn insert_notification(conn: &mut Conn, new: &NewNotification<'_>, now: At) -> sqlx::Result<()> {
     query(
-        "INSERT INTO payment_notifications (id, gateway, notify_id, payment_id, outcome, detail, body, received_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO payment_notifications (id, gateway, notify_id, payment_id, outcome, detail, body, message, \
+         received_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
-    .bind(PaymentId::new())
+    .bind(NotificationId::new())
     .bind(new.gateway.as_str())
     .bind(new.notify_id)
     .bind(new.payment)
     .bind(new.outcome)
     .bind(new.detail)
     .bind(new.body)
+    .bind(new.message)
     .bind(now)
     .execute(conn)
     .await?;
@@ -173,6 +185,30 @@ pub(super) async fn notification_outcome(
         .bind(notify_id)
         .fetch_optional(conn)
         .await
+}
+
+/// A kept message, held until the transaction ends: what it did, and why.
+pub(super) async fn lock_notification(conn: &mut Conn, id: NotificationId) -> sqlx::Result<Option<(String, String)>> {
+    query_as("SELECT outcome, detail FROM payment_notifications WHERE id = ? FOR UPDATE")
+        .bind(id)
+        .fetch_optional(conn)
+        .await
+}
+
+/// Says what a kept message did when it was judged again.
+pub(super) async fn set_outcome(
+    conn: &mut Conn,
+    id: NotificationId,
+    outcome: &'static str,
+    detail: &str,
+) -> sqlx::Result<()> {
+    query("UPDATE payment_notifications SET outcome = ?, detail = ? WHERE id = ?")
+        .bind(outcome)
+        .bind(detail)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Says what became of money that was owed a decision; false: it has been decided before.

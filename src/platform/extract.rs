@@ -182,6 +182,10 @@ pub struct Input<A>(pub A);
 #[derive(Debug)]
 pub struct Inputs<A, B>(pub A, pub B);
 
+/// The same, of three.
+#[derive(Debug)]
+pub struct Inputs3<A, B, C>(pub A, pub B, pub C);
+
 impl<S: Send + Sync, A: Part<S> + Send> FromRequest<S> for Input<A> {
     type Rejection = Faults;
 
@@ -200,6 +204,24 @@ impl<S: Send + Sync, A: Part<S> + Send, B: Part<S> + Send> FromRequest<S> for In
         let a = A::read(&mut asked, service, &mut faults).await;
         let b = B::read(&mut asked, service, &mut faults).await;
         a.zip(b).filter(|_| faults.is_empty()).map(|(a, b)| Self(a, b)).ok_or(faults)
+    }
+}
+
+impl<S, A, B, C> FromRequest<S> for Inputs3<A, B, C>
+where
+    S: Send + Sync,
+    A: Part<S> + Send,
+    B: Part<S> + Send,
+    C: Part<S> + Send,
+{
+    type Rejection = Faults;
+
+    async fn from_request(request: Request, service: &S) -> Result<Self, Faults> {
+        let (mut asked, mut faults) = (Asked::from(request), Faults::default());
+        let a = A::read(&mut asked, service, &mut faults).await;
+        let b = B::read(&mut asked, service, &mut faults).await;
+        let c = C::read(&mut asked, service, &mut faults).await;
+        a.zip(b).zip(c).filter(|_| faults.is_empty()).map(|((a, b), c)| Self(a, b, c)).ok_or(faults)
     }
 }
 

@@ -125,6 +125,25 @@ pub async fn take_points(
     Ok(true)
 }
 
+/// Takes points from the user, or as many as there are; gives how many. As [`take_points`] otherwise.
+pub async fn take_points_there(
+    conn: &mut Conn,
+    user: UserId,
+    points: i64,
+    reason: Reason,
+    reference: Uuid,
+    now: At,
+) -> Result<i64> {
+    if points <= 0 {
+        return Ok(0);
+    }
+    let there = store::lock_balance(conn, user).await?.min(points);
+    if there > 0 && !take_points(conn, user, there, reason, reference, now).await? {
+        return Err(anyhow::anyhow!("the points of {user} changed under their lock").into());
+    }
+    Ok(there)
+}
+
 /// Credits that one statement takes.
 const CREDIT_CHUNK: usize = 200;
 

@@ -178,6 +178,10 @@ pub enum Reason {
     OrderReturn(i32),
     /// Earned by paying an order.
     OrderEarned,
+    /// What an order had earned, taken back by a refund; the reference is the refund's.
+    OrderEarnedBack,
+    /// What an order had spent, given back when all its money had gone back.
+    OrderRefunded,
     /// Given by the shop; the reference is the giver's.
     Gift,
 }
@@ -190,6 +194,8 @@ impl Reason {
             Self::OrderSpend(hold_no) => held("order_spend", hold_no),
             Self::OrderReturn(hold_no) => held("order_return", hold_no),
             Self::OrderEarned => "order_earned".to_owned(),
+            Self::OrderEarnedBack => "order_earned_back".to_owned(),
+            Self::OrderRefunded => "order_refunded".to_owned(),
             Self::Gift => "gift".to_owned(),
         }
     }

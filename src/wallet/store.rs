@@ -168,6 +168,16 @@ pub async fn balance(conn: &mut Conn, user: UserId) -> Result<i64> {
     Ok(balance.unwrap_or(0))
 }
 
+/// As [`balance`], held until the transaction ends.
+pub async fn lock_balance(conn: &mut Conn, user: UserId) -> Result<i64> {
+    let balance = sqlx::query_scalar("SELECT balance FROM points_accounts WHERE user_id = ? FOR UPDATE")
+        .bind(user)
+        .fetch_optional(conn)
+        .await
+        .context("locking points")?;
+    Ok(balance.unwrap_or(0))
+}
+
 /// Takes points off the user's balance; false when there are not as many.
 pub async fn debit(conn: &mut Conn, user: UserId, points: i64) -> Result<bool> {
     let taken = sqlx::query("UPDATE points_accounts SET balance = balance - ? WHERE user_id = ? AND balance >= ?")

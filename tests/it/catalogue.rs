@@ -31,9 +31,11 @@ async fn grant(h: &Harness, grants: &[(UserId, CourseId, Uuid)]) {
 }
 
 async fn revoke(h: &Harness, order: Uuid) {
+    let courses: Vec<CourseId> =
+        sqlx::query_scalar("SELECT id FROM courses ORDER BY id").fetch_all(&h.app.db).await.unwrap();
     let revoked = retrying(async || {
         let mut tx = h.app.db.begin().await?;
-        catalogue::revoke(&mut tx, order).await?;
+        catalogue::revoke(&mut tx, order, &courses).await?;
         Ok(tx.commit().await?)
     });
     revoked.await.unwrap();

@@ -231,6 +231,24 @@ const WITH_BODY: &[Case] = &[
         body: r#"{"concurrency": 0, "surprise": 1, "again": 1, "again": 1}"#,
         faults: &["queue", "concurrency", "surprise", "again"],
     },
+    Case {
+        by: By::Admin,
+        method: "post",
+        route: "/admin/orders/{no}/refund",
+        path: "/admin/orders/first/refund",
+        headers: &[],
+        body: r#"{"course_ids": ["x"], "amount_fen": 0, "reason": " ", "surprise": 1}"#,
+        faults: &["no", "Idempotency-Key", "course_ids[0]", "amount_fen", "reason", "surprise"],
+    },
+    Case {
+        by: By::Admin,
+        method: "post",
+        route: "/admin/refunds/{no}/retry",
+        path: "/admin/refunds/first/retry",
+        headers: &[],
+        body: r#"{"new_number": "yes", "surprise": 1}"#,
+        faults: &["no", "new_number", "surprise"],
+    },
 ];
 
 /// Paths with a query, and the fields at fault; all for administrators.
@@ -251,6 +269,15 @@ const WITH_QUERY: &[(&str, &[&str])] = &[
         "/admin/tasks?queue=none&state=DONE&name=%20&since=soon&until=1999-01-01T00:00:00Z&cursor=z&limit=0&a=1",
         &["queue", "state", "name", "since", "until", "cursor", "limit", "a"],
     ),
+    (
+        "/admin/payments?order_no=x&gateway=cash&status=lost&resolution=none&cursor=x&limit=0&a=1",
+        &["order_no", "gateway", "status", "resolution", "cursor", "limit", "a"],
+    ),
+    (
+        "/admin/payments/notifications?payment_no=x&gateway=cash&outcome=lost&cursor=x&limit=0&a=1",
+        &["payment_no", "gateway", "outcome", "cursor", "limit", "a"],
+    ),
+    ("/admin/refunds?order_no=x&status=lost&cursor=x&limit=0&a=1", &["order_no", "status", "cursor", "limit", "a"]),
     ("/admin/audit?action=Do&by=me&cursor=x&limit=0&a=1", &["action", "by", "cursor", "limit", "a"]),
 ];
 
@@ -349,6 +376,7 @@ async fn every_fault_of_a_path_and_a_query_is_told_at_once() {
         ("/admin/queues/NO/resume", &["queue"]),
         ("/admin/queues/NO/purge", &["queue"]),
         ("/admin/queues/NO/dead/x/retry", &["queue", "entry"]),
+        ("/admin/payments/notifications/x/rerun", &["id"]),
         ("/admin/tasks/x/revoke", &["id"]),
         ("/admin/tasks/x/retry", &["id"]),
     ] {

@@ -1,5 +1,7 @@
 //! Money that goes back.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Gateway, PaymentId};
 use crate::platform::clock::At;
 use crate::platform::id::Id;
@@ -30,6 +32,11 @@ pub struct Refund {
     pub gateway_trade_no: Option<String>,
     /// As [`Payment::gateway_ref`](super::Payment::gateway_ref).
     pub gateway_ref: Option<String>,
+    /// How far it is.
+    #[sqlx(try_from = "String")]
+    pub status: RefundStatus,
+    /// The one that was made in its place.
+    pub replaced_by: Option<RefundId>,
     /// How often it was sent or asked about before.
     pub attempts: i32,
     /// When it was owed.
@@ -38,8 +45,43 @@ pub struct Refund {
     pub asked_at: Option<At>,
 }
 
+/// How far a refund is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefundStatus {
+    /// To be sent, or asked about.
+    Pending,
+    /// The money is back.
+    Confirmed,
+    /// The gateway refused it: a person must look.
+    Failed,
+    /// It had failed, and another one was made in its place.
+    Replaced,
+}
+
+impl RefundStatus {
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Confirmed => "confirmed",
+            Self::Failed => "failed",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+impl TryFrom<String> for RefundStatus {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let all = [Self::Pending, Self::Confirmed, Self::Failed, Self::Replaced];
+        all.into_iter().find(|status| status.as_str() == text).ok_or(format!("unknown refund status {text:?}"))
+    }
+}
+
 /// What a gateway says to a refund.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RefundAnswer {
     /// The money is back.
     Confirmed,
@@ -56,6 +98,8 @@ pub enum RefundReason {
     Late,
     /// It came for an order that another payment had paid.
     PaidTwice,
+    /// A person refunds the order, or a part of it.
+    Asked,
 }
 
 /// The cause of a refund of money that came too late or twice: a payment's money goes back so once.
@@ -67,6 +111,7 @@ impl RefundReason {
         match self {
             Self::Late => "late",
             Self::PaidTwice => "paid_twice",
+            Self::Asked => "asked",
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The SQL of refunds: one statement a function.
 
-use sqlx::{query, query_as};
+use sqlx::{query, query_as, query_scalar};
 
-use crate::payments::model::{Payment, PaymentId, Refund, RefundId, RefundReason};
+use crate::auth::UserId;
+use crate::orders::{OrderId, OrderRefundId, Status};
+use crate::payments::model::{Payment, PaymentId, Refund, RefundId};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
@@ -12,11 +14,16 @@ macro_rules! select_refunds {
     ($rest:literal) => {
         concat!(
             "SELECT r.id, r.payment_id, p.gateway, r.amount_fen, p.amount_fen AS payment_fen, p.currency, \
-             p.gateway_trade_no, p.gateway_ref, r.attempts, r.created_at, r.asked_at \
+             p.gateway_trade_no, p.gateway_ref, r.status, r.replaced_by, r.attempts, r.created_at, r.asked_at \
              FROM refunds r JOIN payments p ON p.id = r.payment_id ",
             $rest
         )
     };
+}
+
+/// How much of what was paid is set aside for refunds. The caller holds the payment's row.
+pub(in crate::payments) async fn set_aside_so_far(conn: &mut Conn, id: PaymentId) -> sqlx::Result<Money> {
+    query_scalar("SELECT refunded_fen FROM payments WHERE id = ?").bind(id).fetch_one(conn).await
 }
 
 /// Sets aside so much of what was paid for a refund; false: so much is not left. The caller holds the payment's row.
@@ -38,23 +45,27 @@ pub(in crate::payments) struct NewRefund<'a> {
     pub id: RefundId,
     pub payment: &'a Payment,
     pub amount: Money,
-    pub reason: RefundReason,
+    /// [`RefundReason`](crate::payments::model::RefundReason), as the database has it.
+    pub reason: &'a str,
     /// What it is for: once per payment.
     pub cause: &'a str,
+    /// A person's words.
+    pub note: &'a str,
 }
 
 /// Owes money back; a second refund of the payment for the same cause violates `uq_refunds_cause`.
 pub(in crate::payments) async fn insert(conn: &mut Conn, new: &NewRefund<'_>, now: At) -> sqlx::Result<()> {
     query(
-        "INSERT INTO refunds (id, payment_id, order_id, amount_fen, reason, cause, status, next_attempt_at, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?)",
+        "INSERT INTO refunds (id, payment_id, order_id, amount_fen, reason, cause, note, status, next_attempt_at, \
+         created_at) VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?)",
     )
     .bind(new.id)
     .bind(new.payment.id)
     .bind(new.payment.order_id)
     .bind(new.amount)
-    .bind(new.reason.as_str())
+    .bind(new.reason)
     .bind(new.cause)
+    .bind(new.note)
     .bind(now)
     .bind(now)
     .execute(conn)
@@ -76,6 +87,109 @@ pub(in crate::payments) async fn due(conn: &mut Conn, now: At, limit: u32) -> sq
     .bind(limit)
     .fetch_all(conn)
     .await
+}
+
+/// Refunds of the payment that paid this order whose money is not back.
+pub(in crate::payments) async fn count_unfinished(conn: &mut Conn, order: OrderId) -> sqlx::Result<i64> {
+    query_scalar(
+        "SELECT COUNT(*) FROM refunds r JOIN payments p ON p.id = r.payment_id \
+         WHERE r.order_id = ? AND p.resolution = 'order' AND r.status IN ('pending', 'failed')",
+    )
+    .bind(order)
+    .fetch_one(conn)
+    .await
+}
+
+/// Orders that are being refunded although all their money is back. The index is named because statistics alone do not
+/// always choose it: the cost is that of the orders being refunded.
+pub(in crate::payments) async fn orders_to_finish(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<PaymentId>> {
+    query_scalar(
+        "SELECT p.id FROM orders o FORCE INDEX (ix_orders_due) \
+         JOIN payments p ON p.order_id = o.id AND p.resolution = 'order' \
+         WHERE o.status = ? AND NOT EXISTS (SELECT 1 FROM refunds r WHERE r.payment_id = p.id \
+         AND r.status IN ('pending', 'failed')) LIMIT ?",
+    )
+    .bind(Status::Refunding)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// A refund of an order that a person asked for.
+pub(in crate::payments) struct NewOrderRefund<'a> {
+    pub id: OrderRefundId,
+    pub order: OrderId,
+    pub kind: &'static str,
+    pub amount: Money,
+    pub points_back: i64,
+    pub points_missing: i64,
+    pub reason: &'a str,
+    pub by: UserId,
+}
+
+/// Writes down a refund that a person asked for.
+pub(in crate::payments) async fn insert_order_refund(
+    conn: &mut Conn,
+    new: &NewOrderRefund<'_>,
+    now: At,
+) -> sqlx::Result<()> {
+    query(
+        "INSERT INTO order_refunds (id, order_id, kind, amount_fen, points_back, points_missing, reason, asked_by, \
+         created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(new.id)
+    .bind(new.order)
+    .bind(new.kind)
+    .bind(new.amount)
+    .bind(new.points_back)
+    .bind(new.points_missing)
+    .bind(new.reason)
+    .bind(new.by)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Points that an order had earned and that were spent when its refunds were to take them back.
+pub(in crate::payments) async fn points_missing(conn: &mut Conn, order: OrderId) -> sqlx::Result<i64> {
+    query_scalar("SELECT CAST(COALESCE(SUM(points_missing), 0) AS SIGNED) FROM order_refunds WHERE order_id = ?")
+        .bind(order)
+        .fetch_one(conn)
+        .await
+}
+
+/// A refund, held until the transaction ends. The caller holds the rows of the order and the payment.
+pub(in crate::payments) async fn lock(conn: &mut Conn, id: RefundId) -> sqlx::Result<Option<Refund>> {
+    query_as(select_refunds!("WHERE r.id = ? FOR UPDATE")).bind(id).fetch_optional(conn).await
+}
+
+/// Why a refund was owed, as the database has it, and a person's words.
+pub(in crate::payments) async fn reason_of(conn: &mut Conn, id: RefundId) -> sqlx::Result<(String, String)> {
+    query_as("SELECT reason, note FROM refunds WHERE id = ?").bind(id).fetch_one(conn).await
+}
+
+/// failed → pending, to be sent again under its own number.
+pub(in crate::payments) async fn revive(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {
+    let done = query(
+        "UPDATE refunds SET status = 'pending', attempts = 0, next_attempt_at = ?, asked_at = NULL, failed_at = NULL \
+         WHERE id = ? AND status = 'failed'",
+    )
+    .bind(now)
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// failed → replaced.
+pub(in crate::payments) async fn mark_replaced(conn: &mut Conn, id: RefundId, by: RefundId) -> sqlx::Result<bool> {
+    let done = query("UPDATE refunds SET status = 'replaced', replaced_by = ? WHERE id = ? AND status = 'failed'")
+        .bind(by)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// A payment's refunds that are under way are asked about, or sent, now.
@@ -106,7 +220,7 @@ pub(in crate::payments) async fn claim(conn: &mut Conn, refund: &Refund, next_at
 pub(in crate::payments) async fn confirm(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {
     let done = query(
         "UPDATE refunds SET status = 'confirmed', confirmed_at = ?, next_attempt_at = NULL, last_error = '' \
-         WHERE id = ? AND status <> 'confirmed'",
+         WHERE id = ? AND status IN ('pending', 'failed')",
     )
     .bind(now)
     .bind(id)

@@ -222,3 +222,30 @@ async fn a_trade_that_its_opener_could_not_end_is_ended_by_a_task() {
     h.start_workers();
     h.eventually(async || open_trades(&h).await == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_whose_sender_died_before_the_answer_is_made_once() {
+    let (h, between) = service_behind().await;
+    between.gateway.set(h.base.clone()).unwrap();
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let no = order(&h, &alice, 500).await;
+    let attempt = start(&h, &alice, &no).await;
+    buyer(&h, &attempt.trade, "action=pay").await.expect(200);
+    deliver(&h).await;
+    let path = format!("/admin/orders/{no}/refund");
+    h.post_once(&path, &admin, "once", json!({ "reason": "test" })).await.expect(201);
+    let (there, go) = between.hold("refund", true);
+    let app = h.app.clone();
+    let sender = tokio::spawn(async move { payments::drive_refunds(&app).await });
+    there.await.unwrap();
+    // The gateway has made it; whoever sent it dies before the answer comes.
+    sender.abort();
+    assert!(sender.await.unwrap_err().is_cancelled());
+    drop(go);
+    assert_eq!(h.count("SELECT COUNT(*) FROM sandbox_refunds WHERE status = 'done'").await, 1);
+    assert_eq!(status(&h, &alice, &no).await, "refunding");
+    h.advance(Duration::from_secs(5));
+    assert_eq!(payments::drive_refunds(&h.app).await.unwrap(), 1);
+    assert_eq!(status(&h, &alice, &no).await, "refunded");
+    assert_eq!(h.count("SELECT COUNT(*) FROM sandbox_refunds").await, 1);
+}

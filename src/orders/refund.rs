@@ -1,0 +1,72 @@
+//! What a paid order gave is taken back when its money goes back, and what it held is given back with the last of it.
+//!
+//! In the transaction that owes the money: the courses, and the points that the order had earned. In the one that hears
+//! of the last money being back: the coupon, and the points that the order had spent. Each is done once, by the item's
+//! `refund_id`, the guarded moves of the status and the unique key of the points ledger.
+
+use super::jobs;
+use super::model::{Item, Order, OrderId, OrderRefundId};
+use super::store::refund as store;
+use crate::app::App;
+use crate::catalogue::{self, CourseId};
+use crate::error::{Result, retrying};
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+use crate::wallet::{self, Credit, Reason};
+
+/// What a refund takes back of an order.
+#[derive(Debug, Clone)]
+pub struct TakeBack {
+    /// The refund.
+    pub refund: OrderRefundId,
+    /// The courses, which no refund has taken back before.
+    pub courses: Vec<CourseId>,
+    /// Of the points that the order had earned, so many.
+    pub earned: i64,
+}
+
+/// Gives a paid order its courses and points now, if that is still owed: what was never given is not taken back.
+pub async fn grant_now(app: &App, id: OrderId) -> Result<()> {
+    retrying(|| async { jobs::grant_all(app, &[id]).await }).await
+}
+
+/// Takes back courses and points; gives how many points were there. The caller holds the order by [`super::lock`].
+pub async fn take_back(conn: &mut Conn, order: &Order, what: &TakeBack, now: At) -> Result<i64> {
+    if !what.courses.is_empty() {
+        let noted = store::mark_items_refunded(conn, order.id, what.refund, &what.courses).await?;
+        if noted != what.courses.len() as u64 {
+            return Err(anyhow::anyhow!("items of order {} changed under its lock", order.id).into());
+        }
+        catalogue::revoke(conn, order.id.uuid(), &what.courses).await?;
+    }
+    let reason = Reason::OrderEarnedBack;
+    wallet::take_points_there(conn, order.user_id, what.earned, reason, what.refund.uuid(), now).await
+}
+
+/// paid → refunding: everything is taken back, its money is on the way.
+pub async fn mark_refunding(conn: &mut Conn, order: &Order) -> Result<()> {
+    moved(store::mark_refunding(conn, order.id).await?, order)
+}
+
+/// refunding → refunded: gives back the coupon and the points that were spent, less `missing`: points that the order had
+/// earned and that were not there to be taken back.
+pub async fn finish_refund(conn: &mut Conn, order: &Order, missing: i64, now: At) -> Result<()> {
+    moved(store::mark_refunded(conn, order.id, now).await?, order)?;
+    if order.user_coupon_id.is_some() {
+        wallet::free_coupons(conn, &[order.id.uuid()]).await?;
+    }
+    let points = order.points_used.saturating_sub(missing);
+    let back = Credit { user: order.user_id, points, reason: Reason::OrderRefunded, reference: order.id.uuid() };
+    wallet::give_points(conn, &[back], now).await
+}
+
+fn moved(moved: bool, order: &Order) -> Result<()> {
+    if moved { Ok(()) } else { Err(anyhow::anyhow!("order {} changed under its lock", order.id).into()) }
+}
+
+impl Item {
+    /// Whether its course was taken back.
+    pub fn is_refunded(&self) -> bool {
+        self.refund_id.is_some()
+    }
+}

@@ -1,0 +1,344 @@
+//! Routes with which administrators look at payments, messages and refunds, and act on them.
+
+use axum::Json as Reply;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::app::App;
+use crate::auth::Admin;
+use crate::catalogue::CourseId;
+use crate::error::{Problem, Result};
+use crate::idempotency::{self, Answer, Key};
+use crate::orders::OrderId;
+use crate::payments::views::{self, NotificationView, PaymentView, RefundView};
+use crate::payments::{
+    Gateway, NotificationId, OrderRefundAsked, OrderRefundView, Part, PaymentId, RefundId, RefundStatus,
+};
+use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Path, Query, Shape};
+use crate::platform::id::Id;
+use crate::platform::money::Money;
+use crate::platform::page::{Cursor, Page, PageQuery};
+use crate::platform::rules::words;
+
+/// What of a paid order is to be refunded: all that is left, unless courses or an amount are named.
+#[derive(Debug, Clone, Serialize, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OrderRefundRequest {
+    /// These courses, for what was paid for each; they are taken back.
+    #[garde(inner(length(min = 1, max = 50)))]
+    #[schema(value_type = Option<std::collections::BTreeSet<CourseId>>, min_items = 1, max_items = 50)]
+    pub course_ids: Option<Vec<CourseId>>,
+    /// So much money and no course; less than is left of what was paid.
+    #[garde(range(min = 1, max = 100_000_000_000))]
+    #[schema(minimum = 1, maximum = 100_000_000_000i64)]
+    pub amount_fen: Option<i64>,
+    /// Why, for the books.
+    #[garde(custom(words(1, 200)))]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
+    pub reason: String,
+}
+
+impl Shape<App> for OrderRefundRequest {
+    fn together(&self, _: &App, faults: &mut Faults) {
+        if let Some(courses) = self.course_ids.as_ref().filter(|_| faults.spare(&["course_ids"])) {
+            let twice = courses.iter().enumerate().find(|(at, id)| courses[..*at].contains(id));
+            if let Some((_, id)) = twice {
+                faults.add("course_ids", format!("names {id} twice"));
+            } else if self.amount_fen.is_some() {
+                faults.add("amount_fen", "does not go with course_ids");
+            }
+        }
+    }
+}
+
+impl OrderRefundRequest {
+    fn part(&self) -> Part {
+        match (&self.course_ids, self.amount_fen) {
+            (Some(courses), _) => Part::Courses(courses.clone()),
+            (None, Some(fen)) => Part::Amount(Money::fen(fen)),
+            (None, None) => Part::Whole,
+        }
+    }
+}
+
+/// Refunds a paid order, or a part of it.
+///
+/// The courses and the points that the order earned are taken back at once, the money goes back as the gateway carries it
+/// out. With the last of an order's money its coupon and the points it spent come back.
+#[utoipa::path(post, path = "/admin/orders/{no}/refund", operation_id = "refund_order", tag = "admin",
+    security(("bearer" = [])),
+    params(("no" = OrderId, Path, description = "The order's number"),
+        ("Idempotency-Key" = String, Header, min_length = 1, max_length = 128, pattern = "^[!-~]{1,128}$",
+        description = "A new one for each new refund; the same one makes a repeat safe")),
+    request_body = OrderRefundRequest,
+    responses(
+        (status = 201, body = OrderRefundView, description = "It is owed; a repeat answers the same bytes"),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "`malformed_json`, `idempotency_key_missing`, `idempotency_key_invalid`"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such order"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state` (not paid), `already_refunded`, `refund_too_much` (`left_fen` says how much is left)"),
+        (status = 422, body = Problem, content_type = "application/problem+json", description = "`validation_failed` (a course is none of the order's, too), `idempotency_key_reused`"),
+    ))]
+pub async fn refund_order(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Inputs3(Path(order), key, Json(request)): Inputs3<Path<OrderId>, Key, Json<OrderRefundRequest>>,
+) -> Result<Answer> {
+    let fingerprint = idempotency::fingerprint(&format!("POST /admin/orders/{order}/refund"), &request)?;
+    let asked =
+        OrderRefundAsked { by: admin.id, reason: &request.reason, part: request.part(), key: (&key, fingerprint) };
+    crate::payments::refund_order(&app, order, &asked).await
+}
+
+/// Which payments.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PaymentsQuery {
+    /// Of this order alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    order_no: Option<OrderId>,
+    /// At this gateway alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>)]
+    gateway: Option<Gateway>,
+    /// `started`, `paid` or `closed`.
+    #[garde(skip)]
+    status: Option<views::PaymentState>,
+    /// What became of paid money: `order`, `owed` or `refund`.
+    #[garde(skip)]
+    resolution: Option<views::Resolution>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for PaymentsQuery {}
+
+/// Payments, newest first.
+#[utoipa::path(get, path = "/admin/payments", operation_id = "list_payments", tag = "admin", security(("bearer" = [])),
+    params(PaymentsQuery),
+    responses(
+        (status = 200, body = Page<PaymentView>, description = "A page of payments"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn payments(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<PaymentsQuery>>,
+) -> Result<Reply<Page<PaymentView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    let which = views::Which {
+        order: query.order_no,
+        gateway: query.gateway,
+        status: query.status,
+        resolution: query.resolution,
+    };
+    Ok(Reply(views::payments(&app, &which, &page).await?))
+}
+
+/// A payment with its refunds.
+#[utoipa::path(get, path = "/admin/payments/{no}", operation_id = "show_payment", tag = "admin",
+    security(("bearer" = [])),
+    params(("no" = PaymentId, Path, description = "The payment's number")),
+    responses(
+        (status = 200, body = views::PaymentDetail, description = "The payment"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn payment(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path(no)): Input<Path<PaymentId>>,
+) -> Result<Reply<views::PaymentDetail>> {
+    Ok(Reply(views::payment(&app, no).await?))
+}
+
+/// Which messages.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct NotificationsQuery {
+    /// About this payment alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    payment_no: Option<PaymentId>,
+    /// From this gateway alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>)]
+    gateway: Option<Gateway>,
+    /// What it did: `settled`, `late`, `refund`, `repeated`, `ignored` or `flagged`.
+    #[garde(skip)]
+    outcome: Option<views::Outcome>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for NotificationsQuery {}
+
+/// The messages of gateways that verified, newest first, without their bodies.
+#[utoipa::path(get, path = "/admin/payments/notifications", operation_id = "list_notifications", tag = "admin",
+    security(("bearer" = [])),
+    params(NotificationsQuery),
+    responses(
+        (status = 200, body = Page<NotificationView>, description = "A page of messages"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn notifications(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<NotificationsQuery>>,
+) -> Result<Reply<Page<NotificationView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    Ok(Reply(views::notifications(&app, query.payment_no, query.gateway, query.outcome, &page).await?))
+}
+
+/// A message with its body.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct NotificationDetail {
+    /// The message.
+    #[serde(flatten)]
+    pub notification: NotificationView,
+    /// What was sent, with what tells who paid, and signatures, replaced by `***`; null when it cannot be shown so.
+    #[schema(value_type = Object, nullable)]
+    pub body: Value,
+}
+
+/// A message of a gateway.
+#[utoipa::path(get, path = "/admin/payments/notifications/{id}", operation_id = "show_notification", tag = "admin",
+    security(("bearer" = [])),
+    params(("id" = NotificationId, Path, description = "The message")),
+    responses(
+        (status = 200, body = NotificationDetail, description = "The message"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn notification(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path(id)): Input<Path<NotificationId>>,
+) -> Result<Reply<NotificationDetail>> {
+    let (notification, body) = views::notification(&app, id).await?;
+    Ok(Reply(NotificationDetail { notification, body }))
+}
+
+/// Judges a message again, by the books and the settings as they are now: one that was flagged because a setting was
+/// wrong, say. One that did something is left at that. Safe to repeat.
+#[utoipa::path(post, path = "/admin/payments/notifications/{id}/rerun", operation_id = "rerun_notification", tag = "admin",
+    security(("bearer" = [])),
+    params(("id" = NotificationId, Path, description = "The message")),
+    responses(
+        (status = 200, body = views::RerunView, description = "What it did, now or before"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`notification_state`: a version before this one kept it"),
+    ))]
+pub async fn rerun(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Input(Path(id)): Input<Path<NotificationId>>,
+) -> Result<Reply<views::RerunView>> {
+    Ok(Reply(views::rerun(&app, admin.id, id).await?))
+}
+
+/// Which refunds.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct RefundsQuery {
+    /// Of this order alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    order_no: Option<OrderId>,
+    /// `pending`, `confirmed`, `failed` or `replaced`.
+    #[garde(skip)]
+    status: Option<RefundStatus>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for RefundsQuery {}
+
+/// Refunds, newest first: those of orders, and those of money that came too late or twice.
+#[utoipa::path(get, path = "/admin/refunds", operation_id = "list_refunds", tag = "admin", security(("bearer" = [])),
+    params(RefundsQuery),
+    responses(
+        (status = 200, body = Page<RefundView>, description = "A page of refunds"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn refunds(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<RefundsQuery>>,
+) -> Result<Reply<Page<RefundView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    Ok(Reply(views::refunds(&app, query.order_no, query.status, &page).await?))
+}
+
+/// A refund.
+#[utoipa::path(get, path = "/admin/refunds/{no}", operation_id = "show_refund", tag = "admin", security(("bearer" = [])),
+    params(("no" = RefundId, Path, description = "The refund's number")),
+    responses(
+        (status = 200, body = RefundView, description = "The refund"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn refund(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path(no)): Input<Path<RefundId>>,
+) -> Result<Reply<RefundView>> {
+    Ok(Reply(views::refund(&app, no).await?))
+}
+
+/// How to try a refund again.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefundRetryRequest {
+    /// Under a new number: only when the gateway is done with the old one for good and its own list shows that no money
+    /// went back under it. Under its own number (false, the default) money never goes back twice.
+    #[garde(skip)]
+    #[serde(default)]
+    pub new_number: bool,
+}
+
+impl Shape<App> for RefundRetryRequest {}
+
+/// Sends a refund again that the gateway refused. Safe to repeat; one that is under way or done stays as it is.
+#[utoipa::path(post, path = "/admin/refunds/{no}/retry", operation_id = "retry_refund", tag = "admin",
+    security(("bearer" = [])),
+    params(("no" = RefundId, Path, description = "The refund's number")),
+    request_body = RefundRetryRequest,
+    responses(
+        (status = 200, body = RefundView, description = "The refund that is owed now: this one, or the one in its place"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`refund_state`: a new number for one that has not failed"),
+    ))]
+pub async fn retry_refund(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Inputs(Path(no), Json(request)): Inputs<Path<RefundId>, Json<RefundRetryRequest>>,
+) -> Result<Reply<RefundView>> {
+    let owed = crate::payments::retry_refund(&app, admin.id, no, request.new_number).await?;
+    Ok(Reply(views::refund(&app, owed).await?))
+}

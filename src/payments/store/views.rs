@@ -1,0 +1,205 @@
+//! What administrators see of payments, messages and refunds: one SQL statement a function, newest first.
+
+use sqlx::{MySql, QueryBuilder, query_as};
+
+use crate::orders::OrderId;
+use crate::payments::model::{Gateway, NotificationId, PaymentId, RefundId, RefundStatus};
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+use crate::platform::money::Money;
+
+/// A payment, as a person sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments) struct PaymentRow {
+    pub id: PaymentId,
+    pub order_id: OrderId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    pub channel: String,
+    pub amount_fen: Money,
+    pub currency: String,
+    pub status: String,
+    pub resolution: Option<String>,
+    pub gateway_trade_no: Option<String>,
+    pub gateway_ref: Option<String>,
+    pub refunded_fen: Money,
+    pub created_at: At,
+    pub expires_at: At,
+    pub paid_at: Option<At>,
+    pub closed_at: Option<At>,
+    pub next_query_at: Option<At>,
+    pub query_count: i32,
+}
+
+const PAYMENTS: &str = "SELECT id, order_id, gateway, channel, amount_fen, currency, status, resolution, \
+    gateway_trade_no, gateway_ref, refunded_fen, created_at, expires_at, paid_at, closed_at, next_query_at, \
+    query_count FROM payments WHERE id ";
+
+/// Which payments.
+#[derive(Debug, Default)]
+pub(in crate::payments) struct WhichPayments<'a> {
+    pub order: Option<OrderId>,
+    pub gateway: Option<Gateway>,
+    pub status: Option<&'a str>,
+    pub resolution: Option<&'a str>,
+}
+
+/// Payments below `before`.
+pub(in crate::payments) async fn payments(
+    conn: &mut Conn,
+    which: &WhichPayments<'_>,
+    before: PaymentId,
+    limit: u32,
+) -> sqlx::Result<Vec<PaymentRow>> {
+    let mut query = QueryBuilder::<MySql>::new(PAYMENTS);
+    query.push("< ").push_bind(before);
+    if let Some(order) = which.order {
+        query.push(" AND order_id = ").push_bind(order);
+    }
+    if let Some(gateway) = which.gateway {
+        query.push(" AND gateway = ").push_bind(gateway.as_str());
+    }
+    if let Some(status) = which.status {
+        query.push(" AND status = ").push_bind(status);
+    }
+    if let Some(resolution) = which.resolution {
+        query.push(" AND resolution = ").push_bind(resolution);
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+    query.build_query_as().persistent(false).fetch_all(conn).await
+}
+
+/// A payment.
+pub(in crate::payments) async fn payment(conn: &mut Conn, id: PaymentId) -> sqlx::Result<Option<PaymentRow>> {
+    let mut query = QueryBuilder::<MySql>::new(PAYMENTS);
+    query.push("= ").push_bind(id);
+    query.build_query_as().fetch_optional(conn).await
+}
+
+/// A kept message, as a person sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments) struct NotificationRow {
+    pub id: NotificationId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    pub notify_id: String,
+    pub payment_id: Option<PaymentId>,
+    pub outcome: String,
+    pub detail: String,
+    pub body: Vec<u8>,
+    pub message: Option<String>,
+    pub received_at: At,
+}
+
+/// Which messages.
+#[derive(Debug, Default)]
+pub(in crate::payments) struct WhichNotifications<'a> {
+    pub payment: Option<PaymentId>,
+    pub gateway: Option<Gateway>,
+    pub outcome: Option<&'a str>,
+}
+
+/// Messages below `before`.
+pub(in crate::payments) async fn notifications(
+    conn: &mut Conn,
+    which: &WhichNotifications<'_>,
+    before: NotificationId,
+    limit: u32,
+) -> sqlx::Result<Vec<NotificationRow>> {
+    let mut query = QueryBuilder::<MySql>::new(
+        // A list is without bodies: each may be long.
+        "SELECT id, gateway, notify_id, payment_id, outcome, detail, '' AS body, NULL AS message, received_at \
+         FROM payment_notifications WHERE id < ",
+    );
+    query.push_bind(before);
+    if let Some(payment) = which.payment {
+        query.push(" AND payment_id = ").push_bind(payment);
+    }
+    if let Some(gateway) = which.gateway {
+        query.push(" AND gateway = ").push_bind(gateway.as_str());
+    }
+    if let Some(outcome) = which.outcome {
+        query.push(" AND outcome = ").push_bind(outcome);
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+    query.build_query_as().persistent(false).fetch_all(conn).await
+}
+
+/// A message.
+pub(in crate::payments) async fn notification(
+    conn: &mut Conn,
+    id: NotificationId,
+) -> sqlx::Result<Option<NotificationRow>> {
+    query_as(
+        "SELECT id, gateway, notify_id, payment_id, outcome, detail, body, message, received_at \
+         FROM payment_notifications WHERE id = ?",
+    )
+    .bind(id)
+    .fetch_optional(conn)
+    .await
+}
+
+/// A refund, as a person sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments) struct RefundRow {
+    pub id: RefundId,
+    pub payment_id: PaymentId,
+    pub order_id: OrderId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    pub amount_fen: Money,
+    pub reason: String,
+    pub note: String,
+    #[sqlx(try_from = "String")]
+    pub status: RefundStatus,
+    pub attempts: i32,
+    pub next_attempt_at: Option<At>,
+    pub last_error: String,
+    pub created_at: At,
+    pub asked_at: Option<At>,
+    pub confirmed_at: Option<At>,
+    pub failed_at: Option<At>,
+    pub replaced_by: Option<RefundId>,
+}
+
+const REFUNDS: &str = "SELECT r.id, r.payment_id, r.order_id, p.gateway, r.amount_fen, r.reason, \
+    r.note, r.status, r.attempts, r.next_attempt_at, r.last_error, r.created_at, r.asked_at, \
+    r.confirmed_at, r.failed_at, r.replaced_by FROM refunds r JOIN payments p ON p.id = r.payment_id \
+    WHERE r.id ";
+
+/// Which refunds.
+#[derive(Debug, Default)]
+pub(in crate::payments) struct WhichRefunds {
+    pub order: Option<OrderId>,
+    pub payment: Option<PaymentId>,
+    pub status: Option<RefundStatus>,
+}
+
+/// Refunds below `before`.
+pub(in crate::payments) async fn refunds(
+    conn: &mut Conn,
+    which: &WhichRefunds,
+    before: RefundId,
+    limit: u32,
+) -> sqlx::Result<Vec<RefundRow>> {
+    let mut query = QueryBuilder::<MySql>::new(REFUNDS);
+    query.push("< ").push_bind(before);
+    if let Some(order) = which.order {
+        query.push(" AND r.order_id = ").push_bind(order);
+    }
+    if let Some(payment) = which.payment {
+        query.push(" AND r.payment_id = ").push_bind(payment);
+    }
+    if let Some(status) = which.status {
+        query.push(" AND r.status = ").push_bind(status.as_str());
+    }
+    query.push(" ORDER BY r.id DESC LIMIT ").push_bind(limit);
+    query.build_query_as().persistent(false).fetch_all(conn).await
+}
+
+/// A refund.
+pub(in crate::payments) async fn refund(conn: &mut Conn, id: RefundId) -> sqlx::Result<Option<RefundRow>> {
+    let mut query = QueryBuilder::<MySql>::new(REFUNDS);
+    query.push("= ").push_bind(id);
+    query.build_query_as().fetch_optional(conn).await
+}
