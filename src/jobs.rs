@@ -22,6 +22,11 @@ const GATES_PERIOD: Duration = Duration::from_secs(1);
 /// The sandbox gateway sends what is due this often.
 const SANDBOX_PERIOD: Duration = Duration::from_millis(200);
 
+/// Makes the features' counters that alerts look at, so that their first event is an increase and not a beginning.
+pub fn prepare_counters() {
+    payments::prepare_counters();
+}
+
 /// The tasks this process can run and the queues it consumes.
 pub fn registry(config: &Config) -> Registry<App> {
     let seckill_queue =

@@ -2,10 +2,10 @@
 
 use std::sync::OnceLock;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -13,6 +13,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use crate::app::App;
 use crate::error::{Kind, REQUEST_ID};
+use crate::platform::crowd::Crowd;
 use crate::platform::loops::LoopHealth;
 
 /// The process is up.
@@ -61,11 +62,10 @@ pub static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
 /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
 pub fn prepare_counters() {
-    let known: [(&str, &str, &[&str]); 5] = [
+    let known: [(&str, &str, &[&str]); 4] = [
         ("onrush_late_payments_total", "outcome", &["reopened", "refund", "before"]),
         ("onrush_refunds_total", "outcome", &["confirmed", "pending", "refused", "failed"]),
         ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
-        ("onrush_gateway_failures_total", "gateway", &["sandbox"]),
         ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released", "refunded"]),
     ];
     for (name, label, values) in known {
@@ -74,13 +74,12 @@ pub fn prepare_counters() {
         }
     }
     metrics::counter!("onrush_http_shed_total").increment(0);
-    metrics::counter!("onrush_payment_notifications_total", "gateway" => "sandbox", "outcome" => "flagged")
-        .increment(0);
 }
 
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "Prometheus text format")))]
-pub async fn metrics(State(app): State<App>) -> Response {
+pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>) -> Response {
+    metrics::gauge!("onrush_http_requests_in_flight").set(crowd.taken() as f64);
     let (size, idle) = (app.db.size(), app.db.num_idle());
     metrics::gauge!("onrush_mysql_pool_connections").set(f64::from(size));
     metrics::gauge!("onrush_mysql_pool_in_use").set(f64::from(size.saturating_sub(u32::try_from(idle).unwrap_or(0))));

@@ -10,11 +10,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
@@ -186,15 +186,16 @@ pub fn operations_router(app: &App) -> Router {
 /// Puts the operations' routes beside `routes`, and around all of them what every request goes through.
 fn around(app: &App, routes: Router<App>) -> Router {
     let (operations, _) = split(operations());
+    let crowd = Crowd::new(app.config.http.max_in_flight);
     let routes = routes
-        .merge(operations.layer(compression()))
+        .merge(operations.layer(compression()).layer(Extension(crowd.clone())))
         .fallback(|| async { Error::from(Kind::NotFound) })
         .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) });
     let routes = match ops::cors(&app.config.http.cors_origins) {
         Some(cors) => routes.layer(cors),
         None => routes,
     };
-    routes.layer(from_fn_with_state(Crowd::new(app.config.http.max_in_flight), edge::edge)).with_state(app.clone())
+    routes.layer(from_fn_with_state(crowd, edge::edge)).with_state(app.clone())
 }
 
 /// Answers shorter than this are sent as they are: compressing them saves nothing.

@@ -150,6 +150,7 @@ fn start_measuring(app: &App) {
         return;
     }
     ops::prepare_counters();
+    jobs::prepare_counters();
     app.loops.every("metrics", telemetry::UPKEEP_PERIOD, |_: Pulse| async {
         if let Some(metrics) = ops::METRICS.get() {
             metrics.run_upkeep();

@@ -48,8 +48,8 @@ pub(super) fn named(app: &App, name: &str) -> Option<Gateway> {
 fn is_on(app: &App, gateway: Gateway) -> bool {
     match gateway {
         Gateway::Sandbox => app.config.payments.sandbox,
-        Gateway::Wechat => app.config.payments.wechat.is_some(),
         Gateway::Alipay => app.config.payments.alipay.is_some(),
+        Gateway::Wechat => app.config.payments.wechat.is_some(),
         Gateway::Stripe => app.config.payments.stripe.is_some(),
     }
 }
@@ -59,8 +59,8 @@ pub(super) fn merchant(app: &App, gateway: Gateway) -> Result<&str> {
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => Ok(sandbox::MERCHANT_ID),
-        Gateway::Wechat => wechat::merchant(app),
         Gateway::Alipay => Ok(&alipay::account(app)?.merchant),
+        Gateway::Wechat => wechat::merchant(app),
         Gateway::Stripe => stripe::merchant(app),
     }
 }
@@ -70,8 +70,8 @@ pub(super) fn verify(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => sandbox::verify(app, headers, body),
-        Gateway::Wechat => wechat::verify(app, headers, body),
         Gateway::Alipay => alipay::verify(app, body),
+        Gateway::Wechat => wechat::verify(app, headers, body),
         Gateway::Stripe => stripe::verify(app, headers, body),
     }
 }
@@ -80,8 +80,8 @@ pub(super) fn verify(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[u
 pub(super) fn yes(gateway: Gateway) -> Response {
     match gateway {
         Gateway::Sandbox => plain(StatusCode::OK, sandbox::YES),
-        Gateway::Wechat => wechat::yes(),
         Gateway::Alipay => plain(StatusCode::OK, alipay::YES),
+        Gateway::Wechat => wechat::yes(),
         // The status says it.
         Gateway::Stripe => plain(StatusCode::OK, ""),
     }
@@ -91,8 +91,8 @@ pub(super) fn yes(gateway: Gateway) -> Response {
 pub(super) fn no(gateway: Gateway, status: StatusCode) -> Response {
     match gateway {
         Gateway::Sandbox => plain(status, sandbox::NO),
-        Gateway::Wechat => wechat::no(status),
         Gateway::Alipay => plain(status, alipay::NO),
+        Gateway::Wechat => wechat::no(status),
         Gateway::Stripe => plain(status, ""),
     }
 }
@@ -109,8 +109,8 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::create(app, payment, subject).await,
-        Gateway::Wechat => wechat::create(app, payment, subject).await,
         Gateway::Alipay => alipay::create(app, payment, subject).await,
+        Gateway::Wechat => wechat::create(app, payment, subject).await,
         Gateway::Stripe => stripe::create(app, payment, subject).await,
     }
 }
@@ -120,8 +120,8 @@ pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::query(app, payment).await,
-        Gateway::Wechat => wechat::query(app, payment).await,
         Gateway::Alipay => alipay::query(app, payment).await,
+        Gateway::Wechat => wechat::query(app, payment).await,
         Gateway::Stripe => stripe::query(app, payment).await,
     }
 }
@@ -131,8 +131,8 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::close(app, payment).await,
-        Gateway::Wechat => wechat::close(app, payment).await,
         Gateway::Alipay => alipay::close(app, payment).await,
+        Gateway::Wechat => wechat::close(app, payment).await,
         Gateway::Stripe => stripe::close(app, payment).await,
     }
 }
@@ -142,8 +142,8 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     require_on(app, refund.gateway)?;
     match refund.gateway {
         Gateway::Sandbox => sandbox::refund(app, refund).await,
-        Gateway::Wechat => wechat::refund(app, refund).await,
         Gateway::Alipay => alipay::refund(app, refund).await,
+        Gateway::Wechat => wechat::refund(app, refund).await,
         Gateway::Stripe => stripe::refund(app, refund).await,
     }
 }
@@ -153,8 +153,8 @@ pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAns
     require_on(app, refund.gateway)?;
     match refund.gateway {
         Gateway::Sandbox => sandbox::query_refund(app, refund).await,
-        Gateway::Wechat => wechat::query_refund(app, refund).await,
         Gateway::Alipay => alipay::query_refund(app, refund).await,
+        Gateway::Wechat => wechat::query_refund(app, refund).await,
         Gateway::Stripe => stripe::query_refund(app, refund).await,
     }
 }
@@ -164,8 +164,8 @@ pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayB
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => sandbox::bill(app, date).await,
-        Gateway::Wechat => wechat::bill(app, date).await,
         Gateway::Alipay => alipay::bill(app, date).await,
+        Gateway::Wechat => wechat::bill(app, date).await,
         Gateway::Stripe => stripe::bill(app, date).await,
     }
 }

@@ -58,6 +58,15 @@ const PAY_ROUNDS: usize = 3;
 /// Longest subject of a trade, in characters.
 const SUBJECT_CHARS: usize = 60;
 
+/// Makes the gateways' counters that alerts look at, as `ops` does the others.
+pub fn prepare_counters() {
+    for gateway in Gateway::ALL.map(Gateway::as_str) {
+        metrics::counter!("onrush_gateway_failures_total", "gateway" => gateway).increment(0);
+        metrics::counter!("onrush_payment_notifications_total", "gateway" => gateway, "outcome" => "flagged")
+            .increment(0);
+    }
+}
+
 /// A payment that the buyer can go on with.
 #[derive(Debug)]
 pub struct Started {

@@ -30,10 +30,10 @@ pub type NotificationId = Id<Notification>;
 pub enum Gateway {
     /// The sandbox of this very service (`dev::sandbox`).
     Sandbox,
-    /// WeChat Pay (微信支付).
-    Wechat,
     /// Alipay (支付宝).
     Alipay,
+    /// WeChat Pay (微信支付).
+    Wechat,
     /// Stripe.
     Stripe,
 }
@@ -44,12 +44,15 @@ pub enum Gateway {
 pub struct NotAGateway;
 
 impl Gateway {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Sandbox, Self::Alipay, Self::Wechat, Self::Stripe];
+
     /// As paths, requests and the database have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sandbox => "sandbox",
-            Self::Wechat => "wechat",
             Self::Alipay => "alipay",
+            Self::Wechat => "wechat",
             Self::Stripe => "stripe",
         }
     }
@@ -58,8 +61,8 @@ impl Gateway {
     pub const fn channels(self) -> &'static [Channel] {
         match self {
             Self::Sandbox => &[Channel::Page],
-            Self::Wechat => &[Channel::Native, Channel::Jsapi, Channel::H5],
             Self::Alipay => &[Channel::Page, Channel::Qr],
+            Self::Wechat => &[Channel::Native, Channel::Jsapi, Channel::H5],
             Self::Stripe => &[Channel::Checkout],
         }
     }
@@ -70,8 +73,8 @@ impl FromStr for Gateway {
     fn from_str(text: &str) -> Result<Self, NotAGateway> {
         match text {
             "sandbox" => Ok(Self::Sandbox),
-            "wechat" => Ok(Self::Wechat),
             "alipay" => Ok(Self::Alipay),
+            "wechat" => Ok(Self::Wechat),
             "stripe" => Ok(Self::Stripe),
             _ => Err(NotAGateway),
         }
@@ -313,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_gateway_has_one_name_everywhere() {
-        for gateway in [Gateway::Sandbox, Gateway::Wechat, Gateway::Alipay, Gateway::Stripe] {
+        for gateway in Gateway::ALL {
             let name = gateway.as_str();
             assert_eq!(name.parse::<Gateway>().unwrap(), gateway);
             assert_eq!(serde_json::to_value(gateway).unwrap(), name);

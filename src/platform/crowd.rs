@@ -34,6 +34,11 @@ impl Crowd {
         let place = Arc::new(Place { taken: self.taken.clone(), left: AtomicBool::new(false) });
         (before < self.most).then_some(place)
     }
+
+    /// Places that are taken.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
 }
 
 impl Place {

@@ -229,8 +229,12 @@ async fn a_request_under_way_is_answered_after_sigterm_and_new_connections_are_n
     let head = "POST /api/v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
     let request = format!("{head}content-length: {}\r\n\r\n{first}", body.len());
     under_way.write_all(request.as_bytes()).await.unwrap();
-    // An answer on another connection: the process has read the first one's head by now, or will before it looks again.
-    process.client.get("/healthz", ()).await.expect(200);
+    // By then the process has read its head.
+    let is_under_way = async || {
+        let metrics = process.client.get("/metrics", ()).await.expect(200).text();
+        metrics.lines().any(|line| line == "onrush_http_requests_in_flight 1")
+    };
+    h.eventually(is_under_way).await;
     process.signal("TERM");
     h.eventually(async || TcpStream::connect(&address).await.is_err()).await;
     under_way.write_all(rest.as_bytes()).await.unwrap();

@@ -234,6 +234,7 @@ async fn the_metrics_tell_of_requests_queues_tasks_pools_and_orders() {
     let wanted = [
         r#"onrush_http_requests_total{method="POST",route="/api/v1/orders",status="201"} 1"#,
         "onrush_http_request_duration_seconds_bucket{",
+        "onrush_http_requests_in_flight 0",
         "onrush_queue_depth{",
         "onrush_queue_oldest_seconds{",
         "onrush_queue_delayed{",
