@@ -20,11 +20,12 @@ use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Qu
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PayRequest {
-    /// The gateway: `sandbox` or `stripe`, where it is switched on.
+    /// The gateway: `alipay`, `wechat`, `stripe` or `sandbox`, where it is switched on.
     #[garde(length(min = 1, max = 16))]
     #[schema(min_length = 1, max_length = 16, example = "sandbox")]
     pub gateway: String,
-    /// The way to pay there; the gateway's first one by default: `page` for `sandbox`, `checkout` for `stripe`.
+    /// The way to pay there; the gateway's first one by default. `alipay`: `page`, `qr`; `wechat`: `native`, `jsapi`, `h5`;
+    /// `stripe`: `checkout`; `sandbox`: `page`.
     #[garde(inner(length(min = 1, max = 16)))]
     #[schema(min_length = 1, max_length = 16, example = "page")]
     pub channel: Option<String>,
@@ -178,7 +179,7 @@ pub async fn cancel(
     post,
     path = "/payments/{gateway}/notify",
     tag = "payments",
-    params(("gateway" = String, Path, description = "The gateway: `sandbox`, `wechat`")),
+    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`")),
     request_body(content = String, content_type = "application/json", description = "As the gateway signed it, byte for byte"),
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "The gateway's word for yes (`success`): handled, now or before"),
@@ -225,7 +226,7 @@ impl Shape<App> for ReturnQuery {}
     get,
     path = "/payments/{gateway}/return",
     tag = "payments",
-    params(("gateway" = String, Path, description = "The gateway: `sandbox`, `wechat`"), ReturnQuery),
+    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"), ReturnQuery),
     responses(
         (status = 200, body = OrderStatusView, description = "The order that the payment is for"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway or payment"),
