@@ -96,6 +96,10 @@ refusals! {
     RefundState = 409 "refund_state" "The refund's state does not allow this";
     /// The message cannot be judged again: the version that kept it did not keep what it said.
     NotificationState = 409 "notification_state" "The message cannot be run again";
+    /// Gateways have no bill of that day yet; `ready_at` says when.
+    BillNotReady = 409 "bill_not_ready" "The bill is not ready";
+    /// The difference has come to fit by itself.
+    DifferenceState = 409 "difference_state" "The difference's state does not allow this";
     /// The sale has not begun; `Retry-After` and `starts_at` say when.
     NotStarted = 409 "not_started" "The sale has not started";
     /// No unit is left (one may come back).

@@ -38,6 +38,9 @@ const PRUNE_S: u64 = 3600;
 const CHECK: &str = "30 4 * * *";
 /// What yesterday came to is reported at this time of the business day, before people come to work.
 const DAILY_REPORT: &str = "30 7 * * *";
+/// Bills of yesterday are fetched from this time of the business day on, when gateways have made them: a bill that is not
+/// there yet, or a gateway that does not answer, is asked again an hour later.
+const BILLS: &str = "30 10-23 * * *";
 
 /// What a pass cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +110,8 @@ passes! {
     Check = "check.invariants", Redis => |app: App| async move { check_invariants(&app).await };
     /// Reports what the day before came to, and the days before it whose reports are missing.
     DailyReport = "reports.daily", MySql => |app: App| async move { reports::make_missing(&app).await.map(made) };
+    /// Fetches the gateways' bills that are missing and compares them with our books.
+    Bills = "payments.bills", MySql => |app: App| async move { Ok(serde_json::to_value(payments::reconcile(&app).await?)?) };
 }
 
 fn add<T: Task>(tasks: Tasks, needs: Needs) -> Tasks {
@@ -170,6 +175,7 @@ pub fn own_schedules(config: &Config, now: At) -> Vec<Definition> {
         every(PruneAnswers::NAME, PRUNE_S),
         daily(Check::NAME, CHECK),
         daily(DailyReport::NAME, DAILY_REPORT),
+        daily(Bills::NAME, BILLS),
     ]
 }
 

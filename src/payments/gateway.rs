@@ -11,8 +11,10 @@ mod sandbox;
 mod stripe;
 mod wechat;
 
+use anyhow::Context;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use jiff::tz::TimeZone;
 
 use super::model::{DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer};
 use crate::app::App;
@@ -45,7 +47,7 @@ pub(super) fn named(app: &App, name: &str) -> Option<Gateway> {
     name.parse().ok().filter(|gateway| is_on(app, *gateway))
 }
 
-fn is_on(app: &App, gateway: Gateway) -> bool {
+pub(super) fn is_on(app: &App, gateway: Gateway) -> bool {
     match gateway {
         Gateway::Sandbox => app.config.payments.sandbox,
         Gateway::Alipay => app.config.payments.alipay.is_some(),
@@ -159,7 +161,8 @@ pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAns
     }
 }
 
-/// The gateway's own list of what moved on a day (`2026-11-20`, in its time zone).
+/// The gateway's own list of what moved on a day (`2026-11-20`, by [`bill_zone`]), whole. One that is not there yet is
+/// refused as `gateway_unavailable`.
 pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayBill> {
     require_on(app, gateway)?;
     match gateway {
@@ -168,6 +171,15 @@ pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayB
         Gateway::Wechat => wechat::bill(app, date).await,
         Gateway::Stripe => stripe::bill(app, date).await,
     }
+}
+
+/// Whose midnight the days of the gateway's bills have. (Those of mainland China keep Beijing's, wherever the shop is.)
+pub(super) fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone> {
+    let name = match gateway {
+        Gateway::Sandbox | Gateway::Stripe => app.config.time_zone.as_str(),
+        Gateway::Wechat | Gateway::Alipay => "Asia/Shanghai",
+    };
+    TimeZone::get(name).with_context(|| format!("reading the time zone {name}"))
 }
 
 /// A gateway that was switched off is one that does not answer.

@@ -1,6 +1,7 @@
 //! Routes of payments: pay and cancel an order, and what gateways and browsers call back.
 
 pub mod admin;
+pub mod bills;
 
 use axum::Json as Reply;
 use axum::extract::State;

@@ -140,6 +140,17 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
     Ok(())
 }
 
+/// Asks about a refund of which the gateway's bill says that it was made, whatever it said before. Anything but a yes
+/// changes nothing: whether it is to be sent again is not decided here.
+pub(super) async fn ask(app: &App, refund: &Refund) -> Result<()> {
+    let answer = gateway::query_refund(app, refund).await?;
+    if answer == RefundAnswer::Confirmed {
+        let heard = retrying(|| take(app, refund, &answer)).await?;
+        tell(refund.id, &heard);
+    }
+    Ok(())
+}
+
 async fn take(app: &App, refund: &Refund, answer: &RefundAnswer) -> Result<Heard> {
     let mut tx = app.db.begin().await?;
     let (order, _) = late::lock(&mut tx, refund.payment_id).await?;

@@ -249,6 +249,15 @@ const WITH_BODY: &[Case] = &[
         body: r#"{"new_number": "yes", "surprise": 1}"#,
         faults: &["no", "new_number", "surprise"],
     },
+    Case {
+        by: By::Admin,
+        method: "post",
+        route: "/admin/payments/differences/{id}/resolve",
+        path: "/admin/payments/differences/x/resolve",
+        headers: &[],
+        body: r#"{"note": " \n", "surprise": 1}"#,
+        faults: &["id", "note", "surprise"],
+    },
 ];
 
 /// Paths with a query, and the fields at fault; all for administrators.
@@ -278,6 +287,11 @@ const WITH_QUERY: &[(&str, &[&str])] = &[
         &["payment_no", "gateway", "outcome", "cursor", "limit", "a"],
     ),
     ("/admin/refunds?order_no=x&status=lost&cursor=x&limit=0&a=1", &["order_no", "status", "cursor", "limit", "a"]),
+    ("/admin/payments/bills?gateway=purse&cursor=x&limit=0&a=1", &["gateway", "cursor", "limit", "a"]),
+    (
+        "/admin/payments/differences?gateway=purse&what=tea&kind=big&status=lost&cursor=x&limit=0&a=1",
+        &["gateway", "what", "kind", "status", "cursor", "limit", "a"],
+    ),
     ("/admin/audit?action=Do&by=me&cursor=x&limit=0&a=1", &["action", "by", "cursor", "limit", "a"]),
 ];
 
@@ -377,6 +391,7 @@ async fn every_fault_of_a_path_and_a_query_is_told_at_once() {
         ("/admin/queues/NO/purge", &["queue"]),
         ("/admin/queues/NO/dead/x/retry", &["queue", "entry"]),
         ("/admin/payments/notifications/x/rerun", &["id"]),
+        ("/admin/payments/bills/sandbox/yesterday/fetch", &["day"]),
         ("/admin/tasks/x/revoke", &["id"]),
         ("/admin/tasks/x/retry", &["id"]),
     ] {

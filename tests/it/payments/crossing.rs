@@ -19,12 +19,12 @@ use crate::support::harness::SANDBOX_SECRET;
 
 /// Stands between the service and the gateway: it can hold one call until the test lets it go.
 #[derive(Default)]
-struct Between {
+pub(super) struct Between {
     /// Where the gateway is; until that is set, it does not answer.
-    gateway: OnceLock<String>,
+    pub(super) gateway: OnceLock<String>,
     hold: Mutex<Option<Hold>>,
     /// Calls of this action fail before they reach the gateway, so many of them.
-    fail: Mutex<Option<(&'static str, usize)>>,
+    pub(super) fail: Mutex<Option<(&'static str, usize)>>,
     /// The next close is answered as carried out, and is not.
     feign_close: AtomicBool,
 }
@@ -40,7 +40,7 @@ struct Hold {
 
 impl Between {
     /// Holds the next call of this action; what tells that it is there, and what lets it go.
-    fn hold(&self, action: &'static str, answered: bool) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+    pub(super) fn hold(&self, action: &'static str, answered: bool) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
         let ((reached, there), (let_go, go)) = (oneshot::channel(), oneshot::channel());
         *self.hold.lock().unwrap() = Some(Hold { action, answered, reached, go });
         (there, let_go)
@@ -98,7 +98,7 @@ async fn pass(State(between): State<Arc<Between>>, headers: HeaderMap, body: Byt
     (status, headers, bytes).into_response()
 }
 
-async fn service_behind() -> (Harness, Arc<Between>) {
+pub(super) async fn service_behind() -> (Harness, Arc<Between>) {
     let between = Arc::new(Between::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

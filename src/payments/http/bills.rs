@@ -1,0 +1,156 @@
+//! Routes with which administrators look at the gateways' bills, and at where they differ from our books.
+
+use axum::Json as Reply;
+use axum::extract::State;
+use serde::Deserialize;
+
+use crate::app::App;
+use crate::auth::Admin;
+use crate::error::{Kind, Problem, Result};
+use crate::payments::reconcile::views::{self, BillView, DifferenceView};
+use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, What};
+use crate::payments::{Gateway, gateway};
+use crate::platform::day::Day;
+use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
+use crate::platform::id::Id;
+use crate::platform::page::{Cursor, Page, PageQuery};
+use crate::platform::rules::words;
+
+/// Which bills.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct BillsQuery {
+    /// Of this gateway alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>)]
+    gateway: Option<Gateway>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for BillsQuery {}
+
+/// The gateways' bills, the latest fetch first: what was fetched when, and how many differences its day has.
+#[utoipa::path(get, path = "/admin/payments/bills", operation_id = "list_bills", tag = "admin", security(("bearer" = [])),
+    params(BillsQuery),
+    responses(
+        (status = 200, body = Page<BillView>, description = "A page of bills"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<BillsQuery>>,
+) -> Result<Reply<Page<BillView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    Ok(Reply(views::bills(&app, query.gateway, &page).await?))
+}
+
+/// Fetches the bill of a day now, also one that is there, and compares it with our books. Safe to repeat: a bill that says
+/// the same changes nothing.
+#[utoipa::path(post, path = "/admin/payments/bills/{gateway}/{day}/fetch", operation_id = "fetch_bill", tag = "admin",
+    security(("bearer" = [])),
+    params(("gateway" = String, Path, description = "The gateway: `sandbox`"),
+        ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
+    responses(
+        (status = 200, body = BillView, description = "The bill of that day"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway, or it is switched off"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`bill_not_ready`: gateways have no bill of that day yet; `ready_at` says when"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: it does not answer, or has no bill of that day yet; or the service cannot answer now"),
+    ))]
+pub async fn fetch(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Input(Path((name, day))): Input<Path<(String, Day)>>,
+) -> Result<Reply<BillView>> {
+    let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
+    Ok(Reply(views::fetch(&app, admin.id, gateway, day).await?))
+}
+
+/// Which differences.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DifferencesQuery {
+    /// Of this gateway's bills alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>)]
+    gateway: Option<Gateway>,
+    /// `payment` or `refund`.
+    #[garde(skip)]
+    what: Option<What>,
+    /// `missing_here`, `missing_there`, `amount_differs` or `state_differs`.
+    #[garde(skip)]
+    kind: Option<DifferenceKind>,
+    /// `waiting`, `open`, `resolved` or `vanished`.
+    #[garde(skip)]
+    status: Option<DifferenceStatus>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for DifferencesQuery {}
+
+/// Where the gateways' bills and our books differ, newest first.
+#[utoipa::path(get, path = "/admin/payments/differences", operation_id = "list_differences", tag = "admin",
+    security(("bearer" = [])),
+    params(DifferencesQuery),
+    responses(
+        (status = 200, body = Page<DifferenceView>, description = "A page of differences"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn differences(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<DifferencesQuery>>,
+) -> Result<Reply<Page<DifferenceView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    let DifferencesQuery { gateway, what, kind, status, .. } = query;
+    Ok(Reply(views::differences(&app, views::Filter { gateway, what, kind, status }, &page).await?))
+}
+
+/// What a person says of a difference.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// What it was, and what was done about it.
+    #[garde(custom(words(1, 500)))]
+    #[schema(min_length = 1, max_length = 500, pattern = r"\S")]
+    pub note: String,
+}
+
+impl Shape<App> for ResolveRequest {}
+
+/// Resolves a difference, with a note. One that was resolved before stays as it is, so a repeat does no harm; it comes
+/// back only when its amounts change.
+#[utoipa::path(post, path = "/admin/payments/differences/{id}/resolve", operation_id = "resolve_difference", tag = "admin",
+    security(("bearer" = [])),
+    params(("id" = DifferenceId, Path, description = "The difference")),
+    request_body = ResolveRequest,
+    responses(
+        (status = 200, body = DifferenceView, description = "It is resolved, now or before"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`difference_state`: it has come to fit by itself"),
+    ))]
+pub async fn resolve(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Inputs(Path(id), Json(request)): Inputs<Path<DifferenceId>, Json<ResolveRequest>>,
+) -> Result<Reply<DifferenceView>> {
+    Ok(Reply(views::resolve(&app, admin.id, id, &request.note).await?))
+}

@@ -1,0 +1,169 @@
+//! The gateways' bills beside our books: each day's is fetched, kept, and compared line by line with our payments and
+//! refunds; what differs is written down for a person (docs/payments/bills.md).
+//!
+//! * **Fetch** ([`fetch`]): a bill is kept whole or not at all. Its lines are written in batches under a fetch of their own
+//!   that nobody reads; one small transaction then makes that fetch the believed one of its day. A crash in between
+//!   leaves lines that are cleared away. A fetch that tells the same changes nothing.
+//! * **Compare** ([`walk`], [`examine`]): each line of the bill, and each payment and refund of which we heard on that day,
+//!   in bounded handfuls; what [`compare`] says is pure. A bill is compared when it came and when it changed. Whether a
+//!   line is missing is asked of all bills that could have it ([`days`]), not of one day's.
+//! * **Differences** are unique by gateway, number and kind. Each pass looks again at those that are open or wait: a late
+//!   callback closes them.
+//!
+//! All of it may be done twice, and by two processes at once.
+
+mod bill;
+mod compare;
+mod days;
+mod examine;
+mod fetch;
+mod store;
+pub(super) mod views;
+mod walk;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::gateway;
+use super::model::Gateway;
+use crate::app::App;
+use crate::error::Kind;
+use crate::platform::day::Day;
+use crate::platform::id::Id;
+use store::{bills, differences};
+
+pub use compare::{DifferenceKind, DifferenceStatus, What};
+
+/// Names bills.
+pub struct BillName;
+/// The id of one fetch of a bill.
+pub type BillId = Id<BillName>;
+/// Names differences.
+pub struct DifferenceName;
+/// The id of a difference.
+pub type DifferenceId = Id<DifferenceName>;
+
+/// How a bill that was kept stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BillStatus {
+    /// It is its day's.
+    Believed,
+    /// A later fetch told something else.
+    Replaced,
+}
+
+impl TryFrom<String> for BillStatus {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "believed" => Ok(Self::Believed),
+            // Whether its lines are still there is nobody's concern.
+            "replaced" | "dropped" => Ok(Self::Replaced),
+            _ => Err(format!("unknown status of a bill {text:?}")),
+        }
+    }
+}
+
+/// Bills that were not laid beside our books, of one pass: a week of every gateway, and some more.
+const BILLS: u32 = 64;
+
+/// Whose bill of which day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BillOf {
+    gateway: Gateway,
+    day: Day,
+}
+
+/// What came of a pass.
+#[derive(Debug, Default, Serialize)]
+pub struct Reconciled {
+    /// Bills that came.
+    fetched: Vec<BillOf>,
+    /// Bills that the gateway did not give: another time.
+    not_there: Vec<BillOf>,
+    /// Bills that cannot be read or kept: a person must look.
+    unusable: Vec<BillOf>,
+    /// Differences that were found.
+    opened: u64,
+    /// Differences that came to fit.
+    vanished: u64,
+}
+
+/// One bounded pass: fetches the bills of the last days that are missing, looks again at what differed, and compares what
+/// was not compared. What fails with one bill holds up no other, and is told at the end.
+pub async fn reconcile(app: &App) -> anyhow::Result<Reconciled> {
+    let (since, mut done) = (app.clock.now(), Reconciled::default());
+    for gateway in Gateway::ALL {
+        if gateway::is_on(app, gateway) {
+            fetch_due(app, gateway, &mut done).await?;
+        }
+    }
+    let mut told = walk::recheck(app, since).await?;
+    let mut conn = app.db.acquire().await?;
+    let waiting = bills::uncompared(&mut conn, BILLS).await.context("looking for bills to compare")?;
+    drop(conn);
+    let mut failed = Vec::new();
+    for bill in waiting {
+        match walk::compare(app, bill).await {
+            Ok(more) => told.add(more),
+            Err(error) => {
+                failed.push(anyhow::Error::from(error).context(format!("comparing the bill of {}", bill.day)))
+            }
+        }
+    }
+    (done.opened, done.vanished) = (told.opened.values().sum(), told.vanished.values().sum());
+    fetch::clear(app).await?;
+    show_open(app).await?;
+    failed.into_iter().next().map_or(Ok(done), Err)
+}
+
+/// Fetches the bills of a gateway that are missing, oldest first.
+async fn fetch_due(app: &App, gateway: Gateway, done: &mut Reconciled) -> anyhow::Result<()> {
+    let mut missing = days::due(app.clock.now(), &gateway::bill_zone(app, gateway)?);
+    let Some(&first) = missing.first() else { return Ok(()) };
+    let mut conn = app.db.acquire().await?;
+    let there = bills::days_since(&mut conn, gateway, first).await.context("reading the days of bills")?;
+    drop(conn);
+    missing.retain(|day| !there.contains(day));
+    for day in missing {
+        let bill = BillOf { gateway, day };
+        let Err(error) = fetch::fetch(app, gateway, day).await else {
+            done.fetched.push(bill);
+            continue;
+        };
+        match error.kind() {
+            // One that never comes (of a day before the account was opened, say) holds up no other.
+            Kind::GatewayUnavailable => {
+                if day == first {
+                    tracing::error!(
+                        gateway = gateway.as_str(), bill.day = %day,
+                        "bill has not come for a week and is not asked for after today; a person must look"
+                    );
+                } else {
+                    tracing::warn!(gateway = gateway.as_str(), bill.day = %day, "bill is not there; it is asked for again");
+                }
+                done.not_there.push(bill);
+            }
+            Kind::Unavailable => return Err(error.into()),
+            _ => {
+                tracing::error!(
+                    gateway = gateway.as_str(), bill.day = %day, %error, "bill is of no use; a person must look"
+                );
+                done.unusable.push(bill);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows how many differences are open.
+async fn show_open(app: &App) -> anyhow::Result<()> {
+    let mut conn = app.db.acquire().await?;
+    let open = differences::count_open(&mut conn).await.context("counting differences")?;
+    for gateway in Gateway::ALL {
+        let count = open.iter().find(|(name, _)| name == gateway.as_str()).map_or(0, |(_, count)| *count);
+        metrics::gauge!("onrush_payment_differences_open", "gateway" => gateway.as_str()).set(count as f64);
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! What a gateway's bill says of a number beside what our books say: the four kinds of difference, and what becomes of
+//! one that was found before. Pure.
+//!
+//! Money moved, or it did not, on each side, and so much of it. Whatever is not told as a difference balances: that is
+//! the property that the tests hold.
+
+use serde::{Deserialize, Serialize};
+
+use crate::payments::model::{PaymentStatus, RefundStatus};
+use crate::platform::money::Money;
+
+/// What a line of a bill is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// Money that came in; its number is the payment's.
+    Payment,
+    /// Money that went back; its number is the refund's.
+    Refund,
+}
+
+impl What {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Payment, Self::Refund];
+
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Payment => "payment",
+            Self::Refund => "refund",
+        }
+    }
+}
+
+impl TryFrom<String> for What {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|what| what.as_str() == text).ok_or(format!("unknown kind of line {text:?}"))
+    }
+}
+
+/// How the two books differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DifferenceKind {
+    /// The gateway has a number that our books have not.
+    MissingHere,
+    /// Our books say that money moved, and no bill of the gateway has it.
+    MissingThere,
+    /// Both have it, with other amounts.
+    AmountDiffers,
+    /// The gateway says that money moved, our books say that it did not.
+    StateDiffers,
+}
+
+impl DifferenceKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::MissingHere, Self::MissingThere, Self::AmountDiffers, Self::StateDiffers];
+
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MissingHere => "missing_here",
+            Self::MissingThere => "missing_there",
+            Self::AmountDiffers => "amount_differs",
+            Self::StateDiffers => "state_differs",
+        }
+    }
+}
+
+impl TryFrom<String> for DifferenceKind {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(format!("unknown kind of difference {text:?}"))
+    }
+}
+
+/// Whether the money of a payment or a refund moved, by our books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It did.
+    Moved,
+    /// The gateway is at it: its bill may have it before we hear.
+    UnderWay,
+    /// It did not.
+    NotMoved,
+}
+
+impl From<PaymentStatus> for State {
+    fn from(status: PaymentStatus) -> Self {
+        match status {
+            PaymentStatus::Paid => Self::Moved,
+            PaymentStatus::Started | PaymentStatus::Closed => Self::NotMoved,
+        }
+    }
+}
+
+impl From<RefundStatus> for State {
+    fn from(status: RefundStatus) -> Self {
+        match status {
+            RefundStatus::Confirmed => Self::Moved,
+            RefundStatus::Pending => Self::UnderWay,
+            RefundStatus::Failed | RefundStatus::Replaced => Self::NotMoved,
+        }
+    }
+}
+
+/// What our books say of a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ours {
+    pub amount: Money,
+    pub state: State,
+    /// Whether what does not fit will not come to fit by itself any more: every bill that could have the line is there,
+    /// or too much time has passed. Only asked where waiting can help.
+    pub is_sure: bool,
+}
+
+/// One way in which the two differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub kind: DifferenceKind,
+    /// False: it may come to fit by itself.
+    pub is_sure: bool,
+}
+
+/// How the two differ: `theirs` is what the gateway's bills come to for the number, if they have it.
+pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<Finding> {
+    let sure = |kind| Finding { kind, is_sure: true };
+    match (theirs, ours) {
+        (None, None) => Vec::new(),
+        (Some(_), None) => vec![sure(DifferenceKind::MissingHere)],
+        (None, Some(ours)) if ours.state == State::Moved => {
+            vec![Finding { kind: DifferenceKind::MissingThere, is_sure: ours.is_sure }]
+        }
+        (None, Some(_)) => Vec::new(),
+        (Some(theirs), Some(ours)) => {
+            let mut found = Vec::new();
+            if theirs != ours.amount {
+                found.push(sure(DifferenceKind::AmountDiffers));
+            }
+            match ours.state {
+                State::Moved => {}
+                State::NotMoved => found.push(sure(DifferenceKind::StateDiffers)),
+                State::UnderWay => {
+                    found.push(Finding { kind: DifferenceKind::StateDiffers, is_sure: ours.is_sure });
+                }
+            }
+            found
+        }
+    }
+}
+
+/// Where a difference stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DifferenceStatus {
+    /// It may still come to fit: a neighbouring day's bill is not there yet, or the refund is under way.
+    Waiting,
+    /// A person must look.
+    Open,
+    /// A person has, and left a note.
+    Resolved,
+    /// It came to fit by itself.
+    Vanished,
+}
+
+impl DifferenceStatus {
+    /// As the database has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Open => "open",
+            Self::Resolved => "resolved",
+            Self::Vanished => "vanished",
+        }
+    }
+}
+
+impl TryFrom<String> for DifferenceStatus {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let all = [Self::Waiting, Self::Open, Self::Resolved, Self::Vanished];
+        all.into_iter().find(|it| it.as_str() == text).ok_or(format!("unknown status of a difference {text:?}"))
+    }
+}
+
+/// The amounts that differ, or of which one is missing. A person who resolved a difference resolved these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Figures {
+    pub theirs: Option<Money>,
+    pub ours: Option<Money>,
+}
+
+/// What becomes of a difference that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It stays where it is.
+    Stay,
+    /// It is put down as found now.
+    Find(DifferenceStatus),
+    /// It came to fit.
+    Vanish,
+}
+
+/// What becomes of a known difference, now that `found` was found, or nothing was.
+pub(super) fn step(status: DifferenceStatus, known: Figures, found: Option<Finding>, figures: Figures) -> Step {
+    let Some(found) = found else {
+        return match status {
+            DifferenceStatus::Waiting | DifferenceStatus::Open => Step::Vanish,
+            DifferenceStatus::Resolved | DifferenceStatus::Vanished => Step::Stay,
+        };
+    };
+    match status {
+        DifferenceStatus::Open => Step::Stay,
+        DifferenceStatus::Waiting if found.is_sure => Step::Find(DifferenceStatus::Open),
+        DifferenceStatus::Waiting => Step::Stay,
+        DifferenceStatus::Vanished => Step::Find(first(found)),
+        // What was resolved were other amounts.
+        DifferenceStatus::Resolved if found.is_sure && known != figures => Step::Find(DifferenceStatus::Open),
+        DifferenceStatus::Resolved => Step::Stay,
+    }
+}
+
+/// Where a difference stands at first.
+pub(super) fn first(found: Finding) -> DifferenceStatus {
+    if found.is_sure { DifferenceStatus::Open } else { DifferenceStatus::Waiting }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn amounts() -> impl Strategy<Value = Money> {
+        prop_oneof![Just(1i64), Just(100), Just(101), 1..i64::MAX].prop_map(Money::fen)
+    }
+
+    fn ours() -> impl Strategy<Value = Ours> {
+        let states = prop_oneof![Just(State::Moved), Just(State::UnderWay), Just(State::NotMoved)];
+        (amounts(), states, any::<bool>()).prop_map(|(amount, state, is_sure)| Ours { amount, state, is_sure })
+    }
+
+    fn statuses() -> impl Strategy<Value = DifferenceStatus> {
+        prop_oneof![
+            Just(DifferenceStatus::Waiting),
+            Just(DifferenceStatus::Open),
+            Just(DifferenceStatus::Resolved),
+            Just(DifferenceStatus::Vanished),
+        ]
+    }
+
+    fn findings() -> impl Strategy<Value = Option<Finding>> {
+        let kind = proptest::sample::select(DifferenceKind::ALL.to_vec());
+        proptest::option::of((kind, any::<bool>()).prop_map(|(kind, is_sure)| Finding { kind, is_sure }))
+    }
+
+    /// The money that moved by our books.
+    fn moved(ours: Option<&Ours>) -> Option<Money> {
+        ours.filter(|ours| ours.state == State::Moved).map(|ours| ours.amount)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_told_balances_and_what_balances_is_not_told(
+            theirs in proptest::option::of(amounts()),
+            ours in proptest::option::of(ours()),
+        ) {
+            let found = compare(theirs, ours.as_ref());
+            prop_assert_eq!(found.is_empty(), theirs == moved(ours.as_ref()), "{:?}", found);
+        }
+
+        #[test]
+        fn each_kind_means_what_it_says(
+            theirs in proptest::option::of(amounts()),
+            ours in proptest::option::of(ours()),
+        ) {
+            let found = compare(theirs, ours.as_ref());
+            let has = |kind| found.iter().any(|finding| finding.kind == kind);
+            prop_assert_eq!(has(DifferenceKind::MissingHere), theirs.is_some() && ours.is_none());
+            prop_assert_eq!(has(DifferenceKind::MissingThere), theirs.is_none() && moved(ours.as_ref()).is_some());
+            let both = theirs.zip(ours);
+            prop_assert_eq!(has(DifferenceKind::AmountDiffers), both.is_some_and(|(t, o)| t != o.amount));
+            prop_assert_eq!(has(DifferenceKind::StateDiffers), both.is_some_and(|(_, o)| o.state != State::Moved));
+            for finding in &found {
+                prop_assert_eq!(found.iter().filter(|other| other.kind == finding.kind).count(), 1);
+            }
+        }
+
+        #[test]
+        fn nothing_is_said_too_early_that_waiting_could_change(theirs in proptest::option::of(amounts()), ours in ours()) {
+            let unsure = Ours { is_sure: false, ..ours };
+            for finding in compare(theirs, Some(&unsure)) {
+                let waits = finding.kind == DifferenceKind::MissingThere
+                    || (finding.kind == DifferenceKind::StateDiffers && ours.state == State::UnderWay);
+                prop_assert_eq!(finding.is_sure, !waits);
+            }
+            let sure = Ours { is_sure: true, ..ours };
+            prop_assert!(compare(theirs, Some(&sure)).iter().all(|finding| finding.is_sure));
+        }
+
+        /// However it came to where it is, looking twice changes nothing more.
+        #[test]
+        fn a_second_look_changes_nothing(
+            status in statuses(), found in findings(), theirs in proptest::option::of(amounts()), same in any::<bool>(),
+        ) {
+            let figures = Figures { theirs, ours: Some(Money::fen(7)) };
+            let known = if same { figures } else { Figures { ours: Some(Money::fen(8)), ..figures } };
+            let (after, known) = match step(status, known, found, figures) {
+                Step::Stay => (status, known),
+                Step::Find(status) => (status, figures),
+                Step::Vanish => (DifferenceStatus::Vanished, known),
+            };
+            prop_assert_eq!(step(after, known, found, figures), Step::Stay);
+        }
+
+        #[test]
+        fn what_is_sure_and_not_resolved_is_open_and_what_fits_is_not(status in statuses(), found in findings()) {
+            let figures = Figures { theirs: None, ours: None };
+            let after = match step(status, figures, found, figures) {
+                Step::Stay => status,
+                Step::Find(status) => status,
+                Step::Vanish => DifferenceStatus::Vanished,
+            };
+            match found {
+                None => prop_assert!(!matches!(after, DifferenceStatus::Open | DifferenceStatus::Waiting)),
+                Some(found) if found.is_sure => {
+                    let expected = if status == DifferenceStatus::Resolved { status } else { DifferenceStatus::Open };
+                    prop_assert_eq!(after, expected);
+                }
+                Some(_) => prop_assert_ne!(after, DifferenceStatus::Vanished),
+            }
+        }
+    }
+
+    #[test]
+    fn a_resolved_difference_comes_back_only_with_other_amounts() {
+        let found = Some(Finding { kind: DifferenceKind::AmountDiffers, is_sure: true });
+        let known = Figures { theirs: Some(Money::fen(900)), ours: Some(Money::fen(1000)) };
+        let other = Figures { theirs: Some(Money::fen(800)), ..known };
+        assert_eq!(step(DifferenceStatus::Resolved, known, found, known), Step::Stay);
+        assert_eq!(step(DifferenceStatus::Resolved, known, found, other), Step::Find(DifferenceStatus::Open));
+    }
+
+    #[test]
+    fn words_of_the_database_are_those_of_the_api() {
+        for kind in DifferenceKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+            assert_eq!(DifferenceKind::try_from(kind.as_str().to_owned()), Ok(kind));
+        }
+        for what in What::ALL {
+            assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
+        }
+    }
+}

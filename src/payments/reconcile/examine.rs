@@ -1,0 +1,292 @@
+//! Numbers of one gateway, beside our books: a bounded handful at a time.
+//!
+//! Where the gateway's bill has money that our books do not, the gateway is asked, and what it says goes the one way that
+//! all money goes ([`settle`], [`refund::ask`]): a callback that was lost is found here. Only what is left after that
+//! is a difference. What is known of the same numbers is looked at again with it: it stays, comes back or vanishes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use futures_util::stream;
+use jiff::tz::TimeZone;
+use uuid::Uuid;
+
+use super::compare::{self, DifferenceKind, DifferenceStatus, Figures, Finding, Ours, State, Step, What};
+use super::days;
+use super::store::differences::{self, Facts, Known, Named};
+use super::store::{self, Entry, Theirs, bills};
+use crate::app::App;
+use crate::error::{Error, Result, retrying};
+use crate::payments::close::{CONCURRENCY, Gateways};
+use crate::payments::model::{Gateway, PaymentId, RefundId};
+use crate::payments::store::refunds;
+use crate::payments::{gateway, refund, settle};
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db::{self, Conn};
+use crate::platform::id::Id;
+
+/// What came of looking.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Differences that are open now and were not.
+    pub opened: BTreeMap<DifferenceKind, u64>,
+    /// Open differences that came to fit.
+    pub vanished: BTreeMap<DifferenceKind, u64>,
+}
+
+impl Told {
+    /// Adds what came of another look.
+    pub fn add(&mut self, other: Self) {
+        for (mine, others) in [(&mut self.opened, other.opened), (&mut self.vanished, other.vanished)] {
+            for (kind, count) in others {
+                *mine.entry(kind).or_default() += count;
+            }
+        }
+    }
+}
+
+/// Looks at numbers of one gateway.
+pub(super) struct Examiner<'a> {
+    app: &'a App,
+    gateway: Gateway,
+    /// Whose midnight the days of its bills have.
+    zone: TimeZone,
+    /// What was learned about whether it answers.
+    answers: Gateways,
+}
+
+/// A number with all that is known of it.
+struct Case<'a> {
+    number: &'a str,
+    theirs: Option<&'a Theirs>,
+    ours: Option<&'a Entry>,
+    found: Vec<Finding>,
+    day: Day,
+    payment_no: String,
+}
+
+impl Case<'_> {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            day: self.day,
+            payment_no: &self.payment_no,
+            figures: Figures {
+                theirs: self.theirs.map(|theirs| theirs.amount),
+                ours: self.ours.map(|entry| entry.amount),
+            },
+            ours_status: self.ours.map(|entry| entry.status.as_str()),
+        }
+    }
+}
+
+impl<'a> Examiner<'a> {
+    pub fn new(app: &'a App, gateway: Gateway) -> Result<Self> {
+        Ok(Self { app, gateway, zone: gateway::bill_zone(app, gateway)?, answers: Gateways::default() })
+    }
+
+    /// Whose bills.
+    pub fn gateway(&self) -> Gateway {
+        self.gateway
+    }
+
+    /// Lays numbers beside our books, at most [`db::CHUNK`], and writes down what does not fit.
+    pub async fn look(&self, what: What, numbers: &[String]) -> Result<Told> {
+        if numbers.is_empty() {
+            return Ok(Told::default());
+        }
+        let mut conn = self.app.db.acquire().await?;
+        let theirs = store::theirs(&mut conn, self.gateway, what, numbers).await.context("reading lines of bills")?;
+        let ids: Vec<Uuid> = numbers.iter().filter_map(|number| uuid_of(number)).collect();
+        let mut ours = store::ours(&mut conn, self.gateway, what, &ids).await.context("reading our side of bills")?;
+        let to_ask: Vec<Uuid> = ours
+            .iter()
+            .filter(|(number, entry)| entry.state != State::Moved && theirs.contains_key(*number))
+            .map(|(_, entry)| entry.id)
+            .collect();
+        if !to_ask.is_empty() {
+            drop(conn);
+            stream::iter(to_ask).for_each_concurrent(CONCURRENCY, |id| self.ask(what, id)).await;
+            conn = self.app.db.acquire().await?;
+            ours = store::ours(&mut conn, self.gateway, what, &ids).await.context("reading our side of bills")?;
+        }
+        let there = self.days_there(&mut conn, &theirs, &ours).await?;
+        drop(conn);
+        let now = self.app.clock.now();
+        let cases: Vec<Case<'_>> =
+            numbers.iter().map(|number| self.case(number, theirs.get(number), ours.get(number), &there, now)).collect();
+        retrying(|| self.write(what, numbers, &cases)).await
+    }
+
+    /// The believed days on which lines that are missing could be.
+    async fn days_there(
+        &self,
+        conn: &mut Conn,
+        theirs: &HashMap<String, Theirs>,
+        ours: &HashMap<String, Entry>,
+    ) -> Result<BTreeSet<Day>> {
+        let missing = ours.iter().filter(|(number, _)| !theirs.contains_key(*number)).map(|(_, entry)| entry);
+        let spans = missing.filter_map(|entry| Some(days::span(entry.started_at, entry.heard_at?, &self.zone)));
+        let Some(first) = spans.map(|(first, _)| first).min() else { return Ok(BTreeSet::new()) };
+        let there = bills::days_since(conn, self.gateway, first).await.context("reading the days of bills")?;
+        Ok(there.into_iter().collect())
+    }
+
+    fn case<'n>(
+        &self,
+        number: &'n str,
+        theirs: Option<&'n Theirs>,
+        ours: Option<&'n Entry>,
+        there: &BTreeSet<Day>,
+        now: At,
+    ) -> Case<'n> {
+        let is_sure = |entry: &Entry| match (entry.state, entry.heard_at) {
+            (State::Moved, Some(heard)) => {
+                let span = days::span(entry.started_at, heard, &self.zone);
+                days::are_there(span, there) || days::has_waited(heard, now)
+            }
+            _ => days::has_waited(entry.started_at, now),
+        };
+        let side = ours.map(|entry| Ours { amount: entry.amount, state: entry.state, is_sure: is_sure(entry) });
+        let heard = || Day::of(ours.and_then(|entry| entry.heard_at).unwrap_or(now), &self.zone);
+        let payment_no = match (ours, theirs) {
+            (Some(entry), _) => entry.payment.to_string(),
+            (None, Some(theirs)) => theirs.merchant_no.clone(),
+            (None, None) => String::new(),
+        };
+        Case {
+            number,
+            theirs,
+            ours,
+            found: compare::compare(theirs.map(|theirs| theirs.amount), side.as_ref()),
+            day: theirs.map_or_else(heard, |theirs| theirs.day),
+            payment_no,
+        }
+    }
+
+    /// Asks the gateway about money that its bill has and our books have not. What it says is acted on; what it does not
+    /// say now, it may the next time.
+    async fn ask(&self, what: What, id: Uuid) {
+        if self.answers.are_silent() || !gateway::is_on(self.app, self.gateway) {
+            return;
+        }
+        let asked = match what {
+            What::Payment => self.ask_payment(PaymentId::from_uuid(id)).await,
+            What::Refund => self.ask_refund(RefundId::from_uuid(id)).await,
+        };
+        self.answers.heard(asked.is_ok());
+        if let Err(error) = asked {
+            tracing::warn!(
+                gateway = self.gateway.as_str(),
+                what = what.as_str(),
+                number = %id.as_simple(),
+                %error,
+                "what a bill has and our books have not could not be asked about"
+            );
+        }
+    }
+
+    async fn ask_payment(&self, id: PaymentId) -> Result<()> {
+        let mut conn = self.app.db.acquire().await?;
+        let payment = crate::payments::store::payment(&mut conn, id).await.context("reading a payment")?;
+        drop(conn);
+        match payment {
+            Some(payment) => settle::ask(self.app, &payment).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn ask_refund(&self, id: RefundId) -> Result<()> {
+        let mut conn = self.app.db.acquire().await?;
+        let owed = refunds::find(&mut conn, id).await.context("reading a refund")?;
+        drop(conn);
+        match owed {
+            Some(owed) => refund::ask(self.app, &owed).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn write(&self, what: What, numbers: &[String], cases: &[Case<'_>]) -> Result<Told> {
+        let now = self.app.clock.now();
+        let mut told = Told::default();
+        let mut tx = self.app.db.begin().await?;
+        let known = differences::lock(&mut tx, self.gateway, what, numbers).await.context("locking differences")?;
+        let mut by_number: HashMap<&str, Vec<&Known>> = HashMap::new();
+        for difference in &known {
+            by_number.entry(&difference.number).or_default().push(difference);
+        }
+        for case in cases {
+            let known = by_number.remove(case.number).unwrap_or_default();
+            for difference in &known {
+                again(&mut tx, case, difference, &mut told, now).await?;
+            }
+            let is_new = |finding: &&Finding| !known.iter().any(|difference| difference.kind == finding.kind);
+            for finding in case.found.iter().filter(is_new) {
+                let named = Named { gateway: self.gateway, what, number: case.number, kind: finding.kind };
+                insert(&mut tx, &named, *finding, case, &mut told, now).await?;
+            }
+        }
+        tx.commit().await?;
+        count(self.gateway, &told);
+        Ok(told)
+    }
+}
+
+/// What becomes of a known difference.
+async fn again(conn: &mut Conn, case: &Case<'_>, known: &Known, told: &mut Told, now: At) -> Result<()> {
+    let (found, facts) = (case.found.iter().find(|finding| finding.kind == known.kind).copied(), case.facts());
+    match compare::step(known.status, known.figures(), found, facts.figures) {
+        Step::Stay => {
+            differences::refresh(conn, known.id, &facts, now).await.context("noting a difference")?;
+        }
+        Step::Find(status) => {
+            differences::find(conn, known.id, status, &facts, now).await.context("opening a difference")?;
+            if status == DifferenceStatus::Open {
+                *told.opened.entry(known.kind).or_default() += 1;
+            }
+        }
+        Step::Vanish => {
+            differences::vanish(conn, known.id, now).await.context("closing a difference")?;
+            // What waited was told to nobody.
+            if known.status == DifferenceStatus::Open {
+                *told.vanished.entry(known.kind).or_default() += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn insert(
+    conn: &mut Conn,
+    named: &Named<'_>,
+    finding: Finding,
+    case: &Case<'_>,
+    told: &mut Told,
+    now: At,
+) -> Result<()> {
+    let status = compare::first(finding);
+    match differences::insert(conn, named, status, &case.facts(), now).await {
+        Ok(()) if status == DifferenceStatus::Open => *told.opened.entry(named.kind).or_default() += 1,
+        Ok(()) => {}
+        // Another process found it in this moment.
+        Err(error) if db::violated(&error).as_deref() == Some("uq_payment_differences_number") => {}
+        Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("writing down a difference"))),
+    }
+    Ok(())
+}
+
+fn count(gateway: Gateway, told: &Told) {
+    for (outcome, kinds) in [("opened", &told.opened), ("vanished", &told.vanished)] {
+        for (kind, count) in kinds {
+            metrics::counter!("onrush_payment_differences_total",
+                "gateway" => gateway.as_str(), "kind" => kind.as_str(), "outcome" => outcome)
+            .increment(*count);
+        }
+    }
+}
+
+/// A number that may be ours.
+fn uuid_of(number: &str) -> Option<Uuid> {
+    number.parse::<Id<()>>().ok().map(Id::uuid)
+}

@@ -1,0 +1,111 @@
+//! Fetching a bill and keeping it, whole or not at all.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use super::BillId;
+use super::bill::{Bill, Line};
+use super::compare::What;
+use super::store::bills::{self, NewBill};
+use crate::app::App;
+use crate::error::{Error, Result, retrying};
+use crate::payments::gateway;
+use crate::payments::model::Gateway;
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db;
+
+/// Who stores a bill for longer than this is gone.
+const STORING: Duration = Duration::from_secs(3600);
+/// How often believing begins again because another process believed one of that day for the first time meanwhile.
+const ROUNDS: usize = 3;
+/// Useless bills that one pass clears away.
+const USELESS: u32 = 64;
+/// Lines that one statement deletes, and statements that one bill takes at most in one pass.
+const DELETE: u32 = 1000;
+const DELETES: usize = 10_000;
+
+/// Fetches the bill of a day and keeps it. One that is not there yet is refused as `gateway_unavailable`.
+pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day) -> Result<()> {
+    // Made before the gateway is asked: of two that are fetched at the same time, the later one counts.
+    let id = BillId::new();
+    let bill = Bill::of(gateway::bill(app, gateway, &day.to_string()).await?)?;
+    keep(app, id, (gateway, day), &bill).await
+}
+
+async fn keep(app: &App, id: BillId, (gateway, day): (Gateway, Day), bill: &Bill) -> Result<()> {
+    let now = app.clock.now();
+    let new = NewBill {
+        id,
+        gateway,
+        day,
+        payments: bill.sum(What::Payment)?,
+        refunds: bill.sum(What::Refund)?,
+        digest: bill.digest(),
+    };
+    let mut conn = app.db.acquire().await?;
+    let known = bills::believed(&mut conn, gateway, day).await.context("reading a bill")?;
+    if let Some((known, _)) = known.filter(|(_, digest)| *digest == new.digest) {
+        bills::mark_checked(&mut conn, known, now).await.context("noting a bill")?;
+        return Ok(());
+    }
+    bills::begin(&mut conn, &new, now).await.context("beginning a bill")?;
+    let lines: Vec<(&(What, String), &Line)> = bill.lines.iter().collect();
+    for batch in lines.chunks(db::CHUNK) {
+        bills::insert_lines(&mut conn, id, batch).await.context("writing lines of a bill")?;
+    }
+    drop(conn);
+    for _ in 0..ROUNDS {
+        if let Some(is_new) = retrying(|| believe(app, &new, now)).await? {
+            tracing::info!(
+                gateway = gateway.as_str(), bill.day = %day, bill.payments = new.payments.count,
+                bill.refunds = new.refunds.count, bill.is_new = is_new, "bill fetched"
+            );
+            return Ok(());
+        }
+    }
+    Err(anyhow!("bills of {day} keep being believed by others").into())
+}
+
+/// Makes a stored bill the one of its day. False: the one that is there says the same, or is a later one; `None`: another
+/// process has made one so in this moment.
+async fn believe(app: &App, new: &NewBill, now: At) -> Result<Option<bool>> {
+    let mut tx = app.db.begin().await?;
+    let known = bills::lock_believed(&mut tx, new.gateway, new.day).await.context("locking a bill")?;
+    if let Some((known, digest)) = known {
+        if known > new.id || digest == new.digest {
+            bills::mark_checked(&mut tx, known, now).await.context("noting a bill")?;
+            bills::abandon(&mut tx, new.id).await.context("abandoning a bill")?;
+            tx.commit().await?;
+            return Ok(Some(false));
+        }
+        bills::replace(&mut tx, known, now).await.context("replacing a bill")?;
+    }
+    match bills::believe(&mut tx, new.id).await {
+        Ok(true) => {}
+        Ok(false) => return Err(anyhow!("a bill of {} took too long to store", new.day).into()),
+        Err(error) if db::violated(&error).as_deref() == Some("uq_payment_bills_believed") => return Ok(None),
+        Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("believing a bill"))),
+    }
+    tx.commit().await?;
+    Ok(Some(true))
+}
+
+/// Clears away the lines of bills that nobody will read: those of a process that is gone, and those that were replaced.
+pub(super) async fn clear(app: &App) -> Result<()> {
+    let mut conn = app.db.acquire().await?;
+    let before = app.clock.now().minus(STORING);
+    bills::abandon_since(&mut conn, before).await.context("abandoning bills")?;
+    for bill in bills::useless(&mut conn, USELESS).await.context("looking for useless bills")? {
+        for _ in 0..DELETES {
+            let deleted = bills::delete_lines(&mut conn, bill, DELETE).await.context("deleting lines of a bill")?;
+            if deleted < u64::from(DELETE) {
+                bills::mark_dropped(&mut conn, bill).await.context("noting a bill without lines")?;
+                bills::forget(&mut conn, bill).await.context("forgetting a bill")?;
+                break;
+            }
+        }
+    }
+    Ok(())
+}

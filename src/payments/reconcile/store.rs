@@ -1,0 +1,148 @@
+//! The SQL of bills, of our side of them, and of differences: one statement a function.
+
+pub(super) mod bills;
+pub(super) mod differences;
+
+use std::collections::HashMap;
+
+use sqlx::{MySql, QueryBuilder};
+use uuid::Uuid;
+
+use super::compare::{State, What};
+use crate::payments::model::{Gateway, PaymentId, PaymentStatus, RefundStatus};
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db::{self, Conn};
+use crate::platform::money::Money;
+
+/// What the believed bills of a gateway come to for a number, whatever their days.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(super) struct Theirs {
+    pub number: String,
+    pub merchant_no: String,
+    pub amount: Money,
+    /// The last day that has it.
+    pub day: Day,
+}
+
+/// What our books have of a number.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub id: Uuid,
+    pub payment: PaymentId,
+    pub amount: Money,
+    pub state: State,
+    /// As the database has it.
+    pub status: String,
+    /// When it was started or owed.
+    pub started_at: At,
+    /// When we heard that its money moved.
+    pub heard_at: Option<At>,
+}
+
+/// What believed bills of a gateway have of these numbers, by number. Lines are found first: bills grow in number every day,
+/// lines of a number do not.
+pub(super) async fn theirs(
+    conn: &mut Conn,
+    gateway: Gateway,
+    what: What,
+    numbers: &[String],
+) -> sqlx::Result<HashMap<String, Theirs>> {
+    if numbers.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT l.number, MIN(l.merchant_no) AS merchant_no, CAST(SUM(l.amount_fen) AS SIGNED) AS amount, \
+         MAX(b.day) AS day FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) \
+         STRAIGHT_JOIN payment_bills b ON b.id = l.bill_id AND b.believed = 1 \
+         WHERE b.gateway = ",
+    );
+    query.push_bind(gateway.as_str()).push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
+    db::push_in(&mut query, numbers.iter().map(String::as_str));
+    query.push(" GROUP BY l.number");
+    let rows: Vec<Theirs> = query.build_query_as().persistent(db::recurs(numbers.len())).fetch_all(conn).await?;
+    Ok(rows.into_iter().map(|row| (row.number.clone(), row)).collect())
+}
+
+#[derive(sqlx::FromRow)]
+struct EntryRow {
+    id: Uuid,
+    payment: PaymentId,
+    amount: Money,
+    status: String,
+    started_at: At,
+    heard_at: Option<At>,
+}
+
+/// What our books have of these numbers at a gateway, by number.
+pub(super) async fn ours(
+    conn: &mut Conn,
+    gateway: Gateway,
+    what: What,
+    ids: &[Uuid],
+) -> sqlx::Result<HashMap<String, Entry>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut query = QueryBuilder::<MySql>::new(match what {
+        What::Payment => {
+            "SELECT p.id, p.id AS payment, p.amount_fen AS amount, p.status, p.created_at AS started_at, \
+             p.paid_at AS heard_at FROM payments p WHERE p.gateway = "
+        }
+        What::Refund => {
+            "SELECT r.id, r.payment_id AS payment, r.amount_fen AS amount, r.status, r.created_at AS started_at, \
+             r.confirmed_at AS heard_at FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE p.gateway = "
+        }
+    });
+    query.push_bind(gateway.as_str()).push(match what {
+        What::Payment => " AND p.id IN ",
+        What::Refund => " AND r.id IN ",
+    });
+    db::push_in(&mut query, ids.iter().copied());
+    let rows: Vec<EntryRow> = query.build_query_as().persistent(db::recurs(ids.len())).fetch_all(conn).await?;
+    let entry = |row: EntryRow| -> Result<Entry, String> {
+        let state = match what {
+            What::Payment => PaymentStatus::try_from(row.status.clone())?.into(),
+            What::Refund => RefundStatus::try_from(row.status.clone())?.into(),
+        };
+        let EntryRow { id, payment, amount, status, started_at, heard_at } = row;
+        Ok(Entry { id, payment, amount, state, status, started_at, heard_at })
+    };
+    let entries = rows.into_iter().map(|row| Ok((row.id.as_simple().to_string(), entry(row)?)));
+    entries.collect::<Result<_, String>>().map_err(|why| sqlx::Error::Decode(why.into()))
+}
+
+/// Where a page of [`heard`] ends: (when, number).
+pub(super) type Place = (At, Uuid);
+
+/// Payments or refunds of a gateway of which we heard from `from` on and before `until`, behind `after`, in that order.
+pub(super) async fn heard(
+    conn: &mut Conn,
+    gateway: Gateway,
+    what: What,
+    (from, until): (At, At),
+    after: Option<Place>,
+    limit: u32,
+) -> sqlx::Result<Vec<Place>> {
+    let (after_at, after_id) = after.unwrap_or((from, Uuid::nil()));
+    let statement = match what {
+        What::Payment => {
+            "SELECT paid_at, id FROM payments FORCE INDEX (ix_payments_paid) WHERE gateway = ? AND paid_at >= ? \
+             AND paid_at < ? AND (paid_at > ? OR id > ?) AND status = 'paid' ORDER BY paid_at, id LIMIT ?"
+        }
+        What::Refund => {
+            "SELECT r.confirmed_at, r.id FROM refunds r FORCE INDEX (ix_refunds_confirmed) \
+             JOIN payments p ON p.id = r.payment_id WHERE p.gateway = ? AND r.confirmed_at >= ? AND r.confirmed_at < ? \
+             AND (r.confirmed_at > ? OR r.id > ?) AND r.status = 'confirmed' ORDER BY r.confirmed_at, r.id LIMIT ?"
+        }
+    };
+    sqlx::query_as(statement)
+        .bind(gateway.as_str())
+        .bind(after_at)
+        .bind(until)
+        .bind(after_at)
+        .bind(after_id)
+        .bind(limit)
+        .fetch_all(conn)
+        .await
+}

@@ -1,0 +1,303 @@
+//! Bills and their lines. A bill is read only once it is believed; its lines are written before, in batches.
+
+use sqlx::{MySql, QueryBuilder, query, query_as, query_scalar};
+
+use crate::payments::model::Gateway;
+use crate::payments::reconcile::bill::{Line, Sum};
+use crate::payments::reconcile::compare::What;
+use crate::payments::reconcile::{BillId, BillStatus};
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db::{self, Conn};
+use crate::platform::money::Money;
+
+/// The believed bill of a day, and its digest.
+pub(in crate::payments::reconcile) async fn believed(
+    conn: &mut Conn,
+    gateway: Gateway,
+    day: Day,
+) -> sqlx::Result<Option<(BillId, Vec<u8>)>> {
+    query_as("SELECT id, digest FROM payment_bills WHERE gateway = ? AND day = ? AND believed = 1")
+        .bind(gateway.as_str())
+        .bind(day)
+        .fetch_optional(conn)
+        .await
+}
+
+/// As [`believed`], held until the transaction ends.
+pub(in crate::payments::reconcile) async fn lock_believed(
+    conn: &mut Conn,
+    gateway: Gateway,
+    day: Day,
+) -> sqlx::Result<Option<(BillId, Vec<u8>)>> {
+    query_as("SELECT id, digest FROM payment_bills WHERE gateway = ? AND day = ? AND believed = 1 FOR UPDATE")
+        .bind(gateway.as_str())
+        .bind(day)
+        .fetch_optional(conn)
+        .await
+}
+
+/// A bill that was fetched.
+pub(in crate::payments::reconcile) struct NewBill {
+    pub id: BillId,
+    pub gateway: Gateway,
+    pub day: Day,
+    pub payments: Sum,
+    pub refunds: Sum,
+    pub digest: [u8; 32],
+}
+
+/// Begins to store a bill.
+pub(in crate::payments::reconcile) async fn begin(conn: &mut Conn, new: &NewBill, now: At) -> sqlx::Result<()> {
+    query(
+        "INSERT INTO payment_bills (id, gateway, day, status, payments, payments_fen, refunds, refunds_fen, digest, \
+         fetched_at, checked_at) VALUES (?, ?, ?, 'storing', ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(new.id)
+    .bind(new.gateway.as_str())
+    .bind(new.day)
+    .bind(new.payments.count)
+    .bind(new.payments.amount)
+    .bind(new.refunds.count)
+    .bind(new.refunds.amount)
+    .bind(new.digest.as_slice())
+    .bind(now)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes lines of a bill that is being stored, at most [`db::CHUNK`].
+pub(in crate::payments::reconcile) async fn insert_lines(
+    conn: &mut Conn,
+    bill: BillId,
+    lines: &[(&(What, String), &Line)],
+) -> sqlx::Result<()> {
+    let mut insert = QueryBuilder::<MySql>::new(
+        "INSERT INTO payment_bill_lines (bill_id, kind, number, merchant_no, amount_fen, line_count, at) ",
+    );
+    insert.push_values(lines, |mut row, ((what, number), line)| {
+        row.push_bind(bill).push_bind(what.as_str()).push_bind(number.as_str()).push_bind(line.merchant_no.as_str());
+        row.push_bind(line.amount).push_bind(line.count).push_bind(line.at);
+    });
+    insert.build().persistent(db::recurs(lines.len())).execute(conn).await?;
+    Ok(())
+}
+
+/// storing → believed; false: it was abandoned meanwhile. A second one of the day violates `uq_payment_bills_believed`.
+pub(in crate::payments::reconcile) async fn believe(conn: &mut Conn, id: BillId) -> sqlx::Result<bool> {
+    let done = query("UPDATE payment_bills SET status = 'believed', believed = 1 WHERE id = ? AND status = 'storing'")
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// believed → replaced.
+pub(in crate::payments::reconcile) async fn replace(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<bool> {
+    let done = query(
+        "UPDATE payment_bills SET status = 'replaced', believed = NULL, replaced_at = ? WHERE id = ? AND status = 'believed'",
+    )
+    .bind(now)
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The gateway told the same once more.
+pub(in crate::payments::reconcile) async fn mark_checked(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET checked_at = ? WHERE id = ? AND status = 'believed'")
+        .bind(now)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// All of it was laid beside our books.
+pub(in crate::payments::reconcile) async fn mark_compared(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET compared_at = ? WHERE id = ? AND status = 'believed'")
+        .bind(now)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// storing → abandoned.
+pub(in crate::payments::reconcile) async fn abandon(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET status = 'abandoned' WHERE id = ? AND status = 'storing'")
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// storing → abandoned, of all that were begun before `before`: who did is gone.
+pub(in crate::payments::reconcile) async fn abandon_since(conn: &mut Conn, before: At) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET status = 'abandoned' WHERE status = 'storing' AND fetched_at < ?")
+        .bind(before)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Days from `from` on whose bills of a gateway are believed.
+pub(in crate::payments::reconcile) async fn days_since(
+    conn: &mut Conn,
+    gateway: Gateway,
+    from: Day,
+) -> sqlx::Result<Vec<Day>> {
+    query_scalar("SELECT day FROM payment_bills WHERE gateway = ? AND day >= ? AND believed = 1")
+        .bind(gateway.as_str())
+        .bind(from)
+        .fetch_all(conn)
+        .await
+}
+
+/// Whose bill of which day.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub(in crate::payments::reconcile) struct Which {
+    pub id: BillId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    pub day: Day,
+}
+
+/// Believed bills that were not laid beside our books to their end.
+pub(in crate::payments::reconcile) async fn uncompared(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<Which>> {
+    query_as(
+        "SELECT id, gateway, day FROM payment_bills WHERE status = 'believed' AND compared_at IS NULL \
+         ORDER BY id LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Replaced bills of a day whose lines are still there.
+pub(in crate::payments::reconcile) async fn replaced(
+    conn: &mut Conn,
+    gateway: Gateway,
+    day: Day,
+) -> sqlx::Result<Vec<BillId>> {
+    query_scalar("SELECT id FROM payment_bills WHERE gateway = ? AND day = ? AND status = 'replaced'")
+        .bind(gateway.as_str())
+        .bind(day)
+        .fetch_all(conn)
+        .await
+}
+
+/// Numbers of a bill behind `after`, in order.
+pub(in crate::payments::reconcile) async fn numbers(
+    conn: &mut Conn,
+    bill: BillId,
+    what: What,
+    after: Option<&str>,
+    limit: u32,
+) -> sqlx::Result<Vec<String>> {
+    // A line may have no number at all: it is the first.
+    let statement = match after {
+        None => {
+            "SELECT number FROM payment_bill_lines WHERE bill_id = ? AND kind = ? AND number >= ? ORDER BY number LIMIT ?"
+        }
+        Some(_) => {
+            "SELECT number FROM payment_bill_lines WHERE bill_id = ? AND kind = ? AND number > ? ORDER BY number LIMIT ?"
+        }
+    };
+    query_scalar(statement).bind(bill).bind(what.as_str()).bind(after.unwrap_or("")).bind(limit).fetch_all(conn).await
+}
+
+/// Bills whose lines are of no use: abandoned ones, and replaced ones whose successor has been laid beside our books.
+pub(in crate::payments::reconcile) async fn useless(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<BillId>> {
+    query_scalar(
+        "SELECT b.id FROM payment_bills b WHERE b.status = 'abandoned' OR (b.status = 'replaced' AND NOT EXISTS \
+         (SELECT 1 FROM payment_bills n WHERE n.gateway = b.gateway AND n.day = b.day AND n.believed = 1 \
+         AND n.compared_at IS NULL)) ORDER BY b.id LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Deletes lines of a bill, at most `limit`; how many.
+pub(in crate::payments::reconcile) async fn delete_lines(
+    conn: &mut Conn,
+    bill: BillId,
+    limit: u32,
+) -> sqlx::Result<u64> {
+    let done =
+        query("DELETE FROM payment_bill_lines WHERE bill_id = ? LIMIT ?").bind(bill).bind(limit).execute(conn).await?;
+    Ok(done.rows_affected())
+}
+
+/// replaced → dropped: its lines are gone.
+pub(in crate::payments::reconcile) async fn mark_dropped(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET status = 'dropped' WHERE id = ? AND status = 'replaced'")
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Forgets an abandoned bill whose lines are gone.
+pub(in crate::payments::reconcile) async fn forget(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
+    query("DELETE FROM payment_bills WHERE id = ? AND status = 'abandoned'").bind(id).execute(conn).await?;
+    Ok(())
+}
+
+/// A bill, as a person sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments::reconcile) struct BillRow {
+    pub id: BillId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    pub day: Day,
+    #[sqlx(try_from = "String")]
+    pub status: BillStatus,
+    pub payments: i64,
+    pub payments_fen: Money,
+    pub refunds: i64,
+    pub refunds_fen: Money,
+    pub fetched_at: At,
+    pub checked_at: At,
+    pub compared_at: Option<At>,
+    pub replaced_at: Option<At>,
+    pub open: i64,
+    pub waiting: i64,
+}
+
+const BILLS: &str = "SELECT b.id, b.gateway, b.day, b.status, CAST(b.payments AS SIGNED) AS payments, b.payments_fen, \
+    CAST(b.refunds AS SIGNED) AS refunds, b.refunds_fen, b.fetched_at, b.checked_at, b.compared_at, b.replaced_at, \
+    (SELECT COUNT(*) FROM payment_differences d WHERE d.gateway = b.gateway AND d.day = b.day AND d.status = 'open') \
+    AS open, (SELECT COUNT(*) FROM payment_differences d WHERE d.gateway = b.gateway AND d.day = b.day \
+    AND d.status = 'waiting') AS waiting FROM payment_bills b WHERE b.status IN ('believed', 'replaced', 'dropped') ";
+
+/// Bills that are or were believed, below `before`, newest first.
+pub(in crate::payments::reconcile) async fn list(
+    conn: &mut Conn,
+    gateway: Option<Gateway>,
+    before: BillId,
+    limit: u32,
+) -> sqlx::Result<Vec<BillRow>> {
+    let mut query = QueryBuilder::<MySql>::new(BILLS);
+    query.push("AND b.id < ").push_bind(before);
+    if let Some(gateway) = gateway {
+        query.push(" AND b.gateway = ").push_bind(gateway.as_str());
+    }
+    query.push(" ORDER BY b.id DESC LIMIT ").push_bind(limit);
+    query.build_query_as().persistent(false).fetch_all(conn).await
+}
+
+/// The bill of a day that is believed, as a person sees it.
+pub(in crate::payments::reconcile) async fn show(
+    conn: &mut Conn,
+    gateway: Gateway,
+    day: Day,
+) -> sqlx::Result<Option<BillRow>> {
+    let mut query = QueryBuilder::<MySql>::new(BILLS);
+    query.push("AND b.believed = 1 AND b.gateway = ").push_bind(gateway.as_str()).push(" AND b.day = ").push_bind(day);
+    query.build_query_as().fetch_optional(conn).await
+}

@@ -1,0 +1,289 @@
+//! Differences between a gateway's bills and our books.
+
+use sqlx::{MySql, QueryBuilder, query, query_as};
+
+use crate::auth::UserId;
+use crate::payments::model::Gateway;
+use crate::payments::reconcile::DifferenceId;
+use crate::payments::reconcile::compare::{DifferenceKind, DifferenceStatus, Figures, What};
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db::{self, Conn};
+use crate::platform::money::Money;
+
+/// A difference that is known.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(in crate::payments::reconcile) struct Known {
+    pub id: DifferenceId,
+    pub number: String,
+    #[sqlx(try_from = "String")]
+    pub kind: DifferenceKind,
+    #[sqlx(try_from = "String")]
+    pub status: DifferenceStatus,
+    pub theirs_fen: Option<Money>,
+    pub ours_fen: Option<Money>,
+}
+
+impl Known {
+    /// Its amounts.
+    pub fn figures(&self) -> Figures {
+        Figures { theirs: self.theirs_fen, ours: self.ours_fen }
+    }
+}
+
+/// The known differences of these numbers, held until the transaction ends.
+pub(in crate::payments::reconcile) async fn lock(
+    conn: &mut Conn,
+    gateway: Gateway,
+    what: What,
+    numbers: &[String],
+) -> sqlx::Result<Vec<Known>> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, number, kind, status, theirs_fen, ours_fen FROM payment_differences WHERE gateway = ",
+    );
+    query.push_bind(gateway.as_str()).push(" AND what = ").push_bind(what.as_str()).push(" AND number IN ");
+    db::push_in(&mut query, numbers.iter().map(String::as_str));
+    query.push(" ORDER BY id FOR UPDATE");
+    query.build_query_as().persistent(db::recurs(numbers.len())).fetch_all(conn).await
+}
+
+/// What is written down of a difference.
+pub(in crate::payments::reconcile) struct Facts<'a> {
+    pub day: Day,
+    /// The gateway's or our number of the payment.
+    pub payment_no: &'a str,
+    pub figures: Figures,
+    /// How far it is by our books.
+    pub ours_status: Option<&'a str>,
+}
+
+/// Which difference.
+pub(in crate::payments::reconcile) struct Named<'a> {
+    pub gateway: Gateway,
+    pub what: What,
+    pub number: &'a str,
+    pub kind: DifferenceKind,
+}
+
+/// Puts down a new difference; one that is known violates `uq_payment_differences_number`.
+pub(in crate::payments::reconcile) async fn insert(
+    conn: &mut Conn,
+    named: &Named<'_>,
+    status: DifferenceStatus,
+    facts: &Facts<'_>,
+    now: At,
+) -> sqlx::Result<()> {
+    query(
+        "INSERT INTO payment_differences (id, gateway, what, number, kind, status, day, payment_no, theirs_fen, ours_fen, \
+         ours_status, found_at, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(DifferenceId::new())
+    .bind(named.gateway.as_str())
+    .bind(named.what.as_str())
+    .bind(named.number)
+    .bind(named.kind.as_str())
+    .bind(status.as_str())
+    .bind(facts.day)
+    .bind(facts.payment_no)
+    .bind(facts.figures.theirs)
+    .bind(facts.figures.ours)
+    .bind(facts.ours_status)
+    .bind(now)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A known difference is found now, whatever became of it before. The caller holds its row, as below.
+pub(in crate::payments::reconcile) async fn find(
+    conn: &mut Conn,
+    id: DifferenceId,
+    status: DifferenceStatus,
+    facts: &Facts<'_>,
+    now: At,
+) -> sqlx::Result<()> {
+    query(
+        "UPDATE payment_differences SET status = ?, day = ?, payment_no = ?, theirs_fen = ?, ours_fen = ?, \
+         ours_status = ?, found_at = ?, checked_at = ?, vanished_at = NULL, resolved_at = NULL, resolved_by = NULL, \
+         note = '' WHERE id = ?",
+    )
+    .bind(status.as_str())
+    .bind(facts.day)
+    .bind(facts.payment_no)
+    .bind(facts.figures.theirs)
+    .bind(facts.figures.ours)
+    .bind(facts.ours_status)
+    .bind(now)
+    .bind(now)
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What a difference that is open or waits is about now.
+pub(in crate::payments::reconcile) async fn refresh(
+    conn: &mut Conn,
+    id: DifferenceId,
+    facts: &Facts<'_>,
+    now: At,
+) -> sqlx::Result<()> {
+    query(
+        "UPDATE payment_differences SET theirs_fen = ?, ours_fen = ?, ours_status = ?, checked_at = ? \
+         WHERE id = ? AND status IN ('open', 'waiting')",
+    )
+    .bind(facts.figures.theirs)
+    .bind(facts.figures.ours)
+    .bind(facts.ours_status)
+    .bind(now)
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// open, waiting → vanished.
+pub(in crate::payments::reconcile) async fn vanish(conn: &mut Conn, id: DifferenceId, now: At) -> sqlx::Result<()> {
+    query(
+        "UPDATE payment_differences SET status = 'vanished', vanished_at = ?, checked_at = ? \
+         WHERE id = ? AND status IN ('open', 'waiting')",
+    )
+    .bind(now)
+    .bind(now)
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A number to look at again.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments::reconcile) struct Again {
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    #[sqlx(try_from = "String")]
+    pub what: What,
+    pub number: String,
+}
+
+/// Differences of this status that nobody looked at since `before`, the longest first.
+pub(in crate::payments::reconcile) async fn to_check(
+    conn: &mut Conn,
+    status: DifferenceStatus,
+    before: At,
+    limit: u32,
+) -> sqlx::Result<Vec<Again>> {
+    query_as(
+        "SELECT gateway, what, number FROM payment_differences WHERE status = ? AND checked_at < ? \
+         ORDER BY checked_at LIMIT ?",
+    )
+    .bind(status.as_str())
+    .bind(before)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Open differences of each gateway that has some.
+pub(in crate::payments::reconcile) async fn count_open(conn: &mut Conn) -> sqlx::Result<Vec<(String, i64)>> {
+    query_as("SELECT gateway, COUNT(*) FROM payment_differences WHERE status = 'open' GROUP BY gateway")
+        .fetch_all(conn)
+        .await
+}
+
+/// open, waiting → resolved, by a person.
+pub(in crate::payments::reconcile) async fn resolve(
+    conn: &mut Conn,
+    id: DifferenceId,
+    by: UserId,
+    note: &str,
+    now: At,
+) -> sqlx::Result<bool> {
+    let done = query(
+        "UPDATE payment_differences SET status = 'resolved', resolved_at = ?, resolved_by = ?, note = ? \
+         WHERE id = ? AND status IN ('open', 'waiting')",
+    )
+    .bind(now)
+    .bind(by)
+    .bind(note)
+    .bind(id)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A difference, as a person sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments::reconcile) struct DifferenceRow {
+    pub id: DifferenceId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+    #[sqlx(try_from = "String")]
+    pub what: What,
+    pub number: String,
+    #[sqlx(try_from = "String")]
+    pub kind: DifferenceKind,
+    #[sqlx(try_from = "String")]
+    pub status: DifferenceStatus,
+    pub day: Day,
+    pub payment_no: String,
+    pub theirs_fen: Option<Money>,
+    pub ours_fen: Option<Money>,
+    pub ours_status: Option<String>,
+    pub found_at: At,
+    pub checked_at: At,
+    pub vanished_at: Option<At>,
+    pub resolved_at: Option<At>,
+    pub resolved_by: Option<UserId>,
+    pub note: String,
+}
+
+const DIFFERENCES: &str = "SELECT id, gateway, what, number, kind, status, day, payment_no, theirs_fen, ours_fen, \
+    ours_status, found_at, checked_at, vanished_at, resolved_at, resolved_by, note FROM payment_differences WHERE id ";
+
+/// Which differences.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::payments::reconcile) struct WhichDifferences {
+    pub gateway: Option<Gateway>,
+    pub what: Option<What>,
+    pub kind: Option<DifferenceKind>,
+    pub status: Option<DifferenceStatus>,
+}
+
+/// Differences below `before`, newest first.
+pub(in crate::payments::reconcile) async fn list(
+    conn: &mut Conn,
+    which: WhichDifferences,
+    before: DifferenceId,
+    limit: u32,
+) -> sqlx::Result<Vec<DifferenceRow>> {
+    let mut query = QueryBuilder::<MySql>::new(DIFFERENCES);
+    query.push("< ").push_bind(before);
+    let filters = [
+        (" AND gateway = ", which.gateway.map(Gateway::as_str)),
+        (" AND what = ", which.what.map(What::as_str)),
+        (" AND kind = ", which.kind.map(DifferenceKind::as_str)),
+        (" AND status = ", which.status.map(DifferenceStatus::as_str)),
+    ];
+    for (filter, value) in filters {
+        if let Some(value) = value {
+            query.push(filter).push_bind(value);
+        }
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+    query.build_query_as().persistent(false).fetch_all(conn).await
+}
+
+/// A difference, held until the transaction ends.
+pub(in crate::payments::reconcile) async fn lock_one(
+    conn: &mut Conn,
+    id: DifferenceId,
+) -> sqlx::Result<Option<DifferenceRow>> {
+    let mut query = QueryBuilder::<MySql>::new(DIFFERENCES);
+    query.push("= ").push_bind(id).push(" FOR UPDATE");
+    query.build_query_as().fetch_optional(conn).await
+}
