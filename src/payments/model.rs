@@ -66,6 +66,12 @@ impl Gateway {
             Self::Stripe => &[Channel::Checkout],
         }
     }
+
+    /// Whether a refund that is made there may fail after all, when the buyer's bank sends the money back. Then success is
+    /// no last word, and an older message may come behind the one of the failure: <https://docs.stripe.com/refunds#failed-refunds>.
+    pub const fn may_fail_made_refunds(self) -> bool {
+        matches!(self, Self::Stripe)
+    }
 }
 
 impl FromStr for Gateway {

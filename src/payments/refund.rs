@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::model::{PaymentId, Refund, RefundAnswer, RefundId, RefundStatus, growing};
+use super::model::{Payment, Refund, RefundAnswer, RefundId, RefundStatus, growing};
 use super::store::refunds;
 use super::{gateway, late};
 use crate::app::App;
@@ -159,21 +159,40 @@ async fn take(app: &App, refund: &Refund, answer: &RefundAnswer) -> Result<Heard
     Ok(heard)
 }
 
-/// Which refund of this payment a message is about, or why a person must look. The caller holds the payment's row.
+/// What a message about a refund of ours is worth.
+pub(super) enum Address {
+    /// It is taken into the books.
+    Books,
+    /// It is passed over, and why.
+    Nobody(String),
+    /// A person must look, and why.
+    Person(String),
+}
+
+/// Whom a message about a refund of this payment is for. The caller holds the payment's row.
 pub(super) async fn addressed(
     conn: &mut Conn,
     id: RefundId,
-    payment: PaymentId,
+    payment: &Payment,
     answer: &RefundAnswer,
-) -> Result<Result<(), String>> {
+) -> Result<Address> {
     let refund = refunds::find(conn, id).await.context("reading a refund")?;
-    Ok(match refund.filter(|refund| refund.payment_id == payment) {
-        None => Err(format!("refund {id} is none of this payment's")),
+    let Some(refund) = refund.filter(|refund| refund.payment_id == payment.id) else {
+        return Ok(Address::Person(format!("refund {id} is none of this payment's")));
+    };
+    Ok(match (refund.status, answer) {
         // Its money may have gone back twice.
-        Some(refund) if refund.status == RefundStatus::Replaced && *answer == RefundAnswer::Confirmed => {
-            Err(format!("refund {id} was made all the same, and another one in its place"))
+        (RefundStatus::Replaced, RefundAnswer::Confirmed) => {
+            Address::Person(format!("refund {id} was made all the same, and another one in its place"))
         }
-        Some(_) => Ok(()),
+        // The buyer's bank sent it back: the books say that the buyer has it, and nobody would look again.
+        (RefundStatus::Confirmed, RefundAnswer::Refused(why)) => {
+            Address::Person(format!("refund {id} was confirmed and has failed since: {why:.200}"))
+        }
+        (RefundStatus::Failed, RefundAnswer::Confirmed) if payment.gateway.may_fail_made_refunds() => {
+            Address::Nobody(format!("refund {id} has failed since"))
+        }
+        _ => Address::Books,
     })
 }
 

@@ -13,7 +13,7 @@ use super::late::ResolveLate;
 use super::model::{
     Gateway, Message, NotificationId, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge,
 };
-use super::refund::{self, Heard};
+use super::refund::{self, Address, Heard};
 use super::store::{self, NewNotification};
 use crate::app::App;
 use crate::audit::{self, Act};
@@ -144,9 +144,10 @@ async fn judge_locked(app: &App, conn: &mut Conn, gateway: Gateway, message: &Me
         Verdict::Flag(why) => (Settled::Flagged, why),
         // Which refund it is about is found by asking about all that are under way.
         Verdict::Refund(None, _) => (Settled::Ignored, "a refund without our number".to_owned()),
-        Verdict::Refund(Some(refund), answer) => match refund::addressed(conn, refund, payment.id, &answer).await? {
-            Ok(()) => (Settled::Refund(refund), String::new()),
-            Err(why) => (Settled::Flagged, why),
+        Verdict::Refund(Some(refund), answer) => match refund::addressed(conn, refund, &payment, &answer).await? {
+            Address::Books => (Settled::Refund(refund), String::new()),
+            Address::Nobody(why) => (Settled::Ignored, why),
+            Address::Person(why) => (Settled::Flagged, why),
         },
     };
     Ok(Some(Judged { order, payment, settled, detail }))

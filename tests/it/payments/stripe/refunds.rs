@@ -29,6 +29,13 @@ async fn state(shop: &Shop, refund: &str) -> (String, bool) {
         .unwrap()
 }
 
+/// Stripe's id of a refund.
+fn id_of(shop: &Shop, refund: &str) -> String {
+    let all = shop.stripe.refunds();
+    let found = all.into_iter().find(|object| object["metadata"]["refund_no"] == refund).unwrap();
+    found["id"].as_str().unwrap().to_owned()
+}
+
 async fn drive(shop: &Shop) -> usize {
     payments::drive_refunds(&shop.h.app).await.unwrap()
 }
@@ -61,20 +68,15 @@ async fn a_refund_under_way_ends_by_its_event_or_by_asking() {
         all.push(paid_twice(&shop, 500).await.1);
     }
     assert_eq!(drive(&shop).await, 4);
-    let object_of = |refund: &str| {
-        let all = shop.stripe.refunds();
-        let found = all.into_iter().find(|object| object["metadata"]["refund_no"] == refund).unwrap();
-        found["id"].as_str().unwrap().to_owned()
-    };
     for refund in &all {
         assert_eq!(state(&shop, refund).await, ("pending".to_owned(), true));
     }
-    let told = shop.stripe.refund_becomes(&object_of(&all[0]), "succeeded");
+    let told = shop.stripe.refund_becomes(&id_of(&shop, &all[0]), "succeeded");
     shop.deliver(&told).await.expect(200);
-    let failed = shop.stripe.refund_becomes(&object_of(&all[1]), "failed");
+    let failed = shop.stripe.refund_becomes(&id_of(&shop, &all[1]), "failed");
     shop.deliver(&failed).await.expect(200);
-    shop.stripe.refund_becomes(&object_of(&all[2]), "succeeded");
-    shop.stripe.refund_becomes(&object_of(&all[3]), "requires_action");
+    shop.stripe.refund_becomes(&id_of(&shop, &all[2]), "succeeded");
+    shop.stripe.refund_becomes(&id_of(&shop, &all[3]), "requires_action");
     shop.stripe.seen();
     shop.h.advance(Duration::from_secs(3600));
     assert_eq!(drive(&shop).await, 2);
@@ -128,6 +130,33 @@ async fn a_refund_that_stripe_refuses_waits_for_a_person() {
     let why: String = sqlx::query_scalar("SELECT last_error FROM refunds").fetch_one(&shop.h.app.db).await.unwrap();
     assert!(why.contains("charge_already_refunded"), "{why}");
     assert_eq!(drive(&shop).await, 0);
+}
+
+/// A bank can send back what Stripe has called `succeeded`, weeks later. The books say that the money is with the buyer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_fails_after_it_was_made_is_told_to_a_person() {
+    let shop = shop().await;
+    let (_, refund) = paid_twice(&shop, 500).await;
+    assert_eq!(drive(&shop).await, 1);
+    assert_eq!(state(&shop, &refund).await.0, "confirmed");
+    shop.h.advance(Duration::from_secs(20 * 24 * 3600));
+    let failed = shop.stripe.refund_becomes(&id_of(&shop, &refund), "failed");
+    shop.deliver(&failed).await.expect(422);
+    assert_eq!((shop.notifications("flagged").await, state(&shop, &refund).await.0), (1, "confirmed".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_failed_is_not_made_by_an_older_event() {
+    let shop = shop().await;
+    shop.stripe.refunds_are("pending");
+    let (_, refund) = paid_twice(&shop, 500).await;
+    assert_eq!(drive(&shop).await, 1);
+    let earlier = shop.stripe.refund_becomes(&id_of(&shop, &refund), "succeeded");
+    let later = shop.stripe.refund_becomes(&id_of(&shop, &refund), "failed");
+    shop.deliver(&later).await.expect(200);
+    shop.deliver(&earlier).await.expect(200);
+    assert_eq!(state(&shop, &refund).await.0, "failed");
+    assert_eq!((shop.notifications("refund").await, shop.notifications("ignored").await), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
