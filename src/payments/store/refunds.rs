@@ -169,10 +169,10 @@ pub(in crate::payments) async fn reason_of(conn: &mut Conn, id: RefundId) -> sql
     query_as("SELECT reason, note FROM refunds WHERE id = ?").bind(id).fetch_one(conn).await
 }
 
-/// failed → pending, to be sent again under its own number.
+/// failed → pending, to be sent again under its own number. It was sent before: a gateway that must know looks it up.
 pub(in crate::payments) async fn revive(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {
     let done = query(
-        "UPDATE refunds SET status = 'pending', attempts = 0, next_attempt_at = ?, asked_at = NULL, failed_at = NULL \
+        "UPDATE refunds SET status = 'pending', attempts = 1, next_attempt_at = ?, asked_at = NULL, failed_at = NULL \
          WHERE id = ? AND status = 'failed'",
     )
     .bind(now)

@@ -159,6 +159,27 @@ async fn a_refund_that_failed_is_not_made_by_an_older_event() {
     assert_eq!((shop.notifications("refund").await, shop.notifications("ignored").await), (1, 1));
 }
 
+/// Under the key of a request Stripe repeats what it answered then, whatever has become of the refund since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_refund_that_is_sent_again_is_looked_up_first() {
+    let shop = shop().await;
+    let (_, refund) = paid_twice(&shop, 500).await;
+    shop.stripe.behave(Manner::CutsOff);
+    assert_eq!((drive(&shop).await, shop.stripe.refunds().len()), (1, 1));
+    shop.stripe.behave(Manner::Well);
+    let failed = shop.stripe.refund_becomes(&id_of(&shop, &refund), "failed");
+    shop.deliver(&failed).await.expect(200);
+    assert_eq!(state(&shop, &refund).await.0, "failed");
+    for hours in [0, 25] {
+        shop.h.advance(Duration::from_secs(hours * 3600));
+        let admin = shop.h.admin().await;
+        let path = format!("/admin/refunds/{refund}/retry");
+        assert_eq!(shop.h.post(&path, &admin, json!({})).await.expect(200)["status"], "pending");
+        assert_eq!(drive(&shop).await, 1);
+        assert_eq!((state(&shop, &refund).await.0, shop.stripe.refunds().len()), ("failed".to_owned(), 1), "{hours}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bill_of_a_day_has_every_line_in_our_currency() {
     let shop = shop().await;
