@@ -201,6 +201,7 @@ pub(super) async fn end_orders(app: &App, limit: u32) -> Result<()> {
     let mut conn = app.db.acquire().await?;
     let owed = refunds::orders_to_finish(&mut conn, limit).await.context("looking for orders to be refunded")?;
     drop(conn);
+    let mut failed = None;
     for payment in owed {
         let ended = retrying(|| async {
             let mut tx = app.db.begin().await?;
@@ -209,9 +210,12 @@ pub(super) async fn end_orders(app: &App, limit: u32) -> Result<()> {
             tx.commit().await?;
             Ok(ended)
         });
-        if ended.await? {
-            count_ended();
+        match ended.await {
+            Ok(true) => count_ended(),
+            Ok(false) => {}
+            // Those behind it are not held up; the pass is told of it.
+            Err(error) => failed = Some(error),
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }

@@ -95,7 +95,8 @@ fn add(bill: &mut DayBill, columns: &Columns, values: &[&str]) -> anyhow::Result
             let (number, amount) = (values[columns.refund].to_owned(), yuan(values[columns.refunded])?);
             bill.refunds.push(BillLine { number, merchant_no, amount, at });
         }
-        "REFUND" => {}
+        // Of a payment by a code at a till, taken back before it was final: none of ours, and no money moved.
+        "REFUND" | "REVOKED" => {}
         other => bail!("a trade in state {other:.16}"),
     }
     Ok(())
