@@ -224,6 +224,15 @@ impl Engine {
     }
 }
 
+impl Payments {
+    /// The gateways for real money that are on, by name.
+    pub fn real_gateways(&self) -> Vec<&'static str> {
+        let on =
+            [("alipay", self.alipay.is_some()), ("wechat", self.wechat.is_some()), ("stripe", self.stripe.is_some())];
+        on.into_iter().filter_map(|(name, is_on)| is_on.then_some(name)).collect()
+    }
+}
+
 impl Config {
     /// Reads the settings. `overrides` are what the command line or `onrush dev` set, as (`section.name`, value).
     pub fn load(file: Option<&Path>, overrides: &[(&str, String)]) -> anyhow::Result<Self> {

@@ -213,6 +213,16 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if config.payments.sandbox {
         tracing::warn!("THE SANDBOX PAYMENT GATEWAY IS ON: anybody can pay without money");
     }
+    let gateways = config.payments.real_gateways();
+    if !gateways.is_empty() {
+        tracing::info!(gateways = gateways.join(","), "payment gateways are on");
+        if !config.http.public_url.starts_with("https://") {
+            tracing::warn!(
+                public_url = config.http.public_url,
+                "payment gateways call back to ONRUSH_HTTP__PUBLIC_URL: they want HTTPS, and cannot reach this machine's own addresses"
+            );
+        }
+    }
     raise_file_limit();
     // Set once: nothing before this has set it.
     let _ = ops::METRICS.set(telemetry::init_metrics()?);

@@ -185,7 +185,8 @@ async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Beg
     let mut tx = app.db.begin().await?;
     let order = orders::lock(&mut tx, order).await?.filter(|order| order.user_id == user).ok_or(Kind::NotFound)?;
     if order.status != Status::Unpaid {
-        return Err(refuse(Kind::OrderState, "only an unpaid order can be paid").into());
+        let refusal = refuse(Kind::OrderState, "only an unpaid order can be paid");
+        return Err(refusal.with("order_status", order.status.name()).into());
     }
     if order.expires_at <= now {
         return Err(Kind::OrderExpired.into());

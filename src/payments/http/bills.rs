@@ -57,7 +57,7 @@ pub async fn list(
 /// the same changes nothing.
 #[utoipa::path(post, path = "/admin/payments/bills/{gateway}/{day}/fetch", operation_id = "fetch_bill", tag = "admin",
     security(("bearer" = [])),
-    params(("gateway" = String, Path, description = "The gateway: `sandbox`"),
+    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"),
         ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
     responses(
         (status = 200, body = BillView, description = "The bill of that day"),

@@ -91,7 +91,11 @@ pub(in crate::payments) async fn bills(
 pub(in crate::payments) async fn fetch(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<BillView> {
     let zone = gateway::bill_zone(app, gateway)?;
     let (now, ready_at) = (app.clock.now(), days::ready_at(day, &zone));
-    if day < Day::of(now, &zone).days_before(DAYS_BACK) {
+    let today = Day::of(now, &zone);
+    if day > today {
+        return Err(invalid("day", "must not be a day to come"));
+    }
+    if day < today.days_before(DAYS_BACK) {
         return Err(invalid("day", format!("must be one of the last {DAYS_BACK} days")));
     }
     if now < ready_at {

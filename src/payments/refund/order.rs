@@ -205,7 +205,7 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
     let answer = Answer::json(StatusCode::CREATED, &view)?;
     idempotency::keep(&mut tx, asked.by.uuid(), key, &answer).await?;
     tx.commit().await?;
-    tracing::info!(order.no = %id, refund.kind = plan.kind.as_str(), refund.fen = plan.amount.as_fen(), "order is refunded");
+    tracing::info!(order.no = %id, refund.kind = plan.kind.as_str(), refund.fen = plan.amount.as_fen(), "refund of an order is owed");
     Ok((answer, order_status == Status::Refunded))
 }
 

@@ -673,7 +673,7 @@ async fn bills_are_for_administrators_and_of_days_that_have_them() {
     }
     let early = fetch(&desk, "2026-11-20").await.problem(409, "bill_not_ready");
     assert_eq!(early["ready_at"], "2026-11-21T02:00:00Z");
-    fetch(&desk, "9999-12-31").await.problem(409, "bill_not_ready");
+    fetch(&desk, "9999-12-31").await.problem(422, "validation_failed");
     fetch(&desk, "2025-11-18").await.problem(422, "validation_failed");
     desk.h
         .post("/admin/payments/bills/purse/2026-11-19/fetch", &desk.token(), json!({}))
