@@ -10,6 +10,7 @@ mod failover;
 mod late;
 mod races;
 mod refunds;
+mod rules;
 mod sandbox;
 mod stripe;
 mod wechat;

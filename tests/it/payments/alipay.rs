@@ -16,7 +16,7 @@ async fn shop() -> (Harness, Alipay) {
     shop_with(Vec::new()).await
 }
 
-async fn shop_with(more: Vec<(&'static str, String)>) -> (Harness, Alipay) {
+pub(super) async fn shop_with(more: Vec<(&'static str, String)>) -> (Harness, Alipay) {
     let alipay = Alipay::start().await;
     let h = service_with([alipay.settings(), more].concat()).await;
     alipay.follow(&h);
@@ -61,7 +61,7 @@ fn no(answer: Answer, status: u16) {
 }
 
 /// None of our requests was ever refused, and no course was given twice or for nothing.
-async fn all_is_well(h: &Harness, alipay: &Alipay) {
+pub(super) async fn all_is_well(h: &Harness, alipay: &Alipay) {
     assert_eq!(alipay.refused(), Vec::<String>::new());
     let twice = "SELECT COUNT(*) FROM (SELECT order_id FROM payments WHERE resolution = 'order' \
                  GROUP BY order_id HAVING COUNT(*) > 1) twice";

@@ -260,7 +260,7 @@ async fn money_for_a_seckill_order_whose_unit_was_sold_again_goes_back() {
 }
 
 /// Orders these courses; the order's number.
-async fn order_of(h: &Harness, who: &Person, courses: &[&crate::support::Course]) -> String {
+pub(super) async fn order_of(h: &Harness, who: &Person, courses: &[&crate::support::Course]) -> String {
     let key = Uuid::now_v7().as_simple().to_string();
     let courses: Vec<String> = courses.iter().map(|course| course.no()).collect();
     h.post_once("/orders", who, &key, json!({ "course_ids": courses })).await.expect(201).text_of("order_no")

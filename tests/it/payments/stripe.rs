@@ -9,9 +9,9 @@ use super::*;
 use crate::support::gateways::stripe::{Manner, Stripe};
 
 /// A service with a Stripe of its own.
-struct Shop {
-    h: Harness,
-    stripe: Stripe,
+pub(super) struct Shop {
+    pub(super) h: Harness,
+    pub(super) stripe: Stripe,
     alice: Person,
 }
 
@@ -26,7 +26,7 @@ async fn shop() -> Shop {
     shop_with(Vec::new()).await
 }
 
-async fn shop_with(more: Vec<(&'static str, String)>) -> Shop {
+pub(super) async fn shop_with(more: Vec<(&'static str, String)>) -> Shop {
     let stripe = Stripe::start().await;
     let mut settings = stripe.settings();
     settings.extend(more);

@@ -10,7 +10,7 @@ async fn shop() -> (Harness, Wechat) {
     shop_with(Vec::new()).await
 }
 
-async fn shop_with(more: Vec<(&'static str, String)>) -> (Harness, Wechat) {
+pub(super) async fn shop_with(more: Vec<(&'static str, String)>) -> (Harness, Wechat) {
     let wechat = Wechat::start().await;
     let settings = wechat.settings().into_iter().chain(more).collect();
     let h = service_with(settings).await;
