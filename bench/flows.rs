@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot go on has nothing to report")]
 
 mod placing;
+mod settling;
 mod support;
 
 use std::fmt::Write as _;
@@ -72,7 +73,7 @@ struct Measured {
 
 struct Bench {
     app: App,
-    _servers: (Server, Server),
+    servers: (Server, Server),
     dir: Dir,
     floor: Process,
     api: Process,
@@ -139,7 +140,7 @@ impl Bench {
         let floor = Process::start(&std::env::current_exe().unwrap(), &["floor"], &settings, "/floor");
         let api =
             Process::start(Path::new(env!("CARGO_BIN_EXE_onrush")), &["serve", "--roles", "api"], &settings, "/readyz");
-        let bench = Self { app, _servers: (mysql, redis), dir, floor, api, table: String::new() };
+        let bench = Self { app, servers: (mysql, redis), dir, floor, api, table: String::new() };
         bench.write_tokens();
         bench
     }
@@ -253,6 +254,9 @@ impl Bench {
         }
         if wanted("sweep") {
             self.swept().await;
+        }
+        if wanted("settlement") {
+            self.settled().await;
         }
     }
 

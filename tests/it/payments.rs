@@ -12,6 +12,7 @@ mod races;
 mod refunds;
 mod rules;
 mod sandbox;
+mod settlement;
 mod stripe;
 mod wechat;
 
