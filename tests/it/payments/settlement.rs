@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 use crate::seckill::assert_clean;
 
-/// Orders, unless the environment asks for another number (5,000 is the full size).
+/// Orders, unless the environment asks for another number (5,000 is the full size). Its name is none of a setting: the
+/// service refuses settings that it does not know.
 const ORDERS: usize = 500;
-const ORDERS_VARIABLE: &str = "ONRUSH_TEST_SETTLEMENT_ORDERS";
+const ORDERS_VARIABLE: &str = "SETTLEMENT_ORDERS";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_order_ends_once_under_a_load_of_copies_and_sweeps() {
