@@ -119,9 +119,9 @@ pub struct Sent {
 }
 
 /// Sends every notification [`COPIES`] times over [`CONNECTIONS`] connections, the copies of one beside each other, until
-/// the service has said yes to each.
+/// the service has said yes to each. The last orders come first: a sweep begins with the first, and they meet.
 pub async fn send(service: &str, secret: &SharedSecret, clock: &Clock, all: &[Started]) -> Sent {
-    let queue: VecDeque<Started> = all.iter().flat_map(|started| [*started; COPIES]).collect();
+    let queue: VecDeque<Started> = all.iter().rev().flat_map(|started| [*started; COPIES]).collect();
     let (queue, url) = (Arc::new(Mutex::new(queue)), format!("{service}/api/v1/payments/sandbox/notify"));
     let began = Instant::now();
     let senders = (0..CONNECTIONS).map(|_| one_connection(&url, secret, clock, &queue));
