@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onrush::engine::{
-    Call, Effect, Engine, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, Status, Task,
-    TaskId, TimeLimit, Unique, Worker,
+    Call, Effect, Engine, Envelope, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, Status,
+    Task, TaskId, TimeLimit, Unique, Worker,
 };
 use onrush::platform::loops::Loops;
 use serde::{Deserialize, Serialize};
@@ -288,6 +288,31 @@ async fn a_worker_that_lost_its_lease_changes_nothing() {
     s.bench.gate.add_permits(1);
     let status = s.ended(&id).await;
     assert!(status.result["delivery"].as_u64().unwrap() > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_leaves_the_stream_and_nothing_else_does() {
+    let s = Setup::new().await;
+    let mut ids = Vec::new();
+    // Two run on between others that end.
+    for what in ["a", "wait", "b", "wait", "c"] {
+        ids.push(s.enqueue(what).await);
+    }
+    let held = || async {
+        let entries: Vec<(String, Vec<String>)> = s.redis(redis::cmd("XRANGE").arg(s.stream()).arg("-").arg("+")).await;
+        let key = |fields: &[String]| Envelope::parse(&fields[1]).unwrap().key;
+        entries.iter().map(|(_, fields)| key(fields)).collect::<Vec<_>>()
+    };
+    s.start();
+    for at in [0, 2, 4] {
+        assert_eq!(s.ended(&ids[at]).await.state, State::Success);
+    }
+    assert_eq!(held().await, [ids[1].key, ids[3].key]);
+    s.bench.gate.add_permits(2);
+    for at in [1, 3] {
+        assert_eq!(s.ended(&ids[at]).await.state, State::Success);
+    }
+    assert!(held().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

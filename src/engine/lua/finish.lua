@@ -26,6 +26,14 @@ end
 local fields = redis.call('HMGET', meta, unpack(keys))
 local find, byte = string.find, string.byte
 local by_state, waits, gone = {}, {}, {}
+-- By Redis' own clock; given as an instant a life is not rewritten for the append-only file, result by result.
+local time = redis.call('TIME')
+
+local function until_after(ms)
+  return string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000) + ms)
+end
+
+local kept_until = until_after(life)
 
 -- Whether what meta says of a task has this word. A pattern would cost several times this.
 local function has(field, word)
@@ -55,6 +63,21 @@ local function leave(key, ends, rest)
   return true
 end
 
+-- Takes those that were acknowledged out of the stream. What all of it before the last of them has ended is cut off at once,
+-- by whole blocks; found one by one they cost several times that. Whatever was read has ended or is pending, so it is
+-- enough that they begin the stream and nothing pending is before their last.
+local function drop(owned)
+  local last = entries[owned]
+  local head = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  local pending = redis.call('XPENDING', stream, group, '-', last, 1)[1]
+  if head and head[1] == entries[1] and not pending then
+    local ms, seq = string.match(last, '^(%d+)%-(%d+)$')
+    redis.call('XTRIM', stream, 'MINID', '=', ms .. '-' .. string.format('%d', seq + 1))
+  else
+    redis.call('XDEL', stream, unpack(entries, 1, owned))
+  end
+end
+
 local owned = 0
 for i = 1, n do
   local entry, key, rest = entries[i], keys[i], more[i] or nothing
@@ -62,7 +85,7 @@ for i = 1, n do
   if held[entry] or #redis.call('XPENDING', stream, group, entry, entry, 1, consumer) == 1 then
     owned = owned + 1
     entries[owned] = entry
-    redis.call('SET', prefix .. key, ARGV[records + i], 'PX', rest.life or life)
+    redis.call('SET', prefix .. key, ARGV[records + i], 'PXAT', rest.life and until_after(rest.life) or kept_until)
     -- A task that came again under the same key meanwhile waits on: the field is its own by now.
     if leave(key, rest.ends or 'SUCCESS', rest) and fields[i] and (has(fields[i], entry .. level) or has(fields[i], '-')) then
       gone[#gone + 1] = key
@@ -74,7 +97,7 @@ for i = 1, n do
 end
 if owned > 0 then
   redis.call('XACK', stream, group, unpack(entries, 1, owned))
-  redis.call('XDEL', stream, unpack(entries, 1, owned))
+  drop(owned)
   redis.call('HINCRBY', meta, 'done', owned)
   if #waits > 0 then redis.call('HSET', meta, unpack(waits)) end
   if #gone > 0 then redis.call('HDEL', meta, unpack(gone)) end
