@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -73,9 +74,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         self.report(name, &endings);
         // As they are in the stream: what lies between the first and the last of a chunk is then, as a rule, the chunk.
         endings.sort_by_cached_key(|(delivery, _)| order(&delivery.entry));
-        for chunk in endings.chunks(FINISH_CHUNK) {
-            self.finish_chunk(name, chunk).await;
-        }
+        // At once: Redis works on one while the next is written.
+        join_all(endings.chunks(FINISH_CHUNK).map(|chunk| self.finish_chunk(name, chunk))).await;
         // Others of its batch may run on.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         endings.iter().for_each(|(delivery, _)| drop(running.remove(&delivery.envelope.key)));
