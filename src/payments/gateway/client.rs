@@ -155,32 +155,55 @@ struct Breaker {
     failures: u32,
     /// Nobody calls before this.
     open_until: Option<At>,
-    /// The one call that goes through after it is under way.
-    probing: bool,
+    /// The one call that goes through after it is under way: its number.
+    probing: Option<u64>,
+    /// Such calls so far. By its number, one is told from a call that began before it.
+    probes: u64,
+}
+
+/// Why a call may go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ticket {
+    /// The breaker is closed.
+    Usual,
+    /// This one finds out.
+    Probe(u64),
 }
 
 impl Breaker {
     /// Whether a call may go through now.
-    fn lets_pass(&mut self, now: At) -> bool {
+    fn lets_pass(&mut self, now: At) -> Option<Ticket> {
         match self.open_until {
-            None => true,
-            Some(until) if now < until || self.probing => false,
+            None => Some(Ticket::Usual),
+            Some(until) if now < until || self.probing.is_some() => None,
             Some(_) => {
-                self.probing = true;
-                true
+                self.probes += 1;
+                self.probing = Some(self.probes);
+                Some(Ticket::Probe(self.probes))
             }
         }
     }
 
+    /// A call ended; whether it was the one that finds out. Calls that began before it end in vain for it.
+    fn end(&mut self, ticket: Ticket) -> bool {
+        let probed = matches!(ticket, Ticket::Probe(number) if self.probing == Some(number));
+        if probed {
+            self.probing = None;
+        }
+        probed
+    }
+
     /// A call brought an answer; whether that closes it.
     fn answered(&mut self) -> bool {
-        std::mem::take(self).open_until.is_some()
+        let closes = self.open_until.is_some();
+        *self = Self { probes: self.probes, ..Self::default() };
+        closes
     }
 
     /// A call brought none; whether that opens it.
-    fn failed(&mut self, now: At, max: u32, pause: Duration) -> bool {
+    fn failed(&mut self, ticket: Ticket, now: At, max: u32, pause: Duration) -> bool {
         self.failures = self.failures.saturating_add(1);
-        let probed = std::mem::take(&mut self.probing);
+        let probed = self.end(ticket);
         if !probed && self.failures < max {
             return false;
         }
@@ -199,13 +222,13 @@ struct Pass<'a> {
     app: &'a App,
     breakers: &'a Breakers,
     gateway: Gateway,
+    ticket: Ticket,
 }
 
 impl<'a> Pass<'a> {
     fn take(app: &'a App, breakers: &'a Breakers, gateway: Gateway) -> Option<Self> {
-        let passes = breakers.all().entry(gateway).or_default().lets_pass(app.clock.now());
-        // Not made where none passes: what it does when it is dropped is for one that did.
-        passes.then(|| Self { app, breakers, gateway })
+        let ticket = breakers.all().entry(gateway).or_default().lets_pass(app.clock.now())?;
+        Some(Self { app, breakers, gateway, ticket })
     }
 
     fn answered(&self) {
@@ -218,7 +241,7 @@ impl<'a> Pass<'a> {
     fn failed(&self) {
         let settings = &self.app.config.payments;
         let (max, pause) = (settings.gateway_failures_max, Duration::from_millis(settings.gateway_pause_ms));
-        if self.breakers.all().entry(self.gateway).or_default().failed(self.app.clock.now(), max, pause) {
+        if self.breakers.all().entry(self.gateway).or_default().failed(self.ticket, self.app.clock.now(), max, pause) {
             tracing::warn!(
                 gateway = self.gateway.as_str(),
                 pause_ms = settings.gateway_pause_ms,
@@ -235,7 +258,7 @@ impl<'a> Pass<'a> {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.breakers.all().entry(self.gateway).or_default().probing = false;
+        self.breakers.all().entry(self.gateway).or_default().end(self.ticket);
     }
 }
 
@@ -248,19 +271,46 @@ mod tests {
     #[test]
     fn a_breaker_opens_after_failures_in_a_row_and_lets_one_call_find_out() {
         let (mut breaker, mut now) = (Breaker::default(), At::from_ms(0));
-        assert!(!breaker.failed(now, 3, SECOND) && !breaker.failed(now, 3, SECOND));
-        assert!(!breaker.answered(), "it was not open");
-        assert!(!breaker.failed(now, 3, SECOND) && !breaker.failed(now, 3, SECOND), "not in a row with those before");
-        assert!(breaker.lets_pass(now));
-        assert!(breaker.failed(now, 3, SECOND));
-        assert!(!breaker.lets_pass(now));
+        let fails = |breaker: &mut Breaker, ticket, now| breaker.failed(ticket, now, 3, SECOND);
+        for _ in 0..2 {
+            assert!(!fails(&mut breaker, Ticket::Usual, now) && !fails(&mut breaker, Ticket::Usual, now));
+            assert!(!breaker.answered(), "it was not open, and what fails next is not in a row with those before");
+        }
+        for opens in [false, false, true] {
+            assert_eq!(breaker.lets_pass(now), Some(Ticket::Usual));
+            assert_eq!(fails(&mut breaker, Ticket::Usual, now), opens);
+        }
+        assert_eq!(breaker.lets_pass(now), None);
         now = now.plus(SECOND);
-        assert!(breaker.lets_pass(now));
-        assert!(!breaker.lets_pass(now), "one call at a time");
-        assert!(!breaker.failed(now, 3, SECOND), "it is open already");
-        assert!(!breaker.lets_pass(now), "and stays so");
+        let probe = breaker.lets_pass(now).unwrap();
+        assert_eq!(breaker.lets_pass(now), None, "one call at a time");
+        assert!(!fails(&mut breaker, probe, now), "it is open already");
+        assert_eq!(breaker.lets_pass(now), None, "and stays so");
         now = now.plus(SECOND);
-        assert!(breaker.lets_pass(now) && breaker.answered());
-        assert!(breaker.lets_pass(now) && breaker.lets_pass(now));
+        assert!(breaker.lets_pass(now).is_some() && breaker.answered());
+        assert_eq!([breaker.lets_pass(now), breaker.lets_pass(now)], [Some(Ticket::Usual); 2]);
+    }
+
+    #[test]
+    fn a_call_that_began_before_makes_no_room_for_a_second_one_that_finds_out() {
+        let (mut breaker, mut now) = (Breaker::default(), At::from_ms(0));
+        let early: Vec<Ticket> = (0..5).map(|_| breaker.lets_pass(now).unwrap()).collect();
+        for ticket in &early[..3] {
+            breaker.failed(*ticket, now, 3, SECOND);
+        }
+        now = now.plus(SECOND);
+        let probe = breaker.lets_pass(now).unwrap();
+        // One of those that were under way when it opened is given up, and one fails.
+        breaker.end(early[3]);
+        assert_eq!(breaker.lets_pass(now), None, "the call that finds out is still under way");
+        breaker.failed(early[4], now, 3, SECOND);
+        now = now.plus(SECOND);
+        assert_eq!(breaker.lets_pass(now), None, "and still is");
+        // The next one may go when that one has ended, and is not ended by it a second time.
+        breaker.failed(probe, now, 3, SECOND);
+        now = now.plus(SECOND);
+        assert!(breaker.lets_pass(now).is_some());
+        breaker.end(probe);
+        assert_eq!(breaker.lets_pass(now), None);
     }
 }
