@@ -96,6 +96,10 @@ refusals! {
     RefundState = 409 "refund_state" "The refund's state does not allow this";
     /// The message cannot be judged again: the version that kept it did not keep what it said.
     NotificationState = 409 "notification_state" "The message cannot be run again";
+    /// A step that the payment's state, or its gateway's, does not allow.
+    PaymentState = 409 "payment_state" "The payment's state does not allow this";
+    /// What is asked for needs a payment gateway that is switched off.
+    GatewayOff = 409 "gateway_off" "The payment gateway is switched off";
     /// Gateways have no bill of that day yet; `ready_at` says when.
     BillNotReady = 409 "bill_not_ready" "The bill is not ready";
     /// The difference has come to fit by itself.
@@ -166,6 +170,9 @@ pub struct Refusal {
     pub errors: Vec<FieldFault>,
     /// One more member of the body, such as `starts_at`.
     pub extra: Option<(&'static str, String)>,
+    /// Why, for the log, the books and administrators ([`Error::in_full`]): what another system said, and no other
+    /// caller is told.
+    pub cause: String,
 }
 
 impl Refusal {
@@ -178,6 +185,22 @@ impl Refusal {
     pub fn with(mut self, name: &'static str, value: impl std::fmt::Display) -> Self {
         self.extra = Some((name, value.to_string()));
         self
+    }
+    /// Why, for those who run the service.
+    pub fn because(mut self, cause: impl std::fmt::Display) -> Self {
+        self.cause = cause.to_string();
+        self
+    }
+}
+
+/// As the log and the books have it.
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.kind.name())?;
+        [&self.detail, &self.cause]
+            .into_iter()
+            .filter(|said| !said.is_empty())
+            .try_for_each(|said| write!(f, ": {said}"))
     }
 }
 
@@ -195,7 +218,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A refusal of `kind`, explained by `detail`.
 pub fn refuse(kind: Kind, detail: impl Into<String>) -> Refusal {
-    Refusal { kind, detail: detail.into(), retry_after_s: None, errors: Vec::new(), extra: None }
+    Refusal { kind, detail: detail.into(), retry_after_s: None, errors: Vec::new(), extra: None, cause: String::new() }
 }
 
 /// A refusal of one field.
@@ -213,12 +236,23 @@ impl Error {
             Self::Internal(_) => Kind::Internal,
         }
     }
+
+    /// The refusal with why it was given, for an administrator.
+    pub fn in_full(self) -> Self {
+        match self {
+            Self::Refused(mut refusal) if refusal.detail.is_empty() => {
+                refusal.detail = std::mem::take(&mut refusal.cause);
+                Self::Refused(refusal)
+            }
+            other => other,
+        }
+    }
 }
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Refused(refusal) => write!(f, "{}: {}", refusal.kind.name(), refusal.detail),
+            Self::Refused(refusal) => refusal.fmt(f),
             Self::Internal(error) => write!(f, "{error:#}"),
         }
     }
@@ -264,7 +298,7 @@ impl From<crate::platform::money::OutOfRange> for Error {
 impl From<Error> for anyhow::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Refused(refusal) => anyhow::anyhow!("{}: {}", refusal.kind.name(), refusal.detail),
+            Error::Refused(refusal) => anyhow::anyhow!("{refusal}"),
             Error::Internal(error) => error,
         }
     }

@@ -19,6 +19,8 @@ pub use passes::{own_schedules, run_pass, schedulable};
 
 /// The gates of activities are built where missing, compared and corrected this often.
 const GATES_PERIOD: Duration = Duration::from_secs(1);
+/// What is open at gateways that are switched off is counted this often.
+const OFF_PERIOD: Duration = Duration::from_secs(60);
 /// The sandbox gateway sends what is due this often.
 const SANDBOX_PERIOD: Duration = Duration::from_millis(200);
 
@@ -44,6 +46,15 @@ pub fn registry(config: &Config) -> Registry<App> {
         .batch(payments::end_trades)
         .partitioned_queue(seckill_queue, |app| seckill::jobs::partitions(app).boxed())
         .batch(seckill::jobs::place)
+}
+
+/// Starts to look whether something is open at a payment gateway that is switched off, for processes that would drive it.
+pub fn start_watching(app: &App) {
+    let watched = app.clone();
+    app.loops.every("gateways.off", OFF_PERIOD, move |_| {
+        let app = watched.clone();
+        async move { payments::watch_switched_off(&app).await }
+    });
 }
 
 /// Starts the scheduler, and the loops of the scheduler role that are not schedules: what must run more often than once

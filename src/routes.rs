@@ -86,6 +86,7 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(payments::http::admin::refund_order))
         .routes(routes!(payments::http::admin::payments))
         .routes(routes!(payments::http::admin::payment))
+        .routes(routes!(payments::http::admin::abandon))
         .routes(routes!(payments::http::admin::notifications))
         .routes(routes!(payments::http::admin::notification))
         .routes(routes!(payments::http::admin::rerun))

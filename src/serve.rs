@@ -78,6 +78,9 @@ impl Serving {
         if roles.contains(&Role::Scheduler) {
             jobs::start_periodic(app);
         }
+        if roles.contains(&Role::Worker) || roles.contains(&Role::Scheduler) {
+            jobs::start_watching(app);
+        }
         start_measuring(app);
         let accepting = tokio::spawn(accept(app.clone(), listener, router));
         Ok(Self { app: app.clone(), address, accepting })

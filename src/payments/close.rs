@@ -183,7 +183,15 @@ pub(super) struct Gateways {
 }
 
 impl Gateways {
-    /// An order was closed, or could not be.
+    /// An order was closed, or could not be. One whose gateway is switched off says nothing of the others: however many
+    /// there are, the orders behind them get their turn.
+    pub(super) fn heard_of(&self, closed: &Result<Closed>) {
+        if !matches!(closed, Err(error) if error.kind() == Kind::GatewayOff) {
+            self.heard(closed.is_ok());
+        }
+    }
+
+    /// A gateway answered, or did not.
     pub(super) fn heard(&self, well: bool) {
         let count = if well { &self.answers } else { &self.failures };
         count.fetch_add(1, Ordering::Relaxed);
@@ -201,8 +209,13 @@ async fn try_close(app: &App, gateways: &Gateways, id: OrderId) {
         return;
     }
     let closed = close_order(app, id, Closing::TimedOut).await;
-    gateways.heard(closed.is_ok());
-    if let Err(error) = closed {
-        tracing::warn!(order.no = %id, %error, "due order could not be closed yet");
+    gateways.heard_of(&closed);
+    match closed {
+        // Told once for all of them: `off::watch`.
+        Err(error) if error.kind() == Kind::GatewayOff => {
+            tracing::debug!(order.no = %id, %error, "due order cannot be closed");
+        }
+        Err(error) => tracing::warn!(order.no = %id, %error, "due order could not be closed yet"),
+        Ok(_) => {}
     }
 }

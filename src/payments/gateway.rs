@@ -182,23 +182,30 @@ pub(super) fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone>
     TimeZone::get(name).with_context(|| format!("reading the time zone {name}"))
 }
 
-/// A gateway that was switched off is one that does not answer.
-fn require_on(app: &App, gateway: Gateway) -> Result<()> {
-    if is_on(app, gateway) { Ok(()) } else { Err(unavailable(gateway, "it is switched off")) }
+/// A gateway that is switched off is not called. What needs it waits, and says so ([`off`](super::off)).
+pub(super) fn require_on(app: &App, gateway: Gateway) -> Result<()> {
+    if is_on(app, gateway) { Ok(()) } else { Err(switched_off(gateway)) }
+}
+
+/// The gateway is switched off: it has no settings here.
+pub(super) fn switched_off(gateway: Gateway) -> Error {
+    refuse(Kind::GatewayOff, format!("{} is switched off", gateway.as_str())).into()
 }
 
 /// Seconds after which a client may ask again for what a gateway did not answer.
 const RETRY_AFTER_S: u64 = 5;
 
-/// The gateway does not answer, or not in a way that we can trust.
+/// The gateway does not answer, or not in a way that we can trust. `why` is for those who run the service: it may be in a
+/// gateway's own words, and never has a secret or a body in it.
 pub(super) fn unavailable(gateway: Gateway, why: impl std::fmt::Display) -> Error {
     tracing::warn!(gateway = gateway.as_str(), error = %why, "payment gateway does not answer");
     metrics::counter!("onrush_gateway_failures_total", "gateway" => gateway.as_str()).increment(1);
-    refuse(Kind::GatewayUnavailable, "").retry_after(RETRY_AFTER_S).into()
+    refuse(Kind::GatewayUnavailable, "").because(why).retry_after(RETRY_AFTER_S).into()
 }
 
 /// As [`unavailable`], of a gateway that is not called for now.
 fn left_alone(gateway: Gateway) -> Error {
     tracing::debug!(gateway = gateway.as_str(), "payment gateway is not called for now");
-    refuse(Kind::GatewayUnavailable, "").retry_after(RETRY_AFTER_S).into()
+    let why = "it has not answered, and is left alone for a while";
+    refuse(Kind::GatewayUnavailable, "").because(why).retry_after(RETRY_AFTER_S).into()
 }

@@ -62,12 +62,12 @@ async fn expire_one(app: &App, gateways: &Gateways, id: OrderId) -> Outcome {
         return left_to_sweep();
     }
     let closed = close_order(app, id, Closing::TimedOut).await;
-    gateways.heard(closed.is_ok());
+    gateways.heard_of(&closed);
     match closed {
         Ok(Closed::Now | Closed::Was(_)) => Outcome::done(),
         Ok(Closed::NotDue(at)) => Outcome::Again(at.since(app.clock.now())),
         // It stays unpaid and due. The sweep finds it, and knows better than this task how often to ask.
-        Err(error) if error.kind() == Kind::GatewayUnavailable => left_to_sweep(),
+        Err(error) if matches!(error.kind(), Kind::GatewayUnavailable | Kind::GatewayOff) => left_to_sweep(),
         Err(error) if error.kind() == Kind::NotFound => {
             Outcome::Failure { result: json!({ "error": "there is no such order" }), effects: Vec::new() }
         }

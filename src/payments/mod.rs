@@ -11,6 +11,7 @@
 //! * **Money for an order that is dead or paid** is decided by [`resolve_late`]: the order is opened again when all it
 //!   held can be held again, else the money goes back ([`drive_refunds`]) until the gateway confirms it.
 //! * [`reconcile()`]: the gateways' bills of each day beside our books, and what differs, for a person.
+//! * [`watch_switched_off`], [`abandon_payment`]: what is open at a gateway that is switched off is told, and may be given up.
 //! * [`gateway`]: how each gateway is spoken to, and the one client for all. Nothing is decided there.
 //!
 //! Nobody calls a gateway inside a transaction. A lost callback is found by [`query_started`]; what Redis lost of the
@@ -23,6 +24,7 @@ mod jobs;
 mod late;
 mod mask;
 mod model;
+mod off;
 mod reconcile;
 mod refund;
 mod settle;
@@ -35,6 +37,7 @@ pub use late::{ResolveLate, RetakePart};
 pub use model::{
     BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, PayWith, PaymentId, RefundId, RefundStatus,
 };
+pub use off::{OpenAtOff, abandon as abandon_payment, open_at_off, watch as watch_switched_off};
 pub use reconcile::{Reconciled, reconcile};
 pub use refund::order::{Asked as OrderRefundAsked, OrderRefundKind, OrderRefundView, Part, refund_order};
 pub use refund::retry::retry as retry_refund;

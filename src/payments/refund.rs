@@ -127,7 +127,7 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
         }
         Err(error) => {
             metrics::counter!("onrush_refunds_total", "outcome" => "failed").increment(1);
-            if error.kind() == Kind::GatewayUnavailable {
+            if matches!(error.kind(), Kind::GatewayUnavailable | Kind::GatewayOff) {
                 tracing::warn!(refund.id = %refund.id, %error, "refund could not be made yet");
             } else {
                 tracing::error!(refund.id = %refund.id, %error, "refund was not understood; it is tried again, a person should look");

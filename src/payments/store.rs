@@ -1,5 +1,6 @@
 //! One SQL statement a function. Whoever locks an order and a payment locks the order first, and a refund after both.
 
+pub(super) mod off;
 pub(super) mod refunds;
 pub(super) mod views;
 

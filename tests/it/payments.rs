@@ -8,6 +8,7 @@ mod crossing;
 mod dead;
 mod failover;
 mod late;
+mod off;
 mod races;
 mod refunds;
 mod rules;

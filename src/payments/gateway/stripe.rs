@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use self::api::{Answer, Ask, Form};
 use self::objects::{Page, Progress, RefundObject, Session};
-use super::{Asked, CloseAnswer, unavailable};
+use super::{Asked, CloseAnswer, switched_off, unavailable};
 use crate::app::App;
 use crate::config::Stripe;
 use crate::error::{Error, Kind, Result, refuse};
@@ -34,9 +34,9 @@ const EXPIRY_MAX: Duration = Duration::from_secs(23 * 3600);
 /// Refunds of one payment that we look through, in pages of a hundred.
 const REFUND_PAGES: usize = 20;
 
-/// The settings; a gateway without them does not answer.
+/// The settings; a gateway without them is switched off.
 fn settings(app: &App) -> Result<&Stripe> {
-    app.config.payments.stripe.as_deref().ok_or_else(|| unavailable(Gateway::Stripe, "it is switched off"))
+    app.config.payments.stripe.as_deref().ok_or_else(|| switched_off(Gateway::Stripe))
 }
 
 /// Stripe's name for us: whether our key moves real money.

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use self::call::{Answer, get, post, read};
 use self::trade::{RefundState, Trade, TradeState};
-use super::{Asked, CloseAnswer, unavailable};
+use super::{Asked, CloseAnswer, switched_off, unavailable};
 use crate::app::App;
 use crate::config::WechatPay;
 use crate::error::{Error, Kind, Plain, Result};
@@ -48,7 +48,7 @@ const BILL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// WeChat Pay's settings; without them it is switched off.
 fn settings(app: &App) -> Result<&WechatPay> {
-    app.config.payments.wechat.as_deref().ok_or_else(|| unavailable(Gateway::Wechat, "it is switched off"))
+    app.config.payments.wechat.as_deref().ok_or_else(|| switched_off(Gateway::Wechat))
 }
 
 /// Its name for us.

@@ -161,6 +161,41 @@ pub async fn payment(
     Ok(Reply(views::payment(&app, no).await?))
 }
 
+/// Why a payment is given up.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AbandonRequest {
+    /// Why, for the audit: what the gateway's own list says of it, say.
+    #[garde(custom(words(1, 200)))]
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
+    pub reason: String,
+}
+
+impl Shape<App> for AbandonRequest {}
+
+/// Gives up a started payment at a gateway that is switched off and will not come back.
+///
+/// The gateway is not asked. The payment is over, so its order can be closed when its time is over. Money that comes for it
+/// all the same is late money. Safe to repeat: one that is over stays so.
+#[utoipa::path(post, path = "/admin/payments/{no}/abandon", operation_id = "abandon_payment", tag = "admin",
+    security(("bearer" = [])),
+    params(("no" = PaymentId, Path, description = "The payment's number")),
+    request_body = AbandonRequest,
+    responses(
+        (status = 200, body = views::PaymentDetail, description = "It is over, now or before"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`payment_state`: it has been paid, or its gateway is switched on"),
+    ))]
+pub async fn abandon(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Inputs(Path(no), Json(request)): Inputs<Path<PaymentId>, Json<AbandonRequest>>,
+) -> Result<Reply<views::PaymentDetail>> {
+    crate::payments::abandon_payment(&app, admin.id, no, &request.reason).await?;
+    Ok(Reply(views::payment(&app, no).await?))
+}
+
 /// Which messages.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -244,7 +279,7 @@ pub async fn notification(
         (status = 200, body = views::RerunView, description = "What it did, now or before"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`notification_state`: a version before this one kept it"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`notification_state`: a version before this one kept it; `gateway_off`: its gateway is switched off, so nobody knows whom it had to be for"),
     ))]
 pub async fn rerun(
     State(app): State<App>,
@@ -332,7 +367,7 @@ impl Shape<App> for RefundRetryRequest {}
         (status = 200, body = RefundView, description = "The refund that is owed now: this one, or the one in its place"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`refund_state`: a new number for one that has not failed"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`refund_state`: a new number for one that has not failed; `gateway_off`: its gateway is switched off, and nothing would be sent"),
     ))]
 pub async fn retry_refund(
     State(app): State<App>,

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::app::App;
 use crate::auth::Admin;
-use crate::error::{Kind, Problem, Result};
+use crate::error::{Error, Kind, Problem, Result};
 use crate::payments::reconcile::views::{self, BillView, DifferenceView};
 use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, What};
 use crate::payments::{Gateway, gateway};
@@ -72,7 +72,7 @@ pub async fn fetch(
     Input(Path((name, day))): Input<Path<(String, Day)>>,
 ) -> Result<Reply<BillView>> {
     let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
-    Ok(Reply(views::fetch(&app, admin.id, gateway, day).await?))
+    Ok(Reply(views::fetch(&app, admin.id, gateway, day).await.map_err(Error::in_full)?))
 }
 
 /// Which differences.

@@ -8,8 +8,8 @@ use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::error::{Kind, Result, refuse, retrying};
-use crate::payments::late;
 use crate::payments::model::{RefundId, RefundStatus};
+use crate::payments::{gateway, late};
 
 /// Sends a refused refund once more: under its own number, which never gives money back twice, or as another refund when
 /// the gateway is done with that number for good. Gives the refund that is owed now; a repeat gives the same.
@@ -23,6 +23,10 @@ async fn retry_once(app: &App, by: UserId, id: RefundId, new_number: bool) -> Re
     let found = refunds::find(&mut tx, id).await.context("reading a refund")?.ok_or(Kind::NotFound)?;
     let (_, payment) = late::lock(&mut tx, found.payment_id).await?;
     let refund = refunds::lock(&mut tx, id).await.context("locking a refund")?.context("a refund vanished")?;
+    if refund.status == RefundStatus::Failed {
+        // It would be pending, and nothing would be sent.
+        gateway::require_on(app, payment.gateway)?;
+    }
     let owed = match (refund.status, refund.replaced_by) {
         (RefundStatus::Replaced, Some(other)) => return Ok(other),
         (RefundStatus::Failed, _) if new_number => {

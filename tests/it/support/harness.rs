@@ -168,13 +168,20 @@ impl Harness {
 
     /// Another service on the same database and Redis, in this process, with its own memory and the same clock.
     pub async fn another(&self) -> Self {
+        self.another_with(&[]).await
+    }
+
+    /// As [`Self::another`], with some settings otherwise.
+    pub async fn another_with(&self, more: &[(&'static str, &str)]) -> Self {
+        let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let settings: Vec<_> = self.settings.iter().cloned().chain(more).collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
-        let config = Config::load(None, &self.settings).expect("settings");
+        let config = Config::load(None, &settings).expect("settings");
         let app = App::connect(config, self.app.clock.clone()).await.expect("a service");
         let serving = Serving::start(&app, listener, &[Does::Api]).expect("a server");
         let addresses = Addresses { clean_up: false, ..self.addresses.clone() };
-        let (settings, database) = (self.settings.clone(), self.database.clone());
+        let database = self.database.clone();
         Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
     }
 

@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::config::Alipay;
 use crate::error::Result;
 use crate::payments::gateway::client::{self, Call};
+use crate::payments::gateway::switched_off;
 use crate::payments::model::Gateway;
 
 /// How a call ended that was understood.
@@ -24,7 +25,7 @@ pub(super) enum Called {
 
 /// Who is signed for.
 pub(in crate::payments::gateway) fn account(app: &App) -> Result<&Alipay> {
-    app.config.payments.alipay.as_deref().ok_or_else(|| gateway_down("it is switched off"))
+    app.config.payments.alipay.as_deref().ok_or_else(|| switched_off(Gateway::Alipay))
 }
 
 /// The parameters of a request without those that not every request has.
