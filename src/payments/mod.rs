@@ -52,7 +52,7 @@ use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::engine::Item;
-use crate::error::{Error, Kind, Result, refuse, retrying};
+use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::orders::{self, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::money::CURRENCY;
@@ -108,6 +108,13 @@ impl Way {
 /// that goes another way is ended first: at a gateway an order has one attempt that can be paid.
 pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Started> {
     let gateway = way.gateway;
+    if way.channel == Channel::H5 && way.address.is_none() {
+        // WeChat Pay takes no such trade without it, and a wrong one would be refused when the buyer pays.
+        return Err(invalid(
+            "channel",
+            "cannot be h5 here: the address that the buyer's request comes from is not known",
+        ));
+    }
     for _ in 0..PAY_ROUNDS {
         let (payment, subject) = match retrying(|| begin(app, user, order, way)).await? {
             Begun::Attempt(payment, subject) => (*payment, subject),

@@ -1,6 +1,8 @@
 //! WeChat Pay: what the front end is given, what its notifies may and may not do, what is believed of its answers, and that
 //! its money goes back.
 
+use onrush::auth::UserId;
+
 use super::*;
 use crate::support::gateways::wechat::{
     APPID, CERTIFICATE, MCHID, Manner, Notify, PUBLIC_KEY, Refunding, UNKNOWN, Wechat,
@@ -127,6 +129,23 @@ async fn another_browser_of_a_phone_is_given_a_page() {
     assert!(answer.text_of("pay_url").starts_with("https://wx.tenpay.com/"));
     let (_, asked) = wechat.seen().remove(0);
     assert_eq!(asked["scene_info"]["payer_client_ip"], "127.0.0.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_browser_whose_address_is_not_known_is_told_so() {
+    let (h, wechat) = shop().await;
+    let alice = h.register().await;
+    let no = order(&h, &alice, 500).await;
+    let way = payments::Way {
+        gateway: payments::Gateway::Wechat,
+        channel: payments::Channel::H5,
+        openid: None,
+        address: None,
+    };
+    let refused = payments::pay(&h.app, UserId::from_uuid(alice.id), no.parse().unwrap(), &way).await.unwrap_err();
+    assert_eq!(refused.kind().name(), "validation_failed");
+    assert_eq!((wechat.seen().len(), h.count("SELECT COUNT(*) FROM payments").await), (0, 0));
+    pay_by(&h, &alice, &no, "native").await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
