@@ -185,7 +185,9 @@ pub async fn cancel(
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "The gateway's word for yes (`success`): handled, now or before"),
         (status = 204, description = "WeChat Pay's yes"),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "`callback_invalid`: a header is missing, the signature does not hold, or it is too old"),
+        (status = 400, description = "The gateway's word for no (`failure`; `FAIL` in JSON for WeChat Pay; Stripe reads the status alone): a header is missing, the signature does not hold, or it is too old. The log says which", content(
+            (String = "text/plain"), (serde_json::Value = "application/json")
+        )),
         (status = 404, description = "The gateway's word for no (`failure`; `FAIL` in JSON for WeChat Pay): there is no such payment yet; or `not_found`: no such gateway", content(
             (String = "text/plain"), (serde_json::Value = "application/json"), (Problem = "application/problem+json")
         )),
@@ -200,11 +202,13 @@ pub async fn notify(
     Inputs(Path(name), RawBody(body)): Inputs<Path<String>, RawBody>,
 ) -> Result<Response> {
     let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
-    let settled = super::notified(&app, gateway, &headers, &body).await?;
-    Ok(match settled {
-        Settled::Unknown => gateway::no(gateway, StatusCode::NOT_FOUND),
-        Settled::Flagged => gateway::no(gateway, Kind::CallbackFlagged.status()),
-        _ => gateway::yes(gateway),
+    Ok(match super::notified(&app, gateway, &headers, &body).await {
+        Ok(Settled::Unknown) => gateway::no(gateway, StatusCode::NOT_FOUND),
+        Ok(Settled::Flagged) => gateway::no(gateway, Kind::CallbackFlagged.status()),
+        Ok(_) => gateway::yes(gateway),
+        // Whoever sent it is told nothing more: why is in the log.
+        Err(error) if error.kind() == Kind::CallbackInvalid => gateway::no(gateway, error.kind().status()),
+        Err(error) => return Err(error),
     })
 }
 

@@ -171,7 +171,7 @@ async fn a_forged_notify_is_refused_and_changes_nothing() {
     let (alice, no, payment) = started(&h, 500).await;
     let good = wechat.pay(&payment);
     for name in ["Wechatpay-Timestamp", "Wechatpay-Nonce", "Wechatpay-Serial", "Wechatpay-Signature"] {
-        good.send_without(&h, &[name]).await.problem(400, "callback_invalid");
+        is_no(good.send_without(&h, &[name]).await, 400);
     }
     let forged: [fn(&mut Notify); 7] = [
         |n| n.body[20] ^= 1,
@@ -185,19 +185,19 @@ async fn a_forged_notify_is_refused_and_changes_nothing() {
     for forge in forged {
         let mut notify = good.clone();
         forge(&mut notify);
-        notify.send(&h).await.problem(400, "callback_invalid");
+        is_no(notify.send(&h).await, 400);
     }
     // Signed with a key of a name that is not configured, and by somebody who has the merchant's own.
     wechat.sign_with(UNKNOWN);
-    wechat.paid(&payment, |_| {}).send(&h).await.problem(400, "callback_invalid");
+    is_no(wechat.paid(&payment, |_| {}).send(&h).await, 400);
     wechat.sign_with(PUBLIC_KEY);
     let mut own = good.clone();
     let text = [own.timestamp.as_bytes(), b"\n", own.nonce.as_bytes(), b"\n", &own.body, b"\n"].concat();
     own.signature = wechat.keys.merchant.sign(&text);
-    own.send(&h).await.problem(400, "callback_invalid");
+    is_no(own.send(&h).await, 400);
     // Well signed, and nonsense.
-    wechat.sign(b"not json \xff".to_vec(), Duration::ZERO).send(&h).await.problem(400, "callback_invalid");
-    wechat.sign(b"{}".to_vec(), Duration::ZERO).send(&h).await.problem(400, "callback_invalid");
+    is_no(wechat.sign(b"not json \xff".to_vec(), Duration::ZERO).send(&h).await, 400);
+    is_no(wechat.sign(b"{}".to_vec(), Duration::ZERO).send(&h).await, 400);
 
     assert_eq!(h.count("SELECT COUNT(*) FROM payment_notifications").await, 0);
     assert_eq!(status(&h, &alice, &no).await, "unpaid");
@@ -211,7 +211,7 @@ async fn a_notify_that_was_recorded_is_worth_nothing_after_the_window() {
     let (alice, no, payment) = started(&h, 500).await;
     let notify = wechat.pay(&payment);
     h.advance(Duration::from_secs(301));
-    notify.send(&h).await.problem(400, "callback_invalid");
+    is_no(notify.send(&h).await, 400);
     assert_eq!(status(&h, &alice, &no).await, "unpaid");
     // WeChat Pay signs anew what it sends again.
     wechat.sign(notify.body, Duration::from_secs(300)).send(&h).await.expect(204);

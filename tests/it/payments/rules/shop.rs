@@ -342,7 +342,7 @@ impl Shop {
         match self.gateway {
             Gateway::Sandbox | Gateway::Alipay => assert_eq!(answer.text(), "failure"),
             Gateway::Wechat => assert_eq!(answer["code"], "FAIL"),
-            Gateway::Stripe => {}
+            Gateway::Stripe => assert_eq!(answer.text(), ""),
         }
     }
 

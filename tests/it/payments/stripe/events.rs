@@ -3,6 +3,12 @@
 use super::*;
 use crate::support::gateways::stripe::deliver_raw;
 
+/// Stripe reads the status alone; whoever else sent it learns nothing from the rest.
+#[track_caller]
+fn is_no(answer: Answer, status: u16) {
+    assert_eq!((answer.status, answer.text().as_str()), (status, ""));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_stripe_did_not_sign_changes_nothing() {
     let shop = shop().await;
@@ -16,7 +22,7 @@ async fn an_event_that_stripe_did_not_sign_changes_nothing() {
     let mut altered = body.clone();
     let at = altered.windows(3).position(|three| three == b"500").unwrap();
     altered[at] = b'6';
-    deliver_raw(&shop.h, altered, Some(good.clone())).await.problem(400, "callback_invalid");
+    is_no(deliver_raw(&shop.h, altered, Some(good.clone())).await, 400);
     for header in [
         None,
         Some(String::new()),
@@ -28,19 +34,19 @@ async fn an_event_that_stripe_did_not_sign_changes_nothing() {
         Some(sign(&["whsec_".to_owned(), String::new()], &body)),
         Some(sign(&[shop.stripe.secrets[0].trim_start_matches("whsec_").to_owned()], &body)),
     ] {
-        deliver_raw(&shop.h, body.clone(), header).await.problem(400, "callback_invalid");
+        is_no(deliver_raw(&shop.h, body.clone(), header).await, 400);
     }
     // Two headers, of which one is good.
     let request = shop.h.request(Method::POST, "/payments/stripe/notify", ()).body(body.clone());
     let request = request.header("stripe-signature", &good).header("stripe-signature", sign(&unknown, &body));
-    send(request).await.problem(400, "callback_invalid");
+    is_no(send(request).await, 400);
     // Signed well, and no event.
     let garbage = b"not json \xff".to_vec();
     let header = sign(&shop.stripe.secrets, &garbage);
-    deliver_raw(&shop.h, garbage, Some(header)).await.problem(400, "callback_invalid");
+    is_no(deliver_raw(&shop.h, garbage, Some(header)).await, 400);
     // Recorded by somebody, and sent again later.
     shop.h.advance(Duration::from_secs(301));
-    deliver_raw(&shop.h, body.clone(), Some(good)).await.problem(400, "callback_invalid");
+    is_no(deliver_raw(&shop.h, body.clone(), Some(good)).await, 400);
 
     assert_eq!(shop.h.count("SELECT COUNT(*) FROM payment_notifications").await, 0);
     assert_eq!(shop.status(&started.order).await, "unpaid");
