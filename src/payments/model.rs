@@ -210,7 +210,7 @@ pub enum Verdict {
 /// Compares a message with our own record; `merchant` is the gateway's name for us. Everything must be exact.
 pub fn judge(message: &Message, payment: &Payment, merchant: &str) -> Verdict {
     if message.merchant != merchant {
-        return Verdict::Flag("for another merchant".to_owned());
+        return Verdict::Flag(format!("for another merchant: {:.64} instead of {merchant}", message.merchant));
     }
     let (amount, currency, trade_no) = match &message.said {
         Said::Paid { amount, currency, trade_no } => (amount, currency, trade_no),

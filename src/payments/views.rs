@@ -224,11 +224,21 @@ pub(super) async fn notifications(
     Ok(page.page(found.iter().map(NotificationView::from).collect(), |message: &NotificationView| message.id))
 }
 
-/// A message and what may be shown of its body.
-pub(super) async fn notification(app: &App, id: NotificationId) -> Result<(NotificationView, Value)> {
+/// A message, and what may be shown of it.
+pub(super) struct Shown {
+    pub notification: NotificationView,
+    /// Of its body.
+    pub body: Value,
+    /// Of what it said, as it was understood.
+    pub message: Value,
+}
+
+/// A message and what may be shown of it.
+pub(super) async fn notification(app: &App, id: NotificationId) -> Result<Shown> {
     let mut conn = app.db.acquire().await?;
     let row = rows::notification(&mut conn, id).await.context("reading a notification")?.ok_or(Kind::NotFound)?;
-    Ok((NotificationView::from(&row), mask::masked(&row.body)))
+    let message = row.message.as_deref().map_or(Value::Null, |said| mask::masked(said.as_bytes()));
+    Ok(Shown { notification: NotificationView::from(&row), body: mask::masked(&row.body), message })
 }
 
 /// What became of a message that was judged again.

@@ -250,6 +250,10 @@ pub struct NotificationDetail {
     /// What was sent, with what tells who paid, and signatures, replaced by `***`; null when it cannot be shown so.
     #[schema(value_type = Object, nullable)]
     pub body: Value,
+    /// What it said, as it was understood: `merchant`, `payment`, and in `said` what happened, of how much. This is there
+    /// also where the body is encrypted (WeChat Pay); null when a version before this one kept it.
+    #[schema(value_type = Object, nullable)]
+    pub message: Value,
 }
 
 /// A message of a gateway.
@@ -266,8 +270,8 @@ pub async fn notification(
     _: Admin,
     Input(Path(id)): Input<Path<NotificationId>>,
 ) -> Result<Reply<NotificationDetail>> {
-    let (notification, body) = views::notification(&app, id).await?;
-    Ok(Reply(NotificationDetail { notification, body }))
+    let views::Shown { notification, body, message } = views::notification(&app, id).await?;
+    Ok(Reply(NotificationDetail { notification, body, message }))
 }
 
 /// Judges a message again, by the books and the settings as they are now: one that was flagged because a setting was

@@ -251,6 +251,31 @@ async fn money_that_does_not_fit_changes_nothing_and_is_kept_for_a_person() {
         is_no(notify.send(&h).await, 422);
     }
     assert_eq!(h.count("SELECT COUNT(*) FROM payment_notifications WHERE outcome = 'flagged'").await, 5);
+    // Whoever judges them sees what was sealed, and what of it is wrong.
+    let admin = h.admin().await;
+    let list = h.get("/admin/payments/notifications?outcome=flagged", &admin).await.expect(200);
+    let details: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|it| it["detail"].as_str().unwrap()).collect();
+    let ours = "1900000109 wxd678efh567hg6787";
+    assert_eq!(
+        details,
+        [
+            format!("for another merchant: 1900000109 wx0000000000000000 instead of {ours}"),
+            format!("for another merchant: 1900000108 wxd678efh567hg6787 instead of {ours}"),
+            "currency USD instead of CNY".to_owned(),
+            "501 fen instead of 500".to_owned(),
+            "499 fen instead of 500".to_owned(),
+        ]
+    );
+    let one = format!("/admin/payments/notifications/{}", list["items"][4]["id"].as_str().unwrap());
+    let shown = h.get(&one, &admin).await.expect(200);
+    assert_eq!(
+        (&shown["body"]["resource"]["ciphertext"], &shown["message"]["merchant"]),
+        (&"***".into(), &ours.into())
+    );
+    let said = &shown["message"]["said"]["paid"];
+    assert_eq!((&said["amount"], &said["currency"]), (&499.into(), &"CNY".into()), "{}", shown.text());
+    assert_eq!(shown["message"]["payment"], payment);
     assert_eq!(h.count("SELECT COUNT(*) FROM payments WHERE status = 'started'").await, 1);
     assert_eq!(status(&h, &alice, &no).await, "unpaid");
     wechat.paid(&payment, |_| {}).send(&h).await.expect(204);
