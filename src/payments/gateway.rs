@@ -150,7 +150,17 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     }
 }
 
-/// What became of a refund that the gateway is at ([`RefundAnswer::Pending`]).
+/// What to do about a refund that the gateway is at ([`RefundAnswer::Pending`]): it is asked about, and sent again where the
+/// gateway wants that.
+pub(super) async fn go_on_with_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
+    require_on(app, refund.gateway)?;
+    match refund.gateway {
+        Gateway::Alipay => alipay::go_on_with_refund(app, refund).await,
+        Gateway::Sandbox | Gateway::Wechat | Gateway::Stripe => query_refund(app, refund).await,
+    }
+}
+
+/// What became of a refund, whatever our books say of it. Asking moves no money.
 pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     require_on(app, refund.gateway)?;
     match refund.gateway {

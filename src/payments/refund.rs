@@ -118,7 +118,7 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
     }
     let answer = match refund.asked_at {
         None => gateway::refund(app, refund).await,
-        Some(_) => gateway::query_refund(app, refund).await,
+        Some(_) => gateway::go_on_with_refund(app, refund).await,
     };
     match answer {
         Ok(answer) => {

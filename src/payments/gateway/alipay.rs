@@ -234,12 +234,18 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     }
 }
 
-/// A refund that Alipay does not know of, or that failed, is sent again: its document asks for that, with the same number.
-pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
-    if is_refunded(app, refund).await? {
-        return Ok(RefundAnswer::Confirmed);
+/// A refund that Alipay does not know of, or that failed, is sent again: its document of the question asks for that, with
+/// the same `out_request_no`, under which it is the same refund.
+pub(super) async fn go_on_with_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
+    match query_refund(app, refund).await? {
+        RefundAnswer::Pending => self::refund(app, refund).await,
+        answer => Ok(answer),
     }
-    self::refund(app, refund).await
+}
+
+/// One that Alipay does not know of, and one that it is at, look alike.
+pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
+    Ok(if is_refunded(app, refund).await? { RefundAnswer::Confirmed } else { RefundAnswer::Pending })
 }
 
 /// Whether the money of exactly this refund is back.

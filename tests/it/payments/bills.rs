@@ -8,7 +8,7 @@ use onrush::platform::clock::At;
 use super::crossing::service_behind;
 use super::*;
 use crate::schedules::{Desk, set_clock};
-use crate::support::gateways::alipay::{Alipay, bill_line};
+use crate::support::gateways::alipay::{Alipay, Refunding, bill_line};
 
 /// Noon in Shanghai, on the day of most of these tests.
 const NOON: &str = "2026-11-20T04:00:00Z";
@@ -715,6 +715,46 @@ async fn each_gateway_that_is_on_is_compared_by_days_of_its_own() {
     on(&desk, NEXT_MORNING).await;
     assert_eq!(told(&desk).await, [row("payment", "stranger", "missing_here", "open")]);
     assert_eq!(alipay.refused(), Vec::<String>::new());
+}
+
+/// Its bill says that a refund was made in whose place another one was, and Alipay itself knows of none: asking may not be
+/// what makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_a_bill_sends_no_refund() {
+    let alipay = Alipay::start().await;
+    let h = service_with(alipay.settings()).await;
+    set_clock(&h, at(NOON));
+    alipay.follow(&h);
+    let desk = Desk::of(h).await;
+    let person = desk.h.register().await;
+    let no = order(&desk.h, &person, 1000).await;
+    let way = json!({ "gateway": "alipay", "channel": "page" });
+    let started = desk.h.post(&format!("/orders/{no}/pay"), &person, way).await.expect(200);
+    send(desk.h.client.http.get(started.text_of("pay_url"))).await.expect(200);
+    let payment = started.text_of("payment_no");
+    alipay.send(&desk.h, &alipay.pay(&payment)).await.expect(200);
+    alipay.refund(Refunding::Never);
+    let body = json!({ "amount_fen": 300, "reason": "test" });
+    let path = format!("/admin/orders/{no}/refund");
+    let first = desk.h.post_once(&path, &desk.token(), "once", body).await.expect(201).text_of("refund_no");
+    payments::drive_refunds(&desk.h.app).await.unwrap();
+    alipay.refund(Refunding::AtOnce);
+    let retry = format!("/admin/refunds/{first}/retry");
+    let second =
+        desk.h.post(&retry, &desk.token(), json!({ "new_number": true })).await.expect(200).text_of("refund_no");
+    payments::drive_refunds(&desk.h.app).await.unwrap();
+    assert_eq!(alipay.refunds(&payment), [(second.clone(), 300)]);
+    let minute = "2026-11-20 13:00:00";
+    let lines = [("", 1000), (first.as_str(), 300), (second.as_str(), 300)];
+    let lines: Vec<String> = lines.iter().map(|(refund, fen)| bill_line(&payment, *fen, refund, minute)).collect();
+    alipay.make_bill("2026-11-20", &lines);
+    alipay.seen();
+    on(&desk, MORNING).await;
+    let asked: Vec<String> = alipay.seen().into_iter().map(|(method, _)| method).collect();
+    assert!(asked.iter().any(|method| method == "alipay.trade.fastpay.refund.query"), "{asked:?}");
+    assert!(!asked.iter().any(|method| method == "alipay.trade.refund"), "{asked:?}");
+    assert_eq!(alipay.refunds(&payment).len(), 1);
+    assert_eq!(told(&desk).await, [row("refund", &first, "state_differs", "open")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
