@@ -23,7 +23,7 @@ use crate::app::App;
 use crate::config::Stripe;
 use crate::error::{Error, Kind, Result, refuse};
 use crate::payments::model::{DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer};
-use crate::payments::store;
+use crate::payments::store::{self, refunds};
 use crate::platform::clock::At;
 
 /// Where our handlers are (`routes.rs`), below `http.public_url`.
@@ -175,12 +175,34 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
         ("metadata[payment_no]", refund.payment_id.to_string()),
         ("metadata[refund_no]", number.clone()),
     ];
-    let ask = Ask { operation: "refund", path: "refunds", form, idempotency_key: Some(&number) };
-    match api::post(app, ask).await? {
-        Answer::Done(object, _) => answer_of(&object, refund),
-        // More money will come in, or a person will send some.
-        Answer::Declined(why) if why.code.as_deref() == Some("balance_insufficient") => Err(declined("refund", &why)),
-        Answer::Declined(why) => Ok(RefundAnswer::Refused(why.to_string())),
+    let key = refund_key(refund);
+    let ask = Ask { operation: "refund", path: "refunds", form, idempotency_key: Some(&key) };
+    let why = match api::post(app, ask).await? {
+        Answer::Done(object, _) => return answer_of(&object, refund),
+        Answer::Declined(why) => why,
+    };
+    // What another request did under the key is not known: that is no refusal of this one.
+    if !why.is_key_taken() {
+        let mut conn = app.db.acquire().await?;
+        refunds::count_refusal(&mut conn, refund.id, refund.refusals).await.context("counting a refusal")?;
+    }
+    // More money will come in, or a person will send some.
+    if why.code.as_deref() == Some("balance_insufficient") {
+        Err(declined("refund", &why))
+    } else {
+        Ok(RefundAnswer::Refused(why.to_string()))
+    }
+}
+
+/// The key under which a refund is made. Stripe repeats its first answer to a key for a day, a refusal too
+/// (<https://docs.stripe.com/error-low-level#content-errors>): under the same one nothing would be tried, whoever has put
+/// money into the account. So it is the refund's number, and another one after each refusal. That makes no second refund:
+/// under a key that was refused none was made, and none can be, since whatever still comes in under it hears the same
+/// refusal. After anything but a refusal (no answer, HTTP 500) the key stays.
+fn refund_key(refund: &Refund) -> String {
+    match refund.refusals {
+        0 => refund.id.to_string(),
+        refusals => format!("{}-{refusals}", refund.id),
     }
 }
 

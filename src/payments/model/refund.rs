@@ -39,6 +39,8 @@ pub struct Refund {
     pub replaced_by: Option<RefundId>,
     /// How often it was sent or asked about before.
     pub attempts: i32,
+    /// How often the gateway has said no to making it, so that nothing was made.
+    pub refusals: i32,
     /// When it was owed.
     pub created_at: At,
     /// When the gateway said that it is at it; from then on it is asked about.

@@ -14,7 +14,8 @@ macro_rules! select_refunds {
     ($rest:literal) => {
         concat!(
             "SELECT r.id, r.payment_id, p.gateway, r.amount_fen, p.amount_fen AS payment_fen, p.currency, \
-             p.gateway_trade_no, p.gateway_ref, r.status, r.replaced_by, r.attempts, r.created_at, r.asked_at \
+             p.gateway_trade_no, p.gateway_ref, r.status, r.replaced_by, r.attempts, r.refusals, \
+             r.created_at, r.asked_at \
              FROM refunds r JOIN payments p ON p.id = r.payment_id ",
             $rest
         )
@@ -169,10 +170,11 @@ pub(in crate::payments) async fn reason_of(conn: &mut Conn, id: RefundId) -> sql
     query_as("SELECT reason, note FROM refunds WHERE id = ?").bind(id).fetch_one(conn).await
 }
 
-/// failed → pending, to be sent again under its own number. It was sent before: a gateway that must know looks it up.
+/// failed → pending, to be sent again under its own number. It was sent before: a gateway that must know looks it up. One
+/// attempt more, so that an answer which is still on its way is known to be of before.
 pub(in crate::payments) async fn revive(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {
     let done = query(
-        "UPDATE refunds SET status = 'pending', attempts = 1, next_attempt_at = ?, asked_at = NULL, failed_at = NULL \
+        "UPDATE refunds SET status = 'pending', attempts = attempts + 1, next_attempt_at = ?, asked_at = NULL, failed_at = NULL \
          WHERE id = ? AND status = 'failed'",
     )
     .bind(now)
@@ -251,6 +253,17 @@ pub(in crate::payments) async fn fail(conn: &mut Conn, id: RefundId, why: &str, 
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// The gateway said no to making a refund that had been refused so often before; a second word of the same no changes
+/// nothing.
+pub(in crate::payments) async fn count_refusal(conn: &mut Conn, id: RefundId, before: i32) -> sqlx::Result<()> {
+    query("UPDATE refunds SET refusals = refusals + 1 WHERE id = ? AND refusals = ?")
+        .bind(id)
+        .bind(before)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Why a try of a refund failed.

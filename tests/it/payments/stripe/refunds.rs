@@ -180,6 +180,115 @@ async fn a_failed_refund_that_is_sent_again_is_looked_up_first() {
     }
 }
 
+/// What Stripe says last of a refund, as the operator sees it, and the keys under which it was asked for since the last look.
+async fn seen_of(shop: &Shop, refund: &str) -> (String, Vec<String>) {
+    let admin = shop.h.admin().await;
+    let shown = shop.h.get(&format!("/admin/refunds/{refund}"), &admin).await.expect(200);
+    let keys = shop.stripe.seen().into_iter().filter(|seen| seen.path == "/v1/refunds");
+    (shown.text_of("last_error"), keys.filter_map(|seen| seen.idempotency_key).collect())
+}
+
+/// Stripe repeats what it answered to a key for a day, also that the account had no cover.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_without_cover_is_made_once_when_there_is_some() {
+    let shop = shop().await;
+    let (_, refund) = paid_twice(&shop, 500).await;
+    shop.stripe.refuses_refunds(Some("balance_insufficient"));
+    shop.stripe.seen();
+    for key in [refund.clone(), format!("{refund}-1")] {
+        assert_eq!((drive(&shop).await, state(&shop, &refund).await), (1, ("pending".to_owned(), false)));
+        let (told, keys) = seen_of(&shop, &refund).await;
+        assert!(
+            told.starts_with("gateway_unavailable: refund: 400") && told.contains("balance_insufficient"),
+            "{told}"
+        );
+        assert_eq!(keys, [key]);
+        shop.h.advance(Duration::from_secs(60));
+    }
+    shop.stripe.refuses_refunds(None);
+    assert_eq!((drive(&shop).await, state(&shop, &refund).await.0), (1, "confirmed".to_owned()));
+    assert_eq!(seen_of(&shop, &refund).await, (String::new(), vec![format!("{refund}-2")]));
+    assert_eq!(shop.stripe.refunds().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_whose_answer_was_lost_is_heard_before_another_key_is_used() {
+    let shop = shop().await;
+    let (_, refund) = paid_twice(&shop, 500).await;
+    shop.stripe.refuses_refunds(Some("balance_insufficient"));
+    shop.stripe.behave(Manner::CutsOff);
+    drive(&shop).await;
+    // There is cover by now; whether something was made under the first key is not known before it is answered.
+    shop.stripe.behave(Manner::Well);
+    shop.stripe.refuses_refunds(None);
+    shop.stripe.seen();
+    for (key, ends) in [(refund.clone(), "pending"), (format!("{refund}-1"), "confirmed")] {
+        shop.h.advance(Duration::from_secs(60));
+        assert_eq!((drive(&shop).await, state(&shop, &refund).await.0.as_str()), (1, ends));
+        assert_eq!(seen_of(&shop, &refund).await.1, [key]);
+    }
+    assert_eq!(shop.stripe.refunds().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_refund_that_a_person_sends_again_is_really_tried() {
+    let shop = shop().await;
+    let (_, refund) = paid_twice(&shop, 500).await;
+    shop.stripe.refuses_refunds(Some("charge_disputed"));
+    drive(&shop).await;
+    assert_eq!(state(&shop, &refund).await.0, "failed");
+    assert!(seen_of(&shop, &refund).await.0.contains("charge_disputed"));
+    // The buyer has withdrawn the dispute, an hour later.
+    shop.stripe.refuses_refunds(None);
+    shop.h.advance(Duration::from_secs(3600));
+    let (admin, path) = (shop.h.admin().await, format!("/admin/refunds/{refund}/retry"));
+    for _ in 0..2 {
+        shop.h.post(&path, &admin, json!({})).await.expect(200);
+    }
+    assert_eq!((drive(&shop).await, state(&shop, &refund).await.0), (1, "confirmed".to_owned()));
+    assert_eq!(seen_of(&shop, &refund).await.1, [format!("{refund}-1")]);
+    assert_eq!(
+        (shop.h.post(&path, &admin, json!({})).await.expect(200)["status"].as_str(), drive(&shop).await),
+        (Some("confirmed"), 0)
+    );
+    assert_eq!(shop.stripe.refunds().len(), 1);
+}
+
+/// The answer is that of a moment before the failure: it may not call the money back that is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_a_failure_overtakes_confirms_nothing() {
+    for asked_about in [false, true] {
+        for sent_again in [false, true] {
+            let shop = shop().await;
+            let (_, refund) = paid_twice(&shop, 500).await;
+            if asked_about {
+                shop.stripe.refunds_are("pending");
+                drive(&shop).await;
+                shop.stripe.refund_becomes(&id_of(&shop, &refund), "succeeded");
+                shop.h.advance(Duration::from_secs(60));
+            }
+            let (there, go) = shop.stripe.hold("/v1/refunds");
+            let meanwhile = async {
+                there.await.unwrap();
+                let failed = shop.stripe.refund_becomes(&id_of(&shop, &refund), "failed");
+                shop.deliver(&failed).await.expect(200);
+                assert_eq!(state(&shop, &refund).await.0, "failed");
+                if sent_again {
+                    let (admin, path) = (shop.h.admin().await, format!("/admin/refunds/{refund}/retry"));
+                    assert_eq!(shop.h.post(&path, &admin, json!({})).await.expect(200)["status"], "pending");
+                }
+                go.send(()).unwrap();
+            };
+            assert_eq!(tokio::join!(drive(&shop), meanwhile).0, 1);
+            let stands = if sent_again { "pending" } else { "failed" };
+            assert_eq!(state(&shop, &refund).await.0, stands, "{asked_about} {sent_again}");
+            // Asked for once more it is found as it is.
+            drive(&shop).await;
+            assert_eq!((state(&shop, &refund).await.0.as_str(), shop.stripe.refunds().len()), ("failed", 1));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bill_of_a_day_has_every_line_in_our_currency() {
     let shop = shop().await;

@@ -199,6 +199,11 @@ impl Stripe {
         self.lock().books.refund_status = status;
     }
 
+    /// No refund is made from now on, for this reason; none: they are made again.
+    pub fn refuses_refunds(&self, code: Option<&'static str>) {
+        self.lock().books.refuses_refunds = code;
+    }
+
     /// What becomes of a refund; the event of it.
     pub fn refund_becomes(&self, refund: &str, status: &str) -> Value {
         self.change(|books, now| books.refund_becomes(refund, status, now))

@@ -300,6 +300,10 @@ impl Books {
         let Some(at) = self.charges.iter().position(|charge| charge["payment_intent"] == intent.as_str()) else {
             return Err(missing(&intent));
         };
+        if let Some(code) = self.refuses_refunds {
+            // It has begun, so this is what the key is answered from now on.
+            return Ok(error(400, INVALID, Some(code), None, "No refund can be made now."));
+        }
         let whole = self.charges[at]["amount"].as_i64().unwrap_or_default();
         let before = self.charges[at]["amount_refunded"].as_i64().unwrap_or_default();
         if before == whole {

@@ -22,6 +22,8 @@ pub struct Books {
     pub kept: HashMap<String, Kept>,
     pub pays_at_expiry: bool,
     pub refund_status: &'static str,
+    /// Refunds are refused, by this code.
+    pub refuses_refunds: Option<&'static str>,
     numbers: u64,
 }
 
@@ -43,6 +45,7 @@ impl Default for Books {
             kept: HashMap::new(),
             pays_at_expiry: false,
             refund_status: "succeeded",
+            refuses_refunds: None,
             numbers: 0,
         }
     }
