@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::seckill::assert_clean;
 use crate::support::harness::SANDBOX_SECRET;
 
 /// Stands between the service and the gateway: it can hold one call until the test lets it go.
@@ -98,13 +99,19 @@ async fn pass(State(between): State<Arc<Between>>, headers: HeaderMap, body: Byt
     (status, headers, bytes).into_response()
 }
 
-pub(super) async fn service_behind() -> (Harness, Arc<Between>) {
+/// Something between a service and its gateway, and the address under which the service finds it.
+async fn between() -> (Arc<Between>, String) {
     let between = Arc::new(Between::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().route("/sandbox/api", post(pass)).with_state(between.clone());
     tokio::spawn(async move { axum_serve(listener, router).await });
-    (service_with(vec![("payments.sandbox_url", format!("http://{address}"))]).await, between)
+    (between, format!("http://{address}"))
+}
+
+pub(super) async fn service_behind() -> (Harness, Arc<Between>) {
+    let (between, url) = between().await;
+    (service_with(vec![("payments.sandbox_url", url)]).await, between)
 }
 
 async fn axum_serve(listener: TcpListener, router: Router) {
@@ -248,4 +255,33 @@ async fn a_refund_whose_sender_died_before_the_answer_is_made_once() {
     assert_eq!(payments::drive_refunds(&h.app).await.unwrap(), 1);
     assert_eq!(status(&h, &alice, &no).await, "refunded");
     assert_eq!(h.count("SELECT COUNT(*) FROM sandbox_refunds").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_in_the_middle_of_a_refund_makes_it_once() {
+    let (between, url) = between().await;
+    let settings = vec![("payments.sandbox_url", url), ("payments.gateway_timeout_ms", "30000".to_owned())];
+    let h = Harness::with(Options { system_clock: true, settings, ..Options::default() }).await;
+    between.gateway.set(h.base.clone()).unwrap();
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let no = order(&h, &alice, 500).await;
+    let attempt = start(&h, &alice, &no).await;
+    buyer(&h, &attempt.trade, "action=pay").await.expect(200);
+    deliver(&h).await;
+    let path = format!("/admin/orders/{no}/refund");
+    h.post_once(&path, &admin, "once", json!({ "reason": "test" })).await.expect(201);
+    let (there, go) = between.hold("refund", true);
+    let mut sender = h.process("worker,scheduler", &[]).await;
+    there.await.unwrap();
+    // The gateway has made it, the answer is on its way, and our books do not know of it.
+    sender.kill().await;
+    drop(go);
+    let made = "SELECT COUNT(*) FROM sandbox_refunds WHERE status = 'done'";
+    assert_eq!((h.count(made).await, status(&h, &alice, &no).await.as_str()), (1, "refunding"));
+    assert_eq!(h.count("SELECT COUNT(*) FROM refunds WHERE status = 'pending' AND attempts = 1").await, 1);
+    let _next = h.process("worker,scheduler", &[]).await;
+    h.eventually(async || status(&h, &alice, &no).await == "refunded").await;
+    assert_eq!((h.count(made).await, h.count("SELECT COUNT(*) FROM sandbox_refunds").await), (1, 1));
+    assert_eq!(h.count("SELECT COUNT(*) FROM refunds WHERE status = 'confirmed' AND attempts >= 2").await, 1);
+    assert_clean(&h).await;
 }
