@@ -156,7 +156,7 @@ impl OrderStatusView {
     responses(
         (status = 200, body = OrderStatusView, description = "It is cancelled"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no order of yours"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state`: it is paid (perhaps just now) or timed out; `order_status` says which"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state`: it is paid (perhaps just now) or timed out; `order_status` says which. `gateway_off`: a payment was started at a gateway that is switched off now"),
         (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: a payment was started and its gateway cannot be asked now; or the service cannot answer now"),
     )
 )]
