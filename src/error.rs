@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::platform::db::{self, Trouble};
 use crate::platform::extract::{Faults, FieldFault, Why};
@@ -169,7 +170,7 @@ pub struct Refusal {
     /// Faults by field.
     pub errors: Vec<FieldFault>,
     /// One more member of the body, such as `starts_at`.
-    pub extra: Option<(&'static str, String)>,
+    pub extra: Option<(&'static str, Value)>,
     /// Why, for the log, the books and administrators ([`Error::in_full`]): what another system said, and no other
     /// caller is told.
     pub cause: String,
@@ -181,9 +182,10 @@ impl Refusal {
         self.retry_after_s = Some(seconds);
         self
     }
-    /// One more member of the body.
-    pub fn with(mut self, name: &'static str, value: impl std::fmt::Display) -> Self {
-        self.extra = Some((name, value.to_string()));
+    /// One more member of the body, as the views have it: a number is a number.
+    pub fn with(mut self, name: &'static str, value: impl Serialize) -> Self {
+        // What is named here is text or a number, which always can be written.
+        self.extra = Some((name, serde_json::to_value(value).unwrap_or_default()));
         self
     }
     /// Why, for those who run the service.
@@ -374,7 +376,7 @@ impl Serialize for Docs<'_> {
 
 /// A further member, as a map of one or none.
 #[derive(Debug)]
-pub struct Extra<'a>(Option<(&'static str, &'a str)>);
+pub struct Extra<'a>(Option<(&'static str, &'a Value)>);
 
 impl Serialize for Extra<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -484,7 +486,7 @@ fn render(refusal: &Refusal, request_id: &str) -> Response {
         error: name,
         request_id,
         errors: &refusal.errors,
-        extra: Extra(refusal.extra.as_ref().map(|(name, value)| (*name, value.as_str()))),
+        extra: Extra(refusal.extra.as_ref().map(|(name, value)| (*name, value))),
     };
     let mut body = Vec::with_capacity(PROBLEM_SIZE);
     if let Err(error) = serde_json::to_writer(&mut body, &problem) {

@@ -241,7 +241,7 @@ async fn points_beyond_the_balance_or_the_orders_part_are_refused() {
     let h = Harness::new().await;
     let (alice, course) = (h.register().await, h.course(1000).await);
     wallet::give_points(&h, &alice, 400).await;
-    for (points, member, value) in [(501, "points_max", "500"), (401, "points_balance", "400")] {
+    for (points, member, value) in [(501, "points_max", 500), (401, "points_balance", 400)] {
         let body = with(of(&[&course]), json!({"points": points}));
         let refused = order(&h, &alice, body.clone()).await.problem(409, "points_unusable");
         assert_eq!(refused[member], value);

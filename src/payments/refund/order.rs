@@ -92,15 +92,26 @@ fn plan(order: &Order, items: &[Item], gone: Money, part: &Part) -> Result<Plan>
             // Money that went back without a course was a part of what was paid for these.
             (OrderRefundKind::Courses, courses.clone(), Money::sum(shares)?.min(left))
         }
-        Part::Amount(amount) if *amount >= left => {
-            let why = format!("less than {} fen can go back so; for everything name no amount", left.as_fen());
-            return Err(refuse(Kind::RefundTooMuch, why).with("left_fen", left.as_fen()).into());
-        }
+        Part::Amount(amount) if *amount >= left => return Err(too_much(order, *amount, left)),
         Part::Amount(amount) => (OrderRefundKind::Amount, Vec::new(), *amount),
     };
     let ends = open.iter().all(|item| courses.contains(&item.course_id));
     let earned = earned_of(order, gone.plus(amount)?) - earned_of(order, gone);
     Ok(Plan { kind, courses, amount, earned, ends })
+}
+
+/// Why so much cannot go back without a course.
+fn too_much(order: &Order, amount: Money, left: Money) -> Error {
+    let why = if order.payable == Money::ZERO {
+        "no money was paid for the order".to_owned()
+    } else if left == Money::ZERO {
+        "all that was paid for the order has been given back".to_owned()
+    } else if amount == left {
+        "this is all that is left of what was paid: to give all of it back, with the courses, name no amount".to_owned()
+    } else {
+        format!("only {} fen are left of what was paid", left.as_fen())
+    };
+    refuse(Kind::RefundTooMuch, why).with("left_fen", left).into()
 }
 
 /// Of the points that an order earned, those that go when so much of its money has gone back: their share, rounded down,

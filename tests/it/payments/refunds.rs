@@ -8,7 +8,7 @@ use crate::support::Course;
 use crate::wallet::{assert_ledger_adds_up, balance, claimed, coupon, give_points};
 
 /// A paid order, not granted yet; its number and its trade at the gateway.
-async fn paid(h: &Harness, who: &Person, courses: &[&Course], more: Value) -> (String, String) {
+pub(super) async fn paid(h: &Harness, who: &Person, courses: &[&Course], more: Value) -> (String, String) {
     let mut body = json!({ "course_ids": courses.iter().map(|course| course.no()).collect::<Vec<_>>() });
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let key = Uuid::now_v7().as_simple().to_string();
@@ -21,7 +21,7 @@ async fn paid(h: &Harness, who: &Person, courses: &[&Course], more: Value) -> (S
 }
 
 /// Asks for a refund under a new key.
-async fn refund(h: &Harness, admin: &Person, no: &str, what: Value) -> Answer {
+pub(super) async fn refund(h: &Harness, admin: &Person, no: &str, what: Value) -> Answer {
     let key = Uuid::now_v7().as_simple().to_string();
     refund_once(h, admin, no, &key, what).await
 }
@@ -32,7 +32,7 @@ async fn refund_once(h: &Harness, admin: &Person, no: &str, key: &str, mut what:
 }
 
 /// Sends what is due, or asks about it.
-async fn drive(h: &Harness) -> usize {
+pub(super) async fn drive(h: &Harness) -> usize {
     payments::drive_refunds(&h.app).await.unwrap()
 }
 
@@ -125,14 +125,39 @@ async fn what_cannot_be_refunded_is_refused_with_its_reason() {
     let foreign =
         refund(&h, &admin, &no, json!({ "course_ids": [other.no()] })).await.problem(422, "validation_failed");
     assert_eq!(foreign["errors"][0]["field"], "course_ids[0]");
-    let too_much = refund(&h, &admin, &no, json!({ "amount_fen": 5000 })).await.problem(409, "refund_too_much");
-    assert_eq!(too_much["left_fen"], "5000");
     refund(&h, &admin, &no, json!({ "course_ids": [mine.no()], "amount_fen": 5 }))
         .await
         .problem(422, "validation_failed");
     refund(&h, &admin, &no, json!({ "course_ids": [mine.no(), mine.no()] })).await.problem(422, "validation_failed");
     assert_eq!(h.count("SELECT (SELECT COUNT(*) FROM refunds) + (SELECT COUNT(*) FROM order_refunds)").await, 0);
     assert_eq!(courses_of(&h, &alice).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_amount_that_is_not_left_is_refused_with_what_is() {
+    let h = service().await;
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let (dear, free) = (h.course(5000).await, h.course(0).await);
+    let (no, _) = paid(&h, &alice, &[&dear, &free], json!({})).await;
+    let too_much = async |no: &str, amount: i64| {
+        let answer = refund(&h, &admin, no, json!({ "amount_fen": amount })).await.problem(409, "refund_too_much");
+        (answer["left_fen"].clone(), answer.text_of("detail"))
+    };
+    let (left, why) = too_much(&no, 5001).await;
+    assert_eq!((left, why.as_str()), (json!(5000), "only 5000 fen are left of what was paid"));
+    let (left, why) = too_much(&no, 5000).await;
+    assert!(left == 5000 && why.contains("all that is left") && why.ends_with("name no amount"), "{left}: {why}");
+    // The money goes with the course that cost it; the other one stays, and nothing is left to go with it.
+    refund(&h, &admin, &no, json!({ "course_ids": [dear.no()] })).await.expect(201);
+    let (left, why) = too_much(&no, 1).await;
+    assert_eq!((left, why.as_str()), (json!(0), "all that was paid for the order has been given back"));
+    // An order that a coupon paid.
+    let cheap = h.course(900).await;
+    let ticket = claimed(&h, &alice, coupon(&h)).await;
+    let body = json!({ "course_ids": [cheap.no()], "user_coupon_id": ticket });
+    let gift = h.post_once("/orders", &alice, "gift", body).await.expect(201).text_of("order_no");
+    let (left, why) = too_much(&gift, 1).await;
+    assert_eq!((left, why.as_str()), (json!(0), "no money was paid for the order"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
