@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 pub use self::alipay::{Alipay, alipay_merchant};
 use self::gateways::{Section, read_apart};
@@ -175,6 +177,9 @@ pub struct Payments {
     /// WeChat Pay, when it is on.
     #[serde(default, deserialize_with = "read_apart")]
     pub wechat: Option<Arc<WechatPay>>,
+    /// The shop's page that a buyer's browser is led to when it comes back from a gateway.
+    #[serde(deserialize_with = "page")]
+    pub return_page: Option<Url>,
     /// Longest call to a gateway, in milliseconds.
     pub gateway_timeout_ms: u64,
     /// Calls in a row without an answer after which a gateway is left alone for a while.
@@ -231,6 +236,12 @@ impl Payments {
             [("alipay", self.alipay.is_some()), ("wechat", self.wechat.is_some()), ("stripe", self.stripe.is_some())];
         on.into_iter().filter_map(|(name, is_on)| is_on.then_some(name)).collect()
     }
+}
+
+/// The address of a page; empty: none.
+fn page<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Ok(None) } else { Url::parse(&text).map(Some).map_err(D::Error::custom) }
 }
 
 impl Config {
@@ -418,6 +429,35 @@ mod tests {
         assert_eq!(message.lines().count(), 4, "{message}");
         assert!(with(&[("database_url", "mysql://root@127.0.0.1:3306")]).is_err(), "no database");
         assert!(with(&[("redis_url", "rediss-cluster://:secret@a:1,b:2")]).is_ok());
+    }
+
+    #[test]
+    fn the_page_behind_a_payment_is_one_that_a_browser_can_be_led_to() {
+        for good in
+            ["https://shop.example.com", "http://localhost:5173/paid?lang=zh#/orders", "https://商店.example/付款"]
+        {
+            let page = with(&[("payments.return_page", good)]).unwrap().payments.return_page;
+            assert!(page.is_some_and(|page| page.has_host()), "{good}");
+        }
+        assert_eq!(with(&[]).unwrap().payments.return_page, None);
+        for bad in [
+            "/paid",
+            "//shop.example.com/paid",
+            "shop.example.com/paid",
+            "javascript:alert(1)",
+            "ftp://shop.example.com/paid",
+            "https://",
+            "https://someone@shop.example.com/",
+            "https://shop.example.com/paid?status=paid",
+            "https://shop.example.com/paid?a=1&order%5Fno=1",
+        ] {
+            let told = with(&[("payments.return_page", bad), ("http.drain_s", "0")]).unwrap_err().to_string();
+            assert!(
+                told.contains("- ONRUSH_PAYMENTS__RETURN_PAGE must be the http or https address of a page"),
+                "{bad}: {told}"
+            );
+            assert_eq!(told.lines().count(), 3, "all faults are told at once: {told}");
+        }
     }
 
     #[test]

@@ -88,6 +88,15 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("payments.sandbox", "false", Flag),
     set("payments.sandbox_secret", "", Any("at least 16 bytes")),
     set("payments.sandbox_url", "", Text(URL, "http://sandbox.internal:8080", |t| t.is_empty() || is_url(t))),
+    set(
+        "payments.return_page",
+        "",
+        Text(
+            "the http or https address of a page, without order_no and status",
+            "https://shop.example.com/paid?lang=zh",
+            |t| t.is_empty() || is_page(t),
+        ),
+    ),
     set("payments.gateway_timeout_ms", "5000", Whole(1, 60_000)),
     set("payments.gateway_failures_max", "10", Whole(1, 1000)),
     set("payments.gateway_pause_ms", "5000", Whole(100, 600_000)),
@@ -320,6 +329,14 @@ fn is_url(text: &str) -> bool {
         && !text.ends_with('/')
         && !text.contains([' ', '?', '#', '@'])
         && address.is_ok_and(|address| address.has_host())
+}
+/// An address that a browser can be led to, and to whose query an order's number and status can be added.
+fn is_page(text: &str) -> bool {
+    let page = reqwest::Url::parse(text).ok().filter(|_| begins_with(text, &["http://", "https://"]));
+    page.is_some_and(|page| {
+        let for_anybody = page.username().is_empty() && page.password().is_none();
+        for_anybody && page.query_pairs().all(|(name, _)| !matches!(&*name, "order_no" | "status"))
+    })
 }
 fn are_origins(text: &str) -> bool {
     text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).all(is_origin)

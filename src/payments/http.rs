@@ -5,15 +5,16 @@ pub mod bills;
 
 use axum::Json as Reply;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, Way, close_order, gateway};
 use crate::app::App;
 use crate::auth::{ClientIp, CurrentUser};
 use crate::error::{Kind, Problem, Result, refuse};
-use crate::orders::{self, Closing, OrderId, Status};
+use crate::orders::{self, Closing, Order, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, RawBody, Shape};
 
@@ -225,23 +226,56 @@ pub struct ReturnQuery {
 
 impl Shape<App> for ReturnQuery {}
 
-/// Where the buyer's browser comes back to. What it brings along decides nothing: the status is ours, or the gateway's
-/// answer to our own question.
+/// What a browser that comes back from a gateway is answered.
+#[derive(Debug)]
+pub enum Back {
+    /// It is led to the shop's page, with the order's number and status.
+    Page(Url),
+    /// The shop has no such page: the order's status.
+    Status(OrderStatusView),
+}
+
+impl Back {
+    /// The page is the settings' alone, so nobody is led elsewhere by an address that was made for him.
+    fn of(order: &Order, page: Option<&Url>) -> Self {
+        let Some(mut page) = page.cloned() else { return Self::Status(OrderStatusView::new(order.id, order.status)) };
+        page.query_pairs_mut()
+            .append_pair("order_no", &order.id.to_string())
+            .append_pair("status", order.status.name());
+        Self::Page(page)
+    }
+}
+
+impl IntoResponse for Back {
+    fn into_response(self) -> Response {
+        let answer = match self {
+            Self::Page(page) => Redirect::to(page.as_str()).into_response(),
+            Self::Status(status) => Reply(status).into_response(),
+        };
+        // The same address answers otherwise a moment later, when the money has come.
+        ([(header::CACHE_CONTROL, "no-store")], answer).into_response()
+    }
+}
+
+/// Where the buyer's browser comes back to: it is led on to the shop's own page where the settings name one. What it brings
+/// along decides nothing: the status is ours, or the gateway's answer to our own question.
 #[utoipa::path(
     get,
     path = "/payments/{gateway}/return",
     tag = "payments",
     params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"), ReturnQuery),
     responses(
-        (status = 200, body = OrderStatusView, description = "The order that the payment is for"),
+        (status = 200, body = OrderStatusView, description = "The order that the payment is for, where the settings name no page of the shop"),
+        (status = 303, description = "To the shop's page (`ONRUSH_PAYMENTS__RETURN_PAGE`), with `order_no` and `status` as query parameters",
+            headers(("Location" = String, description = "That page"))),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway or payment"),
     )
 )]
 pub async fn returned(
     State(app): State<App>,
     Inputs(Path(name), Query(query)): Inputs<Path<String>, Query<ReturnQuery>>,
-) -> Result<Reply<OrderStatusView>> {
+) -> Result<Back> {
     let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
     let order = super::returned(&app, gateway, query.payment_no).await?;
-    Ok(Reply(OrderStatusView::new(order.id, order.status)))
+    Ok(Back::of(&order, app.config.payments.return_page.as_ref()))
 }

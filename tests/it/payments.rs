@@ -11,6 +11,7 @@ mod late;
 mod off;
 mod races;
 mod refunds;
+mod returning;
 mod rules;
 mod sandbox;
 mod settlement;
