@@ -103,6 +103,19 @@ async fn profile(app: &App, user: UserId) -> Result<User> {
     found.ok_or(Kind::TokenInvalid.into())
 }
 
+/// The accounts of these users, in no order. One that is gone is not there.
+pub async fn users(conn: &mut db::Conn, ids: &[UserId]) -> Result<Vec<User>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(store::find_users(conn, ids).await.context("reading users")?)
+}
+
+/// Whose phone number it is.
+pub async fn user_of(conn: &mut db::Conn, phone: &Phone) -> Result<Option<UserId>> {
+    Ok(store::find_phone(conn, phone).await.context("looking for a phone number")?)
+}
+
 /// Deletes what is left of old logins: a bounded pass, run from time to time.
 pub async fn prune(app: &App) -> anyhow::Result<()> {
     session::prune(app).await

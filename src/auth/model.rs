@@ -100,6 +100,12 @@ impl Phone {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What others may see of it: 138****0001.
+    pub fn masked(&self) -> String {
+        let ends = self.0.get(..3).zip(self.0.get(7..)).filter(|_| self.0.len() == 11);
+        ends.map_or_else(|| "****".to_owned(), |(head, tail)| format!("{head}****{tail}"))
+    }
 }
 
 impl<'de> Deserialize<'de> for Phone {

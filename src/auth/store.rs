@@ -1,10 +1,11 @@
 //! One SQL statement a function.
 
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::model::{Account, NewToken, Phone, Token, User, UserId};
 use crate::platform::clock::At;
-use crate::platform::db::Conn;
+use crate::platform::db::{Conn, push_in, recurs};
 use crate::platform::id::Id;
 
 /// Inserts a user; a taken number violates `uq_users_phone`.
@@ -27,6 +28,18 @@ pub(super) async fn find_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Opt
         .bind(user)
         .fetch_optional(conn)
         .await
+}
+
+/// The users with these ids. The list must not be empty.
+pub(super) async fn find_users(conn: &mut Conn, ids: &[UserId]) -> sqlx::Result<Vec<User>> {
+    let mut query = QueryBuilder::new("SELECT id, phone, nickname, role, created_at FROM users WHERE id IN ");
+    push_in(&mut query, ids.iter().copied());
+    query.build_query_as().persistent(recurs(ids.len())).fetch_all(conn).await
+}
+
+/// The id of the user with a phone number.
+pub(super) async fn find_phone(conn: &mut Conn, phone: &Phone) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar("SELECT id FROM users WHERE phone = ?").bind(phone).fetch_optional(conn).await
 }
 
 /// The user with an id, held until the transaction ends.

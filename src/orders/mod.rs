@@ -12,14 +12,16 @@ mod model;
 mod pricing;
 mod refund;
 mod store;
+mod views;
 
 pub use create::{Quote, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
 pub use model::{
     Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
-    SeckillOrder, Status,
+    SeckillOrder, Status, WhichOrders,
 };
 pub use refund::{TakeBack, finish_refund, grant_now, mark_refunding, take_back};
+pub use views::{BackReason, BackStatus, BackView, ItemView, OrderFacts, OrderView};
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -75,24 +77,30 @@ pub async fn items(conn: &mut Conn, id: OrderId) -> Result<Vec<Item>> {
     store::items(conn, &[id]).await
 }
 
-/// An order of the user with its items; somebody else's is `None`.
-pub async fn find_whole(app: &App, user: UserId, id: OrderId) -> Result<Option<Whole>> {
+/// An order of the user; somebody else's is `None`.
+pub async fn find_own(app: &App, user: UserId, id: OrderId) -> Result<Option<Order>> {
     let mut conn = app.db.acquire().await?;
-    let Some(order) = store::find(&mut conn, id).await?.filter(|order| order.user_id == user) else { return Ok(None) };
-    let items = store::items(&mut conn, &[id]).await?;
+    Ok(store::find(&mut conn, id).await?.filter(|order| order.user_id == user))
+}
+
+/// An order with its items. Who may see it is the caller's to say.
+pub async fn find_whole(conn: &mut Conn, id: OrderId) -> Result<Option<Whole>> {
+    let Some(order) = store::find(conn, id).await? else { return Ok(None) };
+    let items = store::items(conn, &[id]).await?;
     Ok(Some(Whole { order, items }))
 }
 
-/// A page of the user's orders, all or those in one status.
-pub async fn list(app: &App, user: UserId, status: Option<Status>, page: &PageQuery) -> Result<Page<Whole>> {
-    let mut conn = app.db.acquire().await?;
-    let orders = match status {
-        None => store::list(&mut conn, user, page.before(), page.fetch()).await?,
-        Some(status) => store::list_in_status(&mut conn, user, status, page.before(), page.fetch()).await?,
+/// A page of orders with their items, newest first.
+pub async fn list(conn: &mut Conn, which: &WhichOrders, page: &PageQuery) -> Result<Page<Whole>> {
+    let of_kind = which.user.is_none() && (which.kind.is_some() || which.status.is_some());
+    let orders = if of_kind {
+        store::list_of_kind(conn, which, page.before(), page.fetch()).await?
+    } else {
+        store::list(conn, which, page.before(), page.fetch()).await?
     };
     let orders = page.page(orders, |order| order.id);
     let ids: Vec<OrderId> = orders.items.iter().map(|order| order.id).collect();
-    let mut items = if ids.is_empty() { Vec::new() } else { store::items(&mut conn, &ids).await? };
+    let mut items = if ids.is_empty() { Vec::new() } else { store::items(conn, &ids).await? };
     let mut whole = |order: Order| {
         let own = items.extract_if(.., |item| item.order_id == order.id).collect();
         Whole { order, items: own }

@@ -93,7 +93,7 @@ impl Closing {
 }
 
 /// How an order came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderKind {
     /// Ordered from the catalogue.
@@ -103,6 +103,9 @@ pub enum OrderKind {
 }
 
 impl OrderKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Course, Self::Seckill];
+
     /// As MySQL holds it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -120,8 +123,19 @@ pub struct NotAKind(String);
 impl TryFrom<String> for OrderKind {
     type Error = NotAKind;
     fn try_from(text: String) -> Result<Self, NotAKind> {
-        [Self::Course, Self::Seckill].into_iter().find(|kind| kind.as_str() == text).ok_or(NotAKind(text))
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(NotAKind(text))
     }
+}
+
+/// Which orders a list has: all, unless something is said.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WhichOrders {
+    /// Whose.
+    pub user: Option<UserId>,
+    /// How they came about.
+    pub kind: Option<OrderKind>,
+    /// Where they are in their lives.
+    pub status: Option<Status>,
 }
 
 /// An order as MySQL holds it, without its items.

@@ -6,7 +6,7 @@ pub mod refund;
 use anyhow::Context;
 use sqlx::QueryBuilder;
 
-use super::model::{Closing, Item, Order, OrderId, Status};
+use super::model::{Closing, Item, Order, OrderId, OrderKind, Status, WhichOrders};
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::Result;
@@ -100,35 +100,41 @@ pub async fn lock(conn: &mut Conn, id: OrderId) -> Result<Option<Order>> {
     Ok(found)
 }
 
-/// The user's orders below `before`, newest first.
-pub async fn list(conn: &mut Conn, user: UserId, before: OrderId, limit: u32) -> Result<Vec<Order>> {
-    let list = sqlx::query_as(select_orders!("WHERE user_id = ? AND id < ? ORDER BY id DESC LIMIT ?"))
-        .bind(user)
-        .bind(before)
-        .bind(limit)
-        .fetch_all(conn)
-        .await
-        .context("listing orders")?;
-    Ok(list)
+/// Orders below `before`, newest first: of one user, or of everybody. The indexes are named, here and in the next one,
+/// because statistics alone do not always choose them: a page costs what its own orders cost, or what one user's do.
+pub async fn list(conn: &mut Conn, which: &WhichOrders, before: OrderId, limit: u32) -> Result<Vec<Order>> {
+    let mut query = QueryBuilder::new(select_orders!("FORCE INDEX ("));
+    query.push(if which.user.is_some() { "ix_orders_user" } else { "PRIMARY" });
+    query.push(") WHERE id < ").push_bind(before);
+    if let Some(user) = which.user {
+        query.push(" AND user_id = ").push_bind(user);
+    }
+    if let Some(kind) = which.kind {
+        query.push(" AND kind = ").push_bind(kind.as_str());
+    }
+    if let Some(status) = which.status {
+        query.push(" AND status = ").push_bind(status);
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await.context("listing orders")?)
 }
 
-/// As [`list`], those in one status.
-pub async fn list_in_status(
-    conn: &mut Conn,
-    user: UserId,
-    status: Status,
-    before: OrderId,
-    limit: u32,
-) -> Result<Vec<Order>> {
-    let list = sqlx::query_as(select_orders!("WHERE user_id = ? AND status = ? AND id < ? ORDER BY id DESC LIMIT ?"))
-        .bind(user)
-        .bind(status)
-        .bind(before)
-        .bind(limit)
-        .fetch_all(conn)
-        .await
-        .context("listing orders")?;
-    Ok(list)
+/// As [`list`], everybody's of a kind or in a status: so many of each kind and status that is wanted, and of those the
+/// first ones.
+pub async fn list_of_kind(conn: &mut Conn, which: &WhichOrders, before: OrderId, limit: u32) -> Result<Vec<Order>> {
+    let all = OrderKind::ALL.into_iter().flat_map(|kind| Status::ALL.map(|status| (kind, status)));
+    let wanted = all.filter(|(kind, status)| {
+        which.kind.is_none_or(|wanted| wanted == *kind) && which.status.is_none_or(|wanted| wanted == *status)
+    });
+    let mut query = QueryBuilder::new("");
+    for (place, (kind, status)) in wanted.enumerate() {
+        query.push(if place == 0 { "(" } else { " UNION ALL (" });
+        query.push(select_orders!("FORCE INDEX (ix_orders_kind) WHERE kind = ")).push_bind(kind.as_str());
+        query.push(" AND status = ").push_bind(status).push(" AND id < ").push_bind(before);
+        query.push(" ORDER BY id DESC LIMIT ").push_bind(limit).push(")");
+    }
+    query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await.context("listing orders of a kind")?)
 }
 
 /// The items of these orders, by order and place. The list must not be empty.

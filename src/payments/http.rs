@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod bills;
+pub mod orders;
 
 use axum::Json as Reply;
 use axum::extract::State;
@@ -14,7 +15,7 @@ use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, 
 use crate::app::App;
 use crate::auth::{ClientIp, CurrentUser};
 use crate::error::{Kind, Problem, Result, refuse};
-use crate::orders::{self, Closing, Order, OrderId, Status};
+use crate::orders::{Closing, Order, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, RawBody, Shape};
 
@@ -166,7 +167,7 @@ pub async fn cancel(
     user: CurrentUser,
     Input(Path(order)): Input<Path<OrderId>>,
 ) -> Result<Reply<OrderStatusView>> {
-    orders::find_whole(&app, user.id, order).await?.ok_or(Kind::NotFound)?;
+    crate::orders::find_own(&app, user.id, order).await?.ok_or(Kind::NotFound)?;
     match close_order(&app, order, Closing::Cancelled).await? {
         Closed::Now | Closed::Was(Status::Cancelled) => Ok(Reply(OrderStatusView::new(order, Status::Cancelled))),
         Closed::Was(status) => Err(refuse(Kind::OrderState, format!("the order is {}", status.name()))

@@ -1,5 +1,7 @@
 //! What administrators see of payments, messages and refunds.
 
+pub(super) mod orders;
+
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,7 +19,7 @@ use crate::platform::clock::At;
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 
-/// Refunds that are shown with their payment.
+/// Rows of each kind that are shown with the payment or order they belong to.
 const REFUNDS_SHOWN: u32 = 100;
 
 /// How far a payment is.

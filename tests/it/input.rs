@@ -279,6 +279,11 @@ const WITH_QUERY: &[(&str, &[&str])] = &[
         &["queue", "state", "name", "since", "until", "cursor", "limit", "a"],
     ),
     (
+        "/admin/orders?status=lost&kind=gift&user_id=me&phone=12345678901&cursor=x&limit=0&a=1",
+        &["status", "kind", "user_id", "phone", "cursor", "limit", "a"],
+    ),
+    ("/admin/orders/1", &["no"]),
+    (
         "/admin/payments?order_no=x&gateway=cash&status=lost&resolution=none&cursor=x&limit=0&a=1",
         &["order_no", "gateway", "status", "resolution", "cursor", "limit", "a"],
     ),

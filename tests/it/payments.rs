@@ -15,6 +15,7 @@ mod returning;
 mod rules;
 mod sandbox;
 mod settlement;
+mod shown;
 mod stripe;
 mod wechat;
 

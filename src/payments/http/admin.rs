@@ -1,5 +1,7 @@
 //! Routes with which administrators look at payments, messages and refunds, and act on them.
 
+pub mod orders;
+
 use axum::Json as Reply;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};

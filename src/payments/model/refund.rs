@@ -104,6 +104,14 @@ pub enum RefundReason {
     Asked,
 }
 
+impl TryFrom<String> for RefundReason {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let all = [Self::Late, Self::PaidTwice, Self::Asked];
+        all.into_iter().find(|reason| reason.as_str() == text).ok_or(format!("unknown refund reason {text:?}"))
+    }
+}
+
 /// The cause of a refund of money that came too late or twice: a payment's money goes back so once.
 pub const CAUSE_LATE: &str = "late";
 

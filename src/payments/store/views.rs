@@ -2,10 +2,11 @@
 
 use sqlx::{MySql, QueryBuilder, query_as};
 
-use crate::orders::OrderId;
-use crate::payments::model::{Gateway, NotificationId, PaymentId, RefundId, RefundStatus};
+use crate::auth::UserId;
+use crate::orders::{OrderId, OrderRefundId};
+use crate::payments::model::{Gateway, NotificationId, PaymentId, RefundId, RefundReason, RefundStatus};
 use crate::platform::clock::At;
-use crate::platform::db::Conn;
+use crate::platform::db::{Conn, push_in, recurs};
 use crate::platform::money::Money;
 
 /// A payment, as a person sees it.
@@ -202,4 +203,71 @@ pub(in crate::payments) async fn refund(conn: &mut Conn, id: RefundId) -> sqlx::
     let mut query = QueryBuilder::<MySql>::new(REFUNDS);
     query.push("= ").push_bind(id);
     query.build_query_as().fetch_optional(conn).await
+}
+
+/// A refund of an order that an administrator asked for.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments) struct OrderRefundRow {
+    pub id: OrderRefundId,
+    pub kind: String,
+    pub amount_fen: Money,
+    pub points_back: i64,
+    pub points_missing: i64,
+    pub reason: String,
+    pub asked_by: UserId,
+    pub created_at: At,
+    /// The refund of its money.
+    pub refund_no: Option<RefundId>,
+}
+
+/// What administrators refunded of an order.
+pub(in crate::payments) async fn order_refunds(
+    conn: &mut Conn,
+    order: OrderId,
+    limit: u32,
+) -> sqlx::Result<Vec<OrderRefundRow>> {
+    query_as(
+        "SELECT o.id, o.kind, o.amount_fen, o.points_back, o.points_missing, o.reason, o.asked_by, o.created_at, \
+         r.id AS refund_no FROM order_refunds o LEFT JOIN refunds r \
+         ON r.order_id = o.order_id AND r.cause = CONVERT(LOWER(HEX(o.id)) USING ascii) COLLATE ascii_bin \
+         WHERE o.order_id = ? ORDER BY o.id DESC LIMIT ?",
+    )
+    .bind(order)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Money that goes back, as the buyer of its order sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments) struct BackRow {
+    pub order_id: OrderId,
+    pub amount_fen: Money,
+    #[sqlx(try_from = "String")]
+    pub reason: RefundReason,
+    #[sqlx(try_from = "String")]
+    pub status: RefundStatus,
+    pub created_at: At,
+    pub confirmed_at: Option<At>,
+    /// What is back of all the order's money.
+    pub confirmed_fen: Money,
+}
+
+/// The last `each` refunds of each of these orders, and with each what is back of its order by all of them. One that was
+/// replaced is left out: the one in its place has its money. The list must not be empty.
+pub(in crate::payments) async fn money_back(
+    conn: &mut Conn,
+    orders: &[OrderId],
+    each: u32,
+) -> sqlx::Result<Vec<BackRow>> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT order_id, amount_fen, reason, status, created_at, confirmed_at, confirmed_fen FROM \
+         (SELECT order_id, amount_fen, reason, status, created_at, confirmed_at, \
+         ROW_NUMBER() OVER (PARTITION BY order_id ORDER BY id DESC) AS place, \
+         CAST(SUM(CASE status WHEN 'confirmed' THEN amount_fen ELSE 0 END) OVER (PARTITION BY order_id) AS SIGNED) \
+         AS confirmed_fen FROM refunds FORCE INDEX (ix_refunds_order) WHERE status <> 'replaced' AND order_id IN ",
+    );
+    push_in(&mut query, orders.iter().copied());
+    query.push(") back WHERE place <= ").push_bind(each).push(" ORDER BY order_id, place");
+    query.build_query_as().persistent(recurs(orders.len())).fetch_all(conn).await
 }

@@ -1,0 +1,81 @@
+//! Routes with which administrators look at orders.
+
+use axum::Json as Reply;
+use axum::extract::State;
+use serde::Deserialize;
+
+use crate::app::App;
+use crate::auth::{Admin, Phone, UserId};
+use crate::error::{Problem, Result};
+use crate::orders::{OrderId, OrderKind, Status, WhichOrders};
+use crate::payments::views::orders::{self as views, AdminOrderDetail, AdminOrderView};
+use crate::platform::extract::{Input, Path, Query, Shape};
+use crate::platform::id::Id;
+use crate::platform::page::{Cursor, Page, PageQuery};
+
+/// Which orders.
+#[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AdminOrdersQuery {
+    /// In this status alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^(unpaid|paid|cancelled|timed_out|refunding|refunded)$")]
+    status: Option<Status>,
+    /// Of this kind alone: `course` or `seckill`.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^(course|seckill)$")]
+    kind: Option<OrderKind>,
+    /// Of this buyer alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    user_id: Option<UserId>,
+    /// Of the buyer with this phone number alone.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^1[3-9][0-9]{9}$")]
+    phone: Option<Phone>,
+    /// `next_cursor` of the page before; absent for the first page.
+    #[garde(skip)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
+    cursor: Option<Id<Cursor>>,
+    /// Items of a page, 1..100.
+    #[garde(range(min = 1, max = 100))]
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+}
+
+impl Shape<App> for AdminOrdersQuery {}
+
+/// Everybody's orders, newest first.
+#[utoipa::path(get, path = "/admin/orders", operation_id = "list_all_orders", tag = "admin", security(("bearer" = [])),
+    params(AdminOrdersQuery),
+    responses(
+        (status = 200, body = Page<AdminOrderView>, description = "A page of orders; empty when nobody has the phone number"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+    ))]
+pub async fn list(
+    State(app): State<App>,
+    _: Admin,
+    Input(Query(query)): Input<Query<AdminOrdersQuery>>,
+) -> Result<Reply<Page<AdminOrderView>>> {
+    let page = PageQuery { cursor: query.cursor, limit: query.limit };
+    let AdminOrdersQuery { status, kind, user_id, phone, .. } = query;
+    let which = WhichOrders { user: user_id, kind, status };
+    Ok(Reply(views::all(&app, which, phone.as_ref(), &page).await?))
+}
+
+/// An order with its buyer, its coupon, its payments and all that went back of it.
+#[utoipa::path(get, path = "/admin/orders/{no}", operation_id = "show_order", tag = "admin", security(("bearer" = [])),
+    params(("no" = OrderId, Path, description = "The order's number")),
+    responses(
+        (status = 200, body = AdminOrderDetail, description = "The order"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
+    ))]
+pub async fn detail(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path(no)): Input<Path<OrderId>>,
+) -> Result<Reply<AdminOrderDetail>> {
+    Ok(Reply(views::one(&app, no).await?))
+}
