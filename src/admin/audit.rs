@@ -10,9 +10,8 @@ use crate::audit::{self, AuditId, Row};
 use crate::auth::{Admin, UserId};
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
-use crate::platform::extract::{Input, Query, Shape};
-use crate::platform::id::Id;
-use crate::platform::page::{Cursor, Page, PageQuery};
+use crate::platform::extract::{Input, Paged, Shape};
+use crate::platform::page::{Page, PageQuery};
 
 /// Which rows of the audit.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -27,14 +26,6 @@ pub struct AuditQuery {
     #[garde(skip)]
     #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
     by: Option<UserId>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for AuditQuery {}
@@ -83,7 +74,7 @@ impl From<Row> for AuditView {
 
 /// What administrators did, newest first.
 #[utoipa::path(get, path = "/admin/audit", tag = "admin", operation_id = "list_audit", security(("bearer" = [])),
-    params(AuditQuery),
+    params(AuditQuery, PageQuery),
     responses(
         (status = 200, body = Page<AuditView>, description = "A page of the audit"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -91,9 +82,8 @@ impl From<Row> for AuditView {
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<AuditQuery>>,
+    Input(Paged(query, page)): Input<Paged<AuditQuery>>,
 ) -> Result<Answer<Page<AuditView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
     let mut conn = app.db.acquire().await?;
     let rows = audit::list(&mut conn, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
     Ok(Answer(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))

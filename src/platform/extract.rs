@@ -27,6 +27,8 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use serde_json::{Map, Value};
 
+use super::page::PageQuery;
+
 /// One fault of one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldFault {
@@ -272,21 +274,42 @@ impl<S: Sync, T: Shape<S>> Part<S> for Query<T> {
             read.together(service, faults);
             return Some(Self(read));
         }
-        // Reading this form of text never fails: what is not UTF-8 comes out as U+FFFD.
-        let given: Vec<(String, String)> =
-            serde_urlencoded::from_str(asked.head.uri.query().unwrap_or("")).unwrap_or_default();
-        let mut map = Map::new();
-        for (name, value) in given {
-            if map.contains_key(&name) {
-                faults.add(name, "is given more than once");
-                continue;
-            }
-            if value.contains(char::REPLACEMENT_CHARACTER) {
-                faults.add(&*name, "is not UTF-8 text");
-            }
-            map.insert(name, Value::String(value));
+        let given = parameters(asked, faults);
+        checked(Value::Object(given), true, service, faults).map(Self)
+    }
+}
+
+/// What the query string has, each parameter once.
+fn parameters(asked: &Asked, faults: &mut Faults) -> Map<String, Value> {
+    // Reading this form of text never fails: what is not UTF-8 comes out as U+FFFD.
+    let given: Vec<(String, String)> =
+        serde_urlencoded::from_str(asked.head.uri.query().unwrap_or("")).unwrap_or_default();
+    let mut map = Map::new();
+    for (name, value) in given {
+        if map.contains_key(&name) {
+            faults.add(name, "is given more than once");
+            continue;
         }
-        checked(Value::Object(map), true, service, faults).map(Self)
+        if value.contains(char::REPLACEMENT_CHARACTER) {
+            faults.add(&*name, "is not UTF-8 text");
+        }
+        map.insert(name, Value::String(value));
+    }
+    map
+}
+
+/// The parameters of the query string of a list: what is asked for, and which page of it. Each is fitted by itself, since a
+/// type that is flattened into another forgets what is wrong with its fields.
+#[derive(Debug)]
+pub struct Paged<T>(pub T, pub PageQuery);
+
+impl<S: Sync, T: Shape<S>> Part<S> for Paged<T> {
+    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+        let (page, asked_for) =
+            parameters(asked, faults).into_iter().partition(|(name, _)| PageQuery::FIELDS.contains(&name.as_str()));
+        let asked_for = checked(Value::Object(asked_for), true, service, faults);
+        let page = checked(Value::Object(page), true, service, faults);
+        asked_for.zip(page).map(|(asked_for, page)| Self(asked_for, page))
     }
 }
 

@@ -30,6 +30,9 @@ pub struct Cursor;
 impl<S> Shape<S> for PageQuery {}
 
 impl PageQuery {
+    /// How its parameters are called.
+    pub(super) const FIELDS: [&str; 2] = ["cursor", "limit"];
+
     /// The id below which the page begins (lists are newest first).
     pub fn before<K>(&self) -> Id<K> {
         self.cursor.map_or(Id::max(), |cursor| Id::from_uuid(cursor.uuid()))

@@ -17,10 +17,9 @@ use crate::payments::views::{self, NotificationView, PaymentView, RefundView};
 use crate::payments::{
     Gateway, NotificationId, OrderRefundAsked, OrderRefundView, Part, PaymentId, RefundId, RefundStatus,
 };
-use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Path, Query, Shape};
-use crate::platform::id::Id;
+use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Paged, Path, Shape};
 use crate::platform::money::Money;
-use crate::platform::page::{Cursor, Page, PageQuery};
+use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::words;
 
 /// What of a paid order is to be refunded: all that is left, unless courses or an amount are named.
@@ -112,21 +111,13 @@ pub struct PaymentsQuery {
     /// What became of paid money: `order`, `owed` or `refund`.
     #[garde(skip)]
     resolution: Option<views::Resolution>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for PaymentsQuery {}
 
 /// Payments, newest first.
 #[utoipa::path(get, path = "/admin/payments", operation_id = "list_payments", tag = "admin", security(("bearer" = [])),
-    params(PaymentsQuery),
+    params(PaymentsQuery, PageQuery),
     responses(
         (status = 200, body = Page<PaymentView>, description = "A page of payments"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -134,9 +125,8 @@ impl Shape<App> for PaymentsQuery {}
 pub async fn payments(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<PaymentsQuery>>,
+    Input(Paged(query, page)): Input<Paged<PaymentsQuery>>,
 ) -> Result<Reply<Page<PaymentView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
     let which = views::Which {
         order: query.order_no,
         gateway: query.gateway,
@@ -214,14 +204,6 @@ pub struct NotificationsQuery {
     /// What it did: `settled`, `late`, `refund`, `repeated`, `ignored` or `flagged`.
     #[garde(skip)]
     outcome: Option<views::Outcome>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for NotificationsQuery {}
@@ -229,7 +211,7 @@ impl Shape<App> for NotificationsQuery {}
 /// The messages of gateways that verified, newest first, without their bodies.
 #[utoipa::path(get, path = "/admin/payments/notifications", operation_id = "list_notifications", tag = "admin",
     security(("bearer" = [])),
-    params(NotificationsQuery),
+    params(NotificationsQuery, PageQuery),
     responses(
         (status = 200, body = Page<NotificationView>, description = "A page of messages"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -237,9 +219,8 @@ impl Shape<App> for NotificationsQuery {}
 pub async fn notifications(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<NotificationsQuery>>,
+    Input(Paged(query, page)): Input<Paged<NotificationsQuery>>,
 ) -> Result<Reply<Page<NotificationView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
     Ok(Reply(views::notifications(&app, query.payment_no, query.gateway, query.outcome, &page).await?))
 }
 
@@ -307,21 +288,13 @@ pub struct RefundsQuery {
     /// `pending`, `confirmed`, `failed` or `replaced`.
     #[garde(skip)]
     status: Option<RefundStatus>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for RefundsQuery {}
 
 /// Refunds, newest first: those of orders, and those of money that came too late or twice.
 #[utoipa::path(get, path = "/admin/refunds", operation_id = "list_refunds", tag = "admin", security(("bearer" = [])),
-    params(RefundsQuery),
+    params(RefundsQuery, PageQuery),
     responses(
         (status = 200, body = Page<RefundView>, description = "A page of refunds"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -329,9 +302,8 @@ impl Shape<App> for RefundsQuery {}
 pub async fn refunds(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<RefundsQuery>>,
+    Input(Paged(query, page)): Input<Paged<RefundsQuery>>,
 ) -> Result<Reply<Page<RefundView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
     Ok(Reply(views::refunds(&app, query.order_no, query.status, &page).await?))
 }
 

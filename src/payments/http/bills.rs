@@ -11,9 +11,8 @@ use crate::payments::reconcile::views::{self, BillView, DifferenceView};
 use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, What};
 use crate::payments::{Gateway, gateway};
 use crate::platform::day::Day;
-use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
-use crate::platform::id::Id;
-use crate::platform::page::{Cursor, Page, PageQuery};
+use crate::platform::extract::{Input, Inputs, Json, Paged, Path, Shape};
+use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::words;
 
 /// Which bills.
@@ -25,21 +24,13 @@ pub struct BillsQuery {
     #[garde(skip)]
     #[param(value_type = Option<String>)]
     gateway: Option<Gateway>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for BillsQuery {}
 
 /// The gateways' bills, the latest fetch first: what was fetched when, and how many differences its day has.
 #[utoipa::path(get, path = "/admin/payments/bills", operation_id = "list_bills", tag = "admin", security(("bearer" = [])),
-    params(BillsQuery),
+    params(BillsQuery, PageQuery),
     responses(
         (status = 200, body = Page<BillView>, description = "A page of bills"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -47,9 +38,8 @@ impl Shape<App> for BillsQuery {}
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<BillsQuery>>,
+    Input(Paged(query, page)): Input<Paged<BillsQuery>>,
 ) -> Result<Reply<Page<BillView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
     Ok(Reply(views::bills(&app, query.gateway, &page).await?))
 }
 
@@ -93,14 +83,6 @@ pub struct DifferencesQuery {
     /// `waiting`, `open`, `resolved` or `vanished`.
     #[garde(skip)]
     status: Option<DifferenceStatus>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for DifferencesQuery {}
@@ -108,7 +90,7 @@ impl Shape<App> for DifferencesQuery {}
 /// Where the gateways' bills and our books differ, newest first.
 #[utoipa::path(get, path = "/admin/payments/differences", operation_id = "list_differences", tag = "admin",
     security(("bearer" = [])),
-    params(DifferencesQuery),
+    params(DifferencesQuery, PageQuery),
     responses(
         (status = 200, body = Page<DifferenceView>, description = "A page of differences"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -116,10 +98,9 @@ impl Shape<App> for DifferencesQuery {}
 pub async fn differences(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<DifferencesQuery>>,
+    Input(Paged(query, page)): Input<Paged<DifferencesQuery>>,
 ) -> Result<Reply<Page<DifferenceView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
-    let DifferencesQuery { gateway, what, kind, status, .. } = query;
+    let DifferencesQuery { gateway, what, kind, status } = query;
     Ok(Reply(views::differences(&app, views::Filter { gateway, what, kind, status }, &page).await?))
 }
 

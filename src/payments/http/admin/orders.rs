@@ -9,9 +9,8 @@ use crate::auth::{Admin, Phone, UserId};
 use crate::error::{Problem, Result};
 use crate::orders::{OrderId, OrderKind, Status, WhichOrders};
 use crate::payments::views::orders::{self as views, AdminOrderDetail, AdminOrderView};
-use crate::platform::extract::{Input, Path, Query, Shape};
-use crate::platform::id::Id;
-use crate::platform::page::{Cursor, Page, PageQuery};
+use crate::platform::extract::{Input, Paged, Path, Shape};
+use crate::platform::page::{Page, PageQuery};
 
 /// Which orders.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -34,21 +33,13 @@ pub struct AdminOrdersQuery {
     #[garde(skip)]
     #[param(value_type = Option<String>, pattern = "^1[3-9][0-9]{9}$")]
     phone: Option<Phone>,
-    /// `next_cursor` of the page before; absent for the first page.
-    #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{32}$")]
-    cursor: Option<Id<Cursor>>,
-    /// Items of a page, 1..100.
-    #[garde(range(min = 1, max = 100))]
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<u32>,
 }
 
 impl Shape<App> for AdminOrdersQuery {}
 
 /// Everybody's orders, newest first.
 #[utoipa::path(get, path = "/admin/orders", operation_id = "list_all_orders", tag = "admin", security(("bearer" = [])),
-    params(AdminOrdersQuery),
+    params(AdminOrdersQuery, PageQuery),
     responses(
         (status = 200, body = Page<AdminOrderView>, description = "A page of orders; empty when nobody has the phone number"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -56,10 +47,9 @@ impl Shape<App> for AdminOrdersQuery {}
 pub async fn list(
     State(app): State<App>,
     _: Admin,
-    Input(Query(query)): Input<Query<AdminOrdersQuery>>,
+    Input(Paged(query, page)): Input<Paged<AdminOrdersQuery>>,
 ) -> Result<Reply<Page<AdminOrderView>>> {
-    let page = PageQuery { cursor: query.cursor, limit: query.limit };
-    let AdminOrdersQuery { status, kind, user_id, phone, .. } = query;
+    let AdminOrdersQuery { status, kind, user_id, phone } = query;
     let which = WhichOrders { user: user_id, kind, status };
     Ok(Reply(views::all(&app, which, phone.as_ref(), &page).await?))
 }
