@@ -243,6 +243,15 @@ const WITH_BODY: &[Case] = &[
     Case {
         by: By::Admin,
         method: "post",
+        route: "/admin/payments/{no}/abandon",
+        path: "/admin/payments/first/abandon",
+        headers: &[],
+        body: r#"{"reason": " \t", "surprise": 1}"#,
+        faults: &["no", "reason", "surprise"],
+    },
+    Case {
+        by: By::Admin,
+        method: "post",
         route: "/admin/refunds/{no}/retry",
         path: "/admin/refunds/first/retry",
         headers: &[],
