@@ -247,7 +247,7 @@ pub struct BillLine {
     pub at: At,
 }
 
-/// A gateway's bill of a day.
+/// A gateway's bill of a day. What was taken back later is a line below zero.
 #[derive(Debug, Clone, Default)]
 pub struct DayBill {
     /// Money that came in.
@@ -255,6 +255,10 @@ pub struct DayBill {
     /// Money that went back.
     pub refunds: Vec<BillLine>,
 }
+
+/// Longest bill of a day that is read, in lines: they are held in memory, some 400 bytes each, until they are stored. A
+/// longer one is refused whole.
+pub const BILL_LINES_MAX: usize = 500_000;
 
 /// The pause before the next try after `tries`: `base × 2^(tries-1)`, at most an hour.
 pub fn growing(base: Duration, tries: i32) -> Duration {

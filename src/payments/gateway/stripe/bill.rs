@@ -1,28 +1,39 @@
 //! A day of the account's balance as our bill. <https://docs.stripe.com/api/balance_transactions/list>
 //!
-//! A balance may be kept in another currency than we sell in, so a line's amount is that of the charge or refund it is
-//! about. Days are the shop's. Only money of buyers counts: fees, payouts and the like are between Stripe and the shop.
-//! A refund that failed since moved nothing in the end and is left out.
+//! A balance may be kept in another currency than we sell in, so a line's amount is that of the charge, refund or dispute
+//! it is about. Days are the shop's. Only money of buyers counts: fees, payouts and the like are between Stripe and the
+//! shop.
+//!
+//! The balance is a ledger: what is taken back is a line of its own, on the day on which it happened, and here one below
+//! zero, so that the lines of a number come to what moved in the end. By
+//! <https://docs.stripe.com/reports/balance-transaction-types> and <https://docs.stripe.com/reports/reporting-categories>:
+//!
+//! * `charge`, `payment`: money came in. `payment_failure_refund`, `payment_reversal`: it was taken back, since the
+//!   buyer's bank said no after all.
+//! * `refund`, `payment_refund`: money went back. `refund_failure`: it came again, since the buyer's bank did not take it.
+//! * `adjustment`: of a refund, it failed; of a dispute, the bank took the money, or gave it again when the shop had won.
+//!   A dispute is listed as money that went back under a number that nobody here knows: a person sees it. Adjustments of
+//!   anything else are no buyer's.
 
 use anyhow::{Context, anyhow};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::unavailable;
 use super::api::{self, Answer, Form};
-use super::objects::{Charge, Page, RefundObject};
+use super::objects::{Charge, Dispute, Metadata, Page, RefundObject};
 use crate::app::App;
 use crate::error::Result;
-use crate::payments::model::{BillLine, DayBill, Gateway, RefundAnswer};
+use crate::payments::model::{BILL_LINES_MAX, BillLine, DayBill, Gateway};
 use crate::platform::clock::At;
+use crate::platform::money::Money;
 
 /// Lines of a page: as many as Stripe gives.
 const LINES: usize = 100;
 /// Pages of a day that we read, at most.
-const PAGES: usize = 5000;
+const PAGES: usize = BILL_LINES_MAX / LINES;
 
 #[derive(Deserialize)]
 struct Line {
@@ -30,6 +41,8 @@ struct Line {
     #[serde(rename = "type")]
     kind: String,
     created: i64,
+    /// In the currency of the balance: of this, only the sign is of use.
+    amount: i64,
     source: Value,
 }
 
@@ -60,34 +73,56 @@ pub(super) async fn of_day(app: &App, date: &str) -> Result<DayBill> {
             return Err(unavailable(Gateway::Stripe, "bill: an empty page and more behind it"));
         }
     }
-    Err(anyhow!("Stripe's bill of {date} has more than {PAGES} pages").into())
+    Err(anyhow!("Stripe's bill of {date} has more than {BILL_LINES_MAX} lines").into())
+}
+
+/// What a line is about.
+#[derive(Deserialize)]
+#[serde(tag = "object", rename_all = "snake_case")]
+enum Source {
+    Charge(Charge),
+    Refund(RefundObject),
+    Dispute(Dispute),
 }
 
 fn put_down(bill: &mut DayBill, line: Line) -> Result<()> {
     let at = At::from_ms(line.created.saturating_mul(1000));
-    match line.kind.as_str() {
+    let source = |line: Line| -> Result<Source> {
+        serde_json::from_value(line.source)
+            .map_err(|error| unavailable(Gateway::Stripe, format!("bill: the source of {}: {error}", line.id)))
+    };
+    // Whether it takes back what another line did.
+    let (source, is_back) = match line.kind.as_str() {
         // `payment` is a charge that is no card's.
-        "charge" | "payment" => {
-            let charge: Charge = source(line.source)?;
-            let number = charge.metadata.payment().map_or(charge.id, |payment| payment.to_string());
-            bill.payments.push(BillLine { merchant_no: number.clone(), number, amount: charge.amount, at });
+        "charge" | "payment" | "refund" | "payment_refund" => (source(line)?, false),
+        "payment_failure_refund" | "payment_reversal" | "refund_failure" => (source(line)?, true),
+        // Of a refund or a dispute, money goes out first.
+        "adjustment" => match (line.source["object"].as_str(), line.amount > 0) {
+            (Some("refund" | "dispute"), is_back) => (source(line)?, is_back),
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    let amount = |amount: Money| if is_back { Money::ZERO.minus(amount) } else { Ok(amount) };
+    let payment_of = |metadata: &Metadata| metadata.payment().map(|payment| payment.to_string());
+    match source {
+        Source::Charge(charge) => {
+            let number = payment_of(&charge.metadata).unwrap_or(charge.id);
+            let amount = amount(charge.amount)?;
+            bill.payments.push(BillLine { merchant_no: number.clone(), number, amount, at });
         }
-        "refund" | "payment_refund" => {
-            let refund: RefundObject = source(line.source)?;
-            if !matches!(refund.answer(), RefundAnswer::Refused(_)) {
-                let merchant_no = refund.metadata.payment().map(|payment| payment.to_string()).unwrap_or_default();
-                let number = refund.metadata.refund().map_or(refund.id, |refund| refund.to_string());
-                bill.refunds.push(BillLine { number, merchant_no, amount: refund.amount, at });
-            }
+        Source::Refund(refund) => {
+            let merchant_no = payment_of(&refund.metadata).unwrap_or_default();
+            let number = refund.metadata.refund().map_or(refund.id, |refund| refund.to_string());
+            bill.refunds.push(BillLine { number, merchant_no, amount: amount(refund.amount)?, at });
         }
-        _ => {}
+        // It carries nothing of ours: the trade is what leads to the payment.
+        Source::Dispute(dispute) => {
+            let merchant_no = dispute.payment_intent.unwrap_or_default();
+            bill.refunds.push(BillLine { number: dispute.id, merchant_no, amount: amount(dispute.amount)?, at });
+        }
     }
     Ok(())
-}
-
-fn source<T: DeserializeOwned>(source: Value) -> Result<T> {
-    serde_json::from_value(source)
-        .map_err(|error| unavailable(Gateway::Stripe, format!("bill: a line's source: {error}")))
 }
 
 /// The day's first second, and the next day's.

@@ -163,6 +163,15 @@ pub(super) struct Charge {
     pub metadata: Metadata,
 }
 
+/// A buyer's bank takes a payment back: <https://docs.stripe.com/api/disputes/object>.
+#[derive(Debug, Deserialize)]
+pub(super) struct Dispute {
+    pub id: String,
+    /// What is disputed, in the charge's currency.
+    pub amount: Money,
+    pub payment_intent: Option<String>,
+}
+
 /// A page of a list: <https://docs.stripe.com/api/pagination>.
 #[derive(Debug, Deserialize)]
 pub(super) struct Page<T> {

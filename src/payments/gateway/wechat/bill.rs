@@ -9,7 +9,7 @@ use aws_lc_rs::digest;
 use jiff::civil::DateTime;
 use jiff::tz::{TimeZone, offset};
 
-use crate::payments::model::{BillLine, DayBill};
+use crate::payments::model::{BILL_LINES_MAX, BillLine, DayBill};
 use crate::platform::clock::At;
 use crate::platform::money::Money;
 
@@ -71,6 +71,7 @@ pub(super) fn parse(file: &[u8], mchid: &str) -> anyhow::Result<DayBill> {
         let values: Vec<&str> = values.split(",`").map(str::trim_end).collect();
         ensure!(values.len() == columns.count, "a line of WeChat Pay's bill has {} values", values.len());
         trades += 1;
+        ensure!(trades <= BILL_LINES_MAX as u64, "WeChat Pay's bill has more than {BILL_LINES_MAX} lines");
         if values[columns.mchid] != mchid {
             bail!("WeChat Pay's bill is another merchant's");
         }

@@ -299,7 +299,7 @@ async fn the_bill_of_a_day_has_every_line_in_our_currency() {
     let started = shop.start(1999).await;
     shop.deliver(&shop.stripe.pay(&started.session)).await.expect(200);
     shop.stripe.refunds_are("failed");
-    let (failed, _) = paid_twice(&shop, 700).await;
+    let (failed, failed_refund) = paid_twice(&shop, 700).await;
     drive(&shop).await;
     shop.stripe.add_lines("stripe_fee", 150);
     shop.stripe.refunds_are("succeeded");
@@ -319,7 +319,13 @@ async fn the_bill_of_a_day_has_every_line_in_our_currency() {
         .into();
     paid.sort();
     assert_eq!(lines(&bill.payments), paid);
-    let mut back = vec![(refund, returned.payment.clone(), 500), (by_hand, String::new(), 99)];
+    // One that failed is taken back in a line of its own.
+    let mut back = vec![
+        (refund, returned.payment.clone(), 500),
+        (by_hand, String::new(), 99),
+        (failed_refund.clone(), failed.payment.clone(), 700),
+        (failed_refund, failed.payment.clone(), -700),
+    ];
     back.sort();
     assert_eq!(lines(&bill.refunds), back);
     assert!(bill.payments.iter().all(|line| day().date() == line.at.timestamp().to_zoned(zone.clone()).date()));

@@ -221,6 +221,55 @@ impl Stripe {
         (0..count).for_each(|_| state.books.line(kind, -3, Value::Null, now));
     }
 
+    /// A line of the balance about a charge, a refund or a dispute.
+    pub fn list(&self, kind: &str, amount: i64, source: &str) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.books.line(kind, amount, source.into(), now);
+    }
+
+    /// Loses the lines of this kind that are about a charge or a refund.
+    pub fn unlist(&self, kind: &str, source: &str) {
+        let mut state = self.lock();
+        let before = state.books.balance.len();
+        state.books.balance.retain(|line| line["source"] != source || line["type"] != kind);
+        assert_eq!(state.books.balance.len(), before - 1, "it was there");
+    }
+
+    /// Writes another amount of a charge or a refund.
+    pub fn correct(&self, id: &str, amount: i64) {
+        let mut state = self.lock();
+        let Books { charges, refunds, .. } = &mut state.books;
+        let object = charges.iter_mut().chain(refunds).find(|object| object["id"] == id).expect("an object");
+        object["amount"] = amount.into();
+    }
+
+    /// The charge of a session that was paid.
+    pub fn charge_of(&self, session: &str) -> String {
+        let state = self.lock();
+        let at = charge_of(&state.books, session);
+        state.books.charges[at]["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// A charge that no session of ours made, or that says it is one of ours; its id.
+    pub fn foreign_charge(&self, amount: i64, metadata: Value) -> String {
+        let charge = self.change(|books, now| books.foreign_charge(amount, metadata, now));
+        charge["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// The buyer's bank takes a payment back; the dispute's id, and the payment intent's.
+    pub fn dispute(&self, session: &str, amount: i64) -> (String, String) {
+        let at = charge_of(&self.lock().books, session);
+        let dispute = self.change(|books, now| books.dispute(at, amount, now));
+        let text = |name: &str| dispute[name].as_str().expect("an id").to_owned();
+        (text("id"), text("payment_intent"))
+    }
+
+    /// The bank gives the money again.
+    pub fn win(&self, dispute: &str) {
+        self.change(|books, now| books.win(dispute, now));
+    }
+
     /// An event of this kind, of something that is none of our business or that nobody did.
     pub fn event(&self, kind: &str, object: Value) -> Value {
         self.change(|books, now| books.event(kind, object, now))
@@ -268,6 +317,13 @@ impl Drop for Stripe {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// Where the charge of a session is.
+fn charge_of(books: &Books, session: &str) -> usize {
+    let session = books.sessions.iter().find(|known| known["id"] == session).expect("a session");
+    let at = books.charges.iter().position(|charge| charge["payment_intent"] == session["payment_intent"]);
+    at.expect("a charge")
 }
 
 /// An error as the real one words it.

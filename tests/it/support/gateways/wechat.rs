@@ -249,6 +249,30 @@ impl Wechat {
         self.notify(&format!("REFUND.{status}"), &content)
     }
 
+    /// Writes another amount of a payment or a refund into the bill, or leaves it out.
+    pub fn list_wrongly(&self, no: &str, fen: Option<i64>) {
+        self.lock().books.wrong.insert(no.to_owned(), fen);
+    }
+
+    /// A trade that nobody here has asked for.
+    pub fn foreign_trade(&self, no: &str, fen: i64) {
+        let mut state = self.lock();
+        let now = state.clock.now();
+        state.books.foreign_trade(no, fen, now);
+    }
+
+    /// A refund that somebody made by hand.
+    pub fn foreign_refund(&self, no: &str, trade_no: &str, fen: i64) {
+        let mut state = self.lock();
+        let now = state.clock.now();
+        state.books.foreign_refund(no, trade_no, fen, now);
+    }
+
+    /// Says of a trade that it is closed, whatever came of it.
+    pub fn deny(&self, no: &str) {
+        self.lock().books.trades.get_mut(no).expect("a trade").state = "CLOSED";
+    }
+
     /// A notify of anything, signed with the key of the day.
     pub fn notify(&self, event: &str, content: &Value) -> Notify {
         let body = json!({

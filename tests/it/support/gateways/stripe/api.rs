@@ -337,7 +337,8 @@ impl Books {
     fn expanded(&self, line: &Value, form: &Form) -> Value {
         let mut line = line.clone();
         if form.get("expand[0]").is_some_and(|what| what == "data.source") {
-            let source = self.charges.iter().chain(&self.refunds).find(|object| object["id"] == line["source"]);
+            let all = self.charges.iter().chain(&self.refunds).chain(&self.disputes);
+            let source = { all }.find(|object| object["id"] == line["source"]);
             line["source"] = source.cloned().unwrap_or(Value::Null);
         }
         line

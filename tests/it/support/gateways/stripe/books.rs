@@ -17,6 +17,7 @@ pub struct Books {
     pub intents: HashMap<String, Value>,
     pub charges: Vec<Value>,
     pub refunds: Vec<Value>,
+    pub disputes: Vec<Value>,
     /// Newest first, as they are listed.
     pub balance: Vec<Value>,
     pub kept: HashMap<String, Kept>,
@@ -41,6 +42,7 @@ impl Default for Books {
             intents: HashMap::new(),
             charges: Vec::new(),
             refunds: Vec::new(),
+            disputes: Vec::new(),
             balance: Vec::new(),
             kept: HashMap::new(),
             pays_at_expiry: false,
@@ -114,6 +116,9 @@ impl Books {
         let failed = status == "failed";
         object["failure_reason"] = if failed { "expired_or_canceled_card".into() } else { Value::Null };
         let object = object.clone();
+        if failed {
+            self.take_back(&object, now);
+        }
         self.event(if failed { "refund.failed" } else { "refund.updated" }, object, now)
     }
 
@@ -139,7 +144,49 @@ impl Books {
         });
         self.line("refund", -amount * 11 / 10, refund["id"].clone(), now);
         self.refunds.insert(0, refund.clone());
+        if self.refund_status == "failed" {
+            self.take_back(&refund, now);
+        }
         refund
+    }
+
+    /// The money of a refund comes again, since the buyer's bank did not take it.
+    fn take_back(&mut self, refund: &Value, now: i64) {
+        let amount = refund["amount"].as_i64().unwrap_or_default() * 11 / 10;
+        self.line("refund_failure", amount, refund["id"].clone(), now);
+    }
+
+    /// The buyer's bank takes a payment back; what it costs is in the same line.
+    pub fn dispute(&mut self, charge: usize, amount: i64, now: i64) -> Value {
+        let charge = &self.charges[charge];
+        let (intent, charge, currency) =
+            (charge["payment_intent"].clone(), charge["id"].clone(), charge["currency"].clone());
+        let dispute = json!({
+            "id": self.id("du"), "object": "dispute", "amount": amount, "charge": charge, "created": now,
+            "currency": currency, "livemode": false, "metadata": {}, "payment_intent": intent,
+            "reason": "fraudulent", "status": "needs_response",
+        });
+        self.line("adjustment", -amount * 11 / 10 - 1500, dispute["id"].clone(), now);
+        self.disputes.push(dispute.clone());
+        dispute
+    }
+
+    /// The bank gives the money of a dispute again: the shop was right.
+    pub fn win(&mut self, dispute: &str, now: i64) -> Value {
+        let object = self.disputes.iter_mut().find(|known| known["id"] == dispute).expect("a dispute");
+        object["status"] = "won".into();
+        let object = object.clone();
+        let amount = object["amount"].as_i64().unwrap_or_default() * 11 / 10;
+        self.line("adjustment", amount, object["id"].clone(), now);
+        object
+    }
+
+    /// A charge of which no session of ours knows.
+    pub fn foreign_charge(&mut self, amount: i64, metadata: Value, now: i64) -> Value {
+        let session = json!({ "amount_total": amount, "currency": "cny", "intent_metadata": metadata });
+        let intent = self.id("pi");
+        self.charge(&intent, &session, now);
+        self.charges.last().expect("a charge").clone()
     }
 
     pub fn event(&mut self, kind: &str, object: Value, now: i64) -> Value {

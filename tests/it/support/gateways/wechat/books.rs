@@ -45,6 +45,8 @@ pub(super) struct Books {
     pub trades: BTreeMap<String, Trade>,
     pub refunds: BTreeMap<String, Refund>,
     pub refunding: Refunding,
+    /// Numbers of which the bill has another amount, or no line at all.
+    pub wrong: BTreeMap<String, Option<i64>>,
 }
 
 impl Trade {
@@ -177,6 +179,23 @@ impl Books {
         self.refunds.get(no).map_or_else(|| refuse(404, "RESOURCE_NOT_EXISTS"), |refund| (200, refund.view()))
     }
 
+    /// A trade of which no request of ours knows, and a refund of a trade that somebody made by hand.
+    pub fn foreign_trade(&mut self, no: &str, fen: i64, now: At) {
+        let request = json!({ "out_trade_no": no, "amount": { "total": fen } });
+        let transaction_id = format!("42000{:023}", self.trades.len());
+        let trade = Trade { request, way: "native".to_owned(), state: "SUCCESS", transaction_id, paid_at: Some(now) };
+        self.trades.insert(no.to_owned(), trade);
+    }
+
+    pub fn foreign_refund(&mut self, no: &str, trade_no: &str, fen: i64, now: At) {
+        let trade = &self.trades[trade_no];
+        let request = json!({
+            "out_trade_no": trade_no, "out_refund_no": no, "amount": { "refund": fen, "total": trade.total() },
+        });
+        let transaction_id = trade.transaction_id.clone();
+        self.refunds.insert(no.to_owned(), Refund { request, status: "SUCCESS".to_owned(), transaction_id, at: now });
+    }
+
     /// Where the bill of a day is.
     pub fn announce(&self, date: &str, url: &str) -> Said {
         let Some(file) = self.bill(date) else { return refuse(400, "NO_STATEMENT_EXIST") };
@@ -195,8 +214,11 @@ impl Books {
                 None => ("SUCCESS", "0".to_owned(), ""),
                 Some(refund) => ("REFUND", no(&refund.request["out_refund_no"]), &*refund.status),
             };
-            let paid = if refund.is_some() { 0 } else { trade.total() };
-            let back = refund.map_or(0, Refund::amount);
+            let number = if refund.is_some() { refund_no.clone() } else { no(&trade.request["out_trade_no"]) };
+            let wrong = self.wrong.get(&number).copied();
+            let said = |amount: i64| wrong.flatten().unwrap_or(amount);
+            let paid = if refund.is_some() { 0 } else { said(trade.total()) };
+            let back = refund.map_or(0, |refund| said(refund.amount()));
             format!(
                 "`{},`{APPID},`{MCHID},`0,`,`{},`{},`oX,`{},`{state},`OTHERS,`CNY,`{},`0.00,`0,`{refund_no},`{},`0.00,`,\
                  `{refund_status},`课程, 第一册,`,`0.00000,`0.60%,`{},`{},`",
@@ -211,10 +233,11 @@ impl Books {
             )
         };
         let of_the_day = |at: At| beijing(at, "%Y-%m-%d") == date;
-        for trade in self.trades.values() {
+        let listed = |no: &str| self.wrong.get(no) != Some(&None);
+        for (_, trade) in self.trades.iter().filter(|(no, _)| listed(no)) {
             lines.extend(trade.paid_at.filter(|at| of_the_day(*at)).map(|at| line(at, trade, None)));
         }
-        for refund in self.refunds.values().filter(|refund| of_the_day(refund.at)) {
+        for (_, refund) in self.refunds.iter().filter(|(no, refund)| listed(no) && of_the_day(refund.at)) {
             let trade = &self.trades[refund.request["out_trade_no"].as_str().expect("a number")];
             lines.push(line(refund.at, trade, Some(refund)));
         }
