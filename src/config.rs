@@ -188,6 +188,8 @@ pub struct Payments {
     pub gateway_pause_ms: u64,
     /// A started payment is asked about for the first time after this long, in seconds; then at growing intervals.
     pub query_after_s: u64,
+    /// Lines of bills are kept for so many days.
+    pub bill_lines_kept_days: u16,
     /// Alipay, when it is on.
     #[serde(default, deserialize_with = "read_apart")]
     pub alipay: Option<Arc<Alipay>>,

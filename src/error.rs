@@ -103,7 +103,7 @@ refusals! {
     GatewayOff = 409 "gateway_off" "The payment gateway is switched off";
     /// Gateways have no bill of that day yet; `ready_at` says when.
     BillNotReady = 409 "bill_not_ready" "The bill is not ready";
-    /// The difference has come to fit by itself.
+    /// The difference has come to fit by itself, or may still: `waits_until` then says until when at the latest.
     DifferenceState = 409 "difference_state" "The difference's state does not allow this";
     /// The sale has not begun; `Retry-After` and `starts_at` say when.
     NotStarted = 409 "not_started" "The sale has not started";

@@ -35,6 +35,9 @@ pub fn registry(config: &Config) -> Registry<App> {
         QueueSpec { name: "seckill", batch: config.seckill.batch_size, concurrency: config.seckill.batches_in_flight };
     let registry = passes::register(Registry::default());
     registry
+        // One at a time: a bill may be long, and is held in memory.
+        .queue(QueueSpec { name: "bills", batch: 1, concurrency: 1 })
+        .single(payments::fetch_bill)
         .queue(QueueSpec { name: "expiry", batch: 100, concurrency: 2 })
         .batch(payments::expire)
         .queue(QueueSpec { name: "grant", batch: 100, concurrency: 2 })

@@ -96,6 +96,7 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(payments::http::admin::refund))
         .routes(routes!(payments::http::admin::retry_refund))
         .routes(routes!(payments::http::bills::list))
+        .routes(routes!(payments::http::bills::show))
         .routes(routes!(payments::http::bills::fetch))
         .routes(routes!(payments::http::bills::differences))
         .routes(routes!(payments::http::bills::resolve))

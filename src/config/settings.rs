@@ -101,6 +101,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("payments.gateway_failures_max", "10", Whole(1, 1000)),
     set("payments.gateway_pause_ms", "5000", Whole(100, 600_000)),
     set("payments.query_after_s", "20", Whole(1, 3600)),
+    // A person may fetch the bills of 366 days, and their lines may be on days around them.
+    set("payments.bill_lines_kept_days", "400", Whole(400, 36_500)),
     absent("payments.wechat.mchid", Text("WeChat Pay's number of the merchant", "1900000109", is_digits)),
     absent(
         "payments.wechat.appid",

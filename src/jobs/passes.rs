@@ -110,6 +110,8 @@ passes! {
     Check = "check.invariants", Redis => |app: App| async move { check_invariants(&app).await };
     /// Reports what the day before came to, and the days before it whose reports are missing.
     DailyReport = "reports.daily", MySql => |app: App| async move { reports::make_missing(&app).await.map(made) };
+    /// Forgets lines of old bills.
+    PruneBills = "payments.prune", MySql => |app: App| async move { Ok(json!({ "lines": payments::prune_bills(&app).await? })) };
     /// Fetches the gateways' bills that are missing and compares them with our books.
     Bills = "payments.bills", MySql => |app: App| async move { Ok(serde_json::to_value(payments::reconcile(&app).await?)?) };
 }
@@ -173,6 +175,7 @@ pub fn own_schedules(config: &Config, now: At) -> Vec<Definition> {
         every(RedrivePayments::NAME, REDRIVE_S),
         every(PruneTokens::NAME, PRUNE_S),
         every(PruneAnswers::NAME, PRUNE_S),
+        every(PruneBills::NAME, PRUNE_S),
         daily(Check::NAME, CHECK),
         daily(DailyReport::NAME, DAILY_REPORT),
         daily(Bills::NAME, BILLS),

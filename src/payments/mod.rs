@@ -38,7 +38,7 @@ pub use model::{
     BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, PayWith, PaymentId, RefundId, RefundStatus,
 };
 pub use off::{OpenAtOff, abandon as abandon_payment, open_at_off, watch as watch_switched_off};
-pub use reconcile::{Reconciled, reconcile};
+pub use reconcile::{BillOf, FetchBill, Reconciled, fetch_bill, prune as prune_bills, reconcile};
 pub use refund::order::{Asked as OrderRefundAsked, OrderRefundKind, OrderRefundView, Part, refund_order};
 pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};

@@ -1,12 +1,15 @@
 //! The gateways' bills beside our books: each day's is fetched, kept, and compared line by line with our payments and
 //! refunds; what differs is written down for a person (docs/payments/bills.md).
 //!
+//! * **Ask**: the schedule asks for the bills that are missing, a person for any; both go through [`fetch::fetch`], which
+//!   writes down how far it is. A person's is a task ([`FetchBill`]), since a bill may take longer than a request.
 //! * **Fetch** ([`fetch`]): a bill is kept whole or not at all. Its lines are written in batches under a fetch of their own
 //!   that nobody reads; one small transaction then makes that fetch the believed one of its day. A crash in between
 //!   leaves lines that are cleared away. A fetch that tells the same changes nothing.
 //! * **Compare** ([`walk`], [`examine`]): each line of the bill, and each payment and refund of which we heard on that day,
 //!   in bounded handfuls; what [`compare`] says is pure. A bill is compared when it came and when it changed. Whether a
 //!   line is missing is asked of all bills that could have it ([`days`]), not of one day's.
+//! * **Prune** ([`prune()`]): lines go when they are old enough, but for those that a person has still to look at.
 //! * **Differences** are unique by gateway, number and kind. Each pass looks again at those that are open or wait: a late
 //!   callback closes them.
 //!
@@ -17,20 +20,28 @@ mod compare;
 mod days;
 mod examine;
 mod fetch;
+mod prune;
 mod store;
 pub(super) mod views;
 mod walk;
 
+use std::time::Duration;
+
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::gateway;
 use super::model::Gateway;
 use crate::app::App;
-use crate::error::Kind;
+use crate::engine::{Job, Outcome, Retry, Task};
+use crate::error::{Kind, Result};
 use crate::platform::day::Day;
 use crate::platform::id::Id;
-use store::{bills, differences};
+use store::bills::Which;
+use store::{bills, differences, fetches};
+
+pub use prune::prune;
 
 pub use compare::{DifferenceKind, DifferenceStatus, What};
 
@@ -69,10 +80,51 @@ impl TryFrom<String> for BillStatus {
 const BILLS: u32 = 64;
 
 /// Whose bill of which day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BillOf {
-    gateway: Gateway,
-    day: Day,
+    /// Whose.
+    pub gateway: Gateway,
+    /// Of which day.
+    pub day: Day,
+}
+
+/// A person asks for a bill.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FetchBill(pub BillOf);
+
+impl Task for FetchBill {
+    const NAME: &'static str = "payments.bill";
+    const QUEUE: &'static str = "bills";
+    const RETRY: Retry = Retry { attempts: 5, base: Duration::from_secs(1), cap: Duration::from_secs(30) };
+}
+
+/// Fetches a bill that a person asked for, and lays it beside our books. One that cannot be had now is asked for again by
+/// a person, or by the schedule.
+pub async fn fetch_bill(app: App, job: Job<FetchBill>) -> Outcome {
+    match fetch_and_compare(&app, job.args.0).await {
+        Ok(told) => Outcome::Success(json!({
+            "opened": told.opened.values().sum::<u64>(), "vanished": told.vanished.values().sum::<u64>(),
+        })),
+        Err(error) if error.kind() == Kind::Unavailable => Outcome::Retry(error.into()),
+        Err(error) => {
+            let result = json!({ "error": fetch::reason(job.args.0.gateway, &error) });
+            Outcome::Failure { result, effects: Vec::new() }
+        }
+    }
+}
+
+async fn fetch_and_compare(app: &App, BillOf { gateway, day }: BillOf) -> Result<examine::Told> {
+    fetch::fetch(app, gateway, day).await?;
+    let mut conn = app.db.acquire().await?;
+    let believed = bills::believed(&mut conn, gateway, day).await.context("reading a bill")?;
+    drop(conn);
+    let (id, _) = believed.context("a kept bill vanished")?;
+    let told = walk::compare(app, Which { id, gateway, day }).await?;
+    fetch::clear(app).await?;
+    show_open(app).await?;
+    Ok(told)
 }
 
 /// What came of a pass.
@@ -99,6 +151,7 @@ pub async fn reconcile(app: &App) -> anyhow::Result<Reconciled> {
             fetch_due(app, gateway, &mut done).await?;
         }
     }
+    fetch_lost(app, &mut done).await?;
     let mut told = walk::recheck(app, since).await?;
     let mut conn = app.db.acquire().await?;
     let waiting = bills::uncompared(&mut conn, BILLS).await.context("looking for bills to compare")?;
@@ -127,31 +180,49 @@ async fn fetch_due(app: &App, gateway: Gateway, done: &mut Reconciled) -> anyhow
     drop(conn);
     missing.retain(|day| !there.contains(day));
     for day in missing {
-        let bill = BillOf { gateway, day };
-        let Err(error) = fetch::fetch(app, gateway, day).await else {
-            done.fetched.push(bill);
-            continue;
-        };
-        match error.kind() {
-            // One that never comes (of a day before the account was opened, say) holds up no other.
-            Kind::GatewayUnavailable => {
-                if day == first {
-                    tracing::error!(
-                        gateway = gateway.as_str(), bill.day = %day,
-                        "bill has not come for a week and is not asked for after today; a person must look"
-                    );
-                } else {
-                    tracing::warn!(gateway = gateway.as_str(), bill.day = %day, "bill is not there; it is asked for again");
-                }
-                done.not_there.push(bill);
-            }
-            Kind::Unavailable => return Err(error.into()),
-            _ => {
+        fetch_one(app, BillOf { gateway, day }, day == first, done).await?;
+    }
+    Ok(())
+}
+
+/// Fetches the bills whose tasks are lost.
+async fn fetch_lost(app: &App, done: &mut Reconciled) -> anyhow::Result<()> {
+    let mut conn = app.db.acquire().await?;
+    let before = app.clock.now().minus(fetch::UNDER_WAY);
+    let lost = fetches::lost(&mut conn, before, BILLS).await.context("looking for bills that were asked for")?;
+    drop(conn);
+    for (name, day) in lost {
+        let gateway = name.parse().with_context(|| format!("reading the gateway {name:?}"))?;
+        fetch_one(app, BillOf { gateway, day }, false, done).await?;
+    }
+    Ok(())
+}
+
+/// Fetches a bill. One that never comes (of a day before the account was opened, say) holds up no other.
+async fn fetch_one(app: &App, bill: BillOf, is_last: bool, done: &mut Reconciled) -> anyhow::Result<()> {
+    let BillOf { gateway, day } = bill;
+    let Err(error) = fetch::fetch(app, gateway, day).await else {
+        done.fetched.push(bill);
+        return Ok(());
+    };
+    match error.kind() {
+        Kind::GatewayUnavailable | Kind::GatewayOff => {
+            if is_last {
                 tracing::error!(
-                    gateway = gateway.as_str(), bill.day = %day, %error, "bill is of no use; a person must look"
+                    gateway = gateway.as_str(), bill.day = %day,
+                    "bill has not come for a week and is not asked for after today; a person must look"
                 );
-                done.unusable.push(bill);
+            } else {
+                tracing::warn!(gateway = gateway.as_str(), bill.day = %day, "bill is not there; it is asked for again");
             }
+            done.not_there.push(bill);
+        }
+        Kind::Unavailable => return Err(error.into()),
+        _ => {
+            tracing::error!(
+                gateway = gateway.as_str(), bill.day = %day, %error, "bill is of no use; a person must look"
+            );
+            done.unusable.push(bill);
         }
     }
     Ok(())

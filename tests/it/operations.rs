@@ -257,7 +257,7 @@ async fn every_queue_is_listed_in_pages_with_what_it_holds() {
         let Some(cursor) = page["next_cursor"].as_str() else { break };
         path = format!("/admin/queues?limit=2&cursor={cursor}");
     }
-    assert_eq!(names, ["expiry", "grant", "late", "release", "system"]);
+    assert_eq!(names, ["bills", "expiry", "grant", "late", "release", "system"]);
     let queue = desk.get("/admin/queues/late").await;
     let counts = ["depth", "running", "delayed", "dead"].map(|member| queue[member].as_u64().unwrap());
     assert_eq!(counts, [1, 0, 1, 0]);

@@ -2,14 +2,15 @@
 
 use axum::Json as Reply;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::Deserialize;
 
 use crate::app::App;
 use crate::auth::Admin;
-use crate::error::{Error, Kind, Problem, Result};
-use crate::payments::reconcile::views::{self, BillView, DifferenceView};
+use crate::error::{Kind, Problem, Result};
+use crate::payments::Gateway;
+use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
 use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, What};
-use crate::payments::{Gateway, gateway};
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Inputs, Json, Paged, Path, Shape};
 use crate::platform::page::{Page, PageQuery};
@@ -43,26 +44,45 @@ pub async fn list(
     Ok(Reply(views::bills(&app, query.gateway, &page).await?))
 }
 
-/// Fetches the bill of a day now, also one that is there, and compares it with our books. Safe to repeat: a bill that says
-/// the same changes nothing.
+/// The bill of a day, and how far the fetching of it is.
+#[utoipa::path(get, path = "/admin/payments/bills/{gateway}/{day}", operation_id = "get_bill", tag = "admin",
+    security(("bearer" = [])),
+    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"),
+        ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
+    responses(
+        (status = 200, body = BillOfDayView, description = "The bill of that day, also one that was never asked for"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway"),
+    ))]
+pub async fn show(
+    State(app): State<App>,
+    _: Admin,
+    Input(Path((name, day))): Input<Path<(String, Day)>>,
+) -> Result<Reply<BillOfDayView>> {
+    let gateway: Gateway = name.parse().map_err(|_| Kind::NotFound)?;
+    Ok(Reply(views::of_day(&app, gateway, day).await?))
+}
+
+/// Has the bill of a day fetched, also one that is there, and compared with our books: a task does, and
+/// `GET /admin/payments/bills/{gateway}/{day}` shows how far it is. Safe to repeat: while it is fetched the same task is
+/// answered, and a bill that says the same changes nothing.
 #[utoipa::path(post, path = "/admin/payments/bills/{gateway}/{day}/fetch", operation_id = "fetch_bill", tag = "admin",
     security(("bearer" = [])),
     params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"),
         ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
     responses(
-        (status = 200, body = BillView, description = "The bill of that day"),
+        (status = 202, body = BillOfDayView, description = "It is asked for; `task_id` names the task"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway, or it is switched off"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`bill_not_ready`: gateways have no bill of that day yet; `ready_at` says when"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: it does not answer, or has no bill of that day yet; or the service cannot answer now"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`bill_not_ready`: gateways have no bill of that day yet; `ready_at` says when. `gateway_off`: the gateway is switched off"),
     ))]
 pub async fn fetch(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Path((name, day))): Input<Path<(String, Day)>>,
-) -> Result<Reply<BillView>> {
-    let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
-    Ok(Reply(views::fetch(&app, admin.id, gateway, day).await.map_err(Error::in_full)?))
+) -> Result<(StatusCode, Reply<BillOfDayView>)> {
+    let gateway: Gateway = name.parse().map_err(|_| Kind::NotFound)?;
+    Ok((StatusCode::ACCEPTED, Reply(views::ask(&app, admin.id, gateway, day).await?)))
 }
 
 /// Which differences.
@@ -116,7 +136,7 @@ pub struct ResolveRequest {
 
 impl Shape<App> for ResolveRequest {}
 
-/// Resolves a difference, with a note. One that was resolved before stays as it is, so a repeat does no harm; it comes
+/// Resolves an open difference, with a note. One that was resolved before stays as it is, so a repeat does no harm; it comes
 /// back only when its amounts change.
 #[utoipa::path(post, path = "/admin/payments/differences/{id}/resolve", operation_id = "resolve_difference", tag = "admin",
     security(("bearer" = [])),
@@ -126,7 +146,7 @@ impl Shape<App> for ResolveRequest {}
         (status = 200, body = DifferenceView, description = "It is resolved, now or before"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`difference_state`: it has come to fit by itself"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`difference_state`: it has come to fit by itself, or is still waiting; `waits_until` says until when at the latest"),
     ))]
 pub async fn resolve(
     State(app): State<App>,

@@ -28,6 +28,11 @@ pub(super) fn ready_at(day: Day, zone: &TimeZone) -> At {
     day.bounds(zone).1.plus(READY_AFTER)
 }
 
+/// An instant for a person: by the second, in a zone.
+pub(super) fn readable(at: At, zone: &TimeZone) -> String {
+    at.timestamp().to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+}
+
 /// The days whose bills ought to be there, oldest first.
 pub(super) fn due(now: At, zone: &TimeZone) -> Vec<Day> {
     let today = Day::of(now, zone);
@@ -47,9 +52,14 @@ pub(super) fn are_there((first, last): (Day, Day), there: &BTreeSet<Day>) -> boo
     (0..u16::MAX).map(|back| last.days_before(back)).take_while(|day| *day >= first).all(|day| there.contains(&day))
 }
 
+/// Until when what began at `since` is waited for.
+pub(super) fn waits_until(since: At) -> At {
+    since.plus(WAIT)
+}
+
 /// Whether what began at `since` has been waited for long enough.
 pub(super) fn has_waited(since: At, now: At) -> bool {
-    since.plus(WAIT) <= now
+    waits_until(since) <= now
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::id::Id;
 
+/// Longest number of a trade at a gateway that we keep.
+const TRADE_NO_CHARS: usize = 64;
+
 /// What came of looking.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -64,6 +67,7 @@ struct Case<'a> {
     ours: Option<&'a Entry>,
     found: Vec<Finding>,
     day: Day,
+    /// Our payment.
     payment_no: String,
 }
 
@@ -72,6 +76,7 @@ impl Case<'_> {
         Facts {
             day: self.day,
             payment_no: &self.payment_no,
+            merchant_no: self.theirs.map_or("", |theirs| &theirs.merchant_no),
             figures: Figures {
                 theirs: self.theirs.map(|theirs| theirs.amount),
                 ours: self.ours.map(|entry| entry.amount),
@@ -112,10 +117,16 @@ impl<'a> Examiner<'a> {
             ours = store::ours(&mut conn, self.gateway, what, &ids).await.context("reading our side of bills")?;
         }
         let there = self.days_there(&mut conn, &theirs, &ours).await?;
+        let payments = self.payments_of(&mut conn, &theirs, &ours).await?;
         drop(conn);
         let now = self.app.clock.now();
-        let cases: Vec<Case<'_>> =
+        let mut cases: Vec<Case<'_>> =
             numbers.iter().map(|number| self.case(number, theirs.get(number), ours.get(number), &there, now)).collect();
+        for case in &mut cases {
+            if let Some(payment) = case.theirs.and_then(|theirs| payments.get(&theirs.merchant_no)) {
+                case.payment_no = payment.to_string();
+            }
+        }
         retrying(|| self.write(what, numbers, &cases)).await
     }
 
@@ -133,6 +144,24 @@ impl<'a> Examiner<'a> {
         Ok(there.into_iter().collect())
     }
 
+    /// Our payments that lines name whose own numbers are not ours: by our number, or by the gateway's of the trade.
+    async fn payments_of(
+        &self,
+        conn: &mut Conn,
+        theirs: &HashMap<String, Theirs>,
+        ours: &HashMap<String, Entry>,
+    ) -> Result<HashMap<String, PaymentId>> {
+        let unknown = theirs.values().filter(|line| !ours.contains_key(&line.number)).map(|line| &*line.merchant_no);
+        let (ids, trades): (Vec<&str>, Vec<&str>) = unknown
+            .filter(|number| (1..=TRADE_NO_CHARS).contains(&number.len()) && number.is_ascii())
+            .partition(|number| uuid_of(number).is_some());
+        let ids: Vec<Uuid> = ids.into_iter().filter_map(uuid_of).collect();
+        let named = store::ours(conn, self.gateway, What::Payment, &ids).await.context("reading payments of lines")?;
+        let mut all = store::by_trade(conn, self.gateway, &trades).await.context("reading payments of trades")?;
+        all.extend(named.into_iter().map(|(number, entry)| (number, entry.payment)));
+        Ok(all)
+    }
+
     fn case<'n>(
         &self,
         number: &'n str,
@@ -141,27 +170,20 @@ impl<'a> Examiner<'a> {
         there: &BTreeSet<Day>,
         now: At,
     ) -> Case<'n> {
-        let is_sure = |entry: &Entry| match (entry.state, entry.heard_at) {
-            (State::Moved, Some(heard)) => {
-                let span = days::span(entry.started_at, heard, &self.zone);
-                days::are_there(span, there) || days::has_waited(heard, now)
-            }
-            _ => days::has_waited(entry.started_at, now),
+        let is_sure = |entry: &Entry| {
+            let bills_there = |heard| days::are_there(days::span(entry.started_at, heard, &self.zone), there);
+            let moved = entry.heard_at.filter(|_| entry.state == State::Moved);
+            moved.is_some_and(bills_there) || days::has_waited(waits_since(entry), now)
         };
         let side = ours.map(|entry| Ours { amount: entry.amount, state: entry.state, is_sure: is_sure(entry) });
         let heard = || Day::of(ours.and_then(|entry| entry.heard_at).unwrap_or(now), &self.zone);
-        let payment_no = match (ours, theirs) {
-            (Some(entry), _) => entry.payment.to_string(),
-            (None, Some(theirs)) => theirs.merchant_no.clone(),
-            (None, None) => String::new(),
-        };
         Case {
             number,
             theirs,
             ours,
             found: compare::compare(theirs.map(|theirs| theirs.amount), side.as_ref()),
             day: theirs.map_or_else(heard, |theirs| theirs.day),
-            payment_no,
+            payment_no: ours.map(|entry| entry.payment.to_string()).unwrap_or_default(),
         }
     }
 
@@ -231,6 +253,18 @@ impl<'a> Examiner<'a> {
         count(self.gateway, &told);
         Ok(told)
     }
+}
+
+/// From when on it is waited for what may come to fit by itself.
+fn waits_since(entry: &Entry) -> At {
+    entry.heard_at.filter(|_| entry.state == State::Moved).unwrap_or(entry.started_at)
+}
+
+/// Until when a difference that waits can wait at most; `None`: our books have the number no more.
+pub(super) async fn waits_until(conn: &mut Conn, gateway: Gateway, what: What, number: &str) -> Result<Option<At>> {
+    let ids: Vec<Uuid> = uuid_of(number).into_iter().collect();
+    let ours = store::ours(conn, gateway, what, &ids).await.context("reading our side of a difference")?;
+    Ok(ours.get(number).map(|entry| days::waits_until(waits_since(entry))))
 }
 
 /// What becomes of a known difference.

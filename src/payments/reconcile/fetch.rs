@@ -1,21 +1,27 @@
-//! Fetching a bill and keeping it, whole or not at all.
+//! Fetching a bill and keeping it, whole or not at all; and how far that is, for who asks.
 
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use uuid::Uuid;
 
 use super::BillId;
 use super::bill::{Bill, Line};
 use super::compare::What;
 use super::store::bills::{self, NewBill};
+use super::store::fetches;
 use crate::app::App;
-use crate::error::{Error, Result, retrying};
+use crate::error::{Error, Kind, Result, retrying};
 use crate::payments::gateway;
 use crate::payments::model::Gateway;
 use crate::platform::clock::At;
 use crate::platform::day::Day;
-use crate::platform::db;
+use crate::platform::db::{self, Conn};
 
+/// Who fetches a bill for longer than this is gone.
+pub(super) const UNDER_WAY: Duration = Duration::from_secs(3600);
+/// Longest reason that is kept, in characters.
+const REASON_CHARS: usize = 500;
 /// Who stores a bill for longer than this is gone.
 const STORING: Duration = Duration::from_secs(3600);
 /// How often believing begins again because another process believed one of that day for the first time meanwhile.
@@ -26,8 +32,47 @@ const USELESS: u32 = 64;
 const DELETE: u32 = 1000;
 const DELETES: usize = 10_000;
 
-/// Fetches the bill of a day and keeps it. One that is not there yet is refused as `gateway_unavailable`.
+/// A bill is to be fetched now: the key of the task that does. While it is under way, asking again joins it.
+pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, now: At) -> Result<Uuid> {
+    let since = now.minus(UNDER_WAY);
+    fetches::begin(conn, (gateway, day), Uuid::now_v7(), since, now).await.context("asking for a bill")?;
+    let begun = fetches::find(conn, gateway, day).await.context("reading what was asked for")?;
+    Ok(begun.context("what was asked for vanished")?.task_key)
+}
+
+/// Fetches the bill of a day and keeps it, and writes down how that ended. One that is not there yet is refused as
+/// `gateway_unavailable`.
 pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day) -> Result<()> {
+    let mut conn = app.db.acquire().await?;
+    let key = begin(&mut conn, gateway, day, app.clock.now()).await?;
+    drop(conn);
+    let fetched = fetch_and_keep(app, gateway, day).await;
+    let why = match &fetched {
+        // It is tried again, by whoever began it.
+        Err(error) if error.kind() == Kind::Unavailable => return fetched,
+        Err(error) => Some(reason(gateway, error)),
+        Ok(()) => None,
+    };
+    let mut conn = app.db.acquire().await?;
+    let ended = fetches::end(&mut conn, (gateway, day), key, why.as_deref(), app.clock.now()).await;
+    ended.context("noting how a bill came")?;
+    fetched
+}
+
+/// Why a bill could not be had, for a person.
+pub(super) fn reason(gateway: Gateway, error: &Error) -> String {
+    let name = gateway.as_str();
+    let why = match error {
+        Error::Refused(refusal) if refusal.kind == Kind::GatewayUnavailable => {
+            format!("{name} does not answer, or has no bill of that day yet: {}", refusal.cause)
+        }
+        Error::Refused(refusal) if refusal.kind == Kind::GatewayOff => refusal.detail.clone(),
+        error => error.to_string(),
+    };
+    why.chars().take(REASON_CHARS).collect()
+}
+
+async fn fetch_and_keep(app: &App, gateway: Gateway, day: Day) -> Result<()> {
     // Made before the gateway is asked: of two that are fetched at the same time, the later one counts.
     let id = BillId::new();
     let bill = Bill::of(gateway::bill(app, gateway, &day.to_string()).await?)?;

@@ -2,6 +2,7 @@
 
 pub(super) mod bills;
 pub(super) mod differences;
+pub(super) mod fetches;
 
 use std::collections::HashMap;
 
@@ -110,6 +111,23 @@ pub(super) async fn ours(
     };
     let entries = rows.into_iter().map(|row| Ok((row.id.as_simple().to_string(), entry(row)?)));
     entries.collect::<Result<_, String>>().map_err(|why| sqlx::Error::Decode(why.into()))
+}
+
+/// Our payments by the gateway's numbers of their trades.
+pub(super) async fn by_trade(
+    conn: &mut Conn,
+    gateway: Gateway,
+    trade_nos: &[&str],
+) -> sqlx::Result<HashMap<String, PaymentId>> {
+    if trade_nos.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut query = QueryBuilder::<MySql>::new("SELECT gateway_trade_no, id FROM payments WHERE gateway = ");
+    query.push_bind(gateway.as_str()).push(" AND gateway_trade_no IN ");
+    db::push_in(&mut query, trade_nos.iter().copied());
+    let rows: Vec<(String, PaymentId)> =
+        query.build_query_as().persistent(db::recurs(trade_nos.len())).fetch_all(conn).await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Where a page of [`heard`] ends: (when, number).

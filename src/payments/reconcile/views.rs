@@ -3,15 +3,18 @@
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::compare::{DifferenceKind, DifferenceStatus, What};
-use super::store::bills::{self, BillRow, Which};
+use super::store::bills::{self, BillRow};
 use super::store::differences::{self, DifferenceRow, WhichDifferences};
-use super::{BillId, BillStatus, DifferenceId, days, fetch, show_open, walk};
+use super::store::fetches::{self, FetchRow};
+use super::{BillId, BillOf, BillStatus, DifferenceId, FetchBill, days, examine, fetch, show_open};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::UserId;
-use crate::error::{Kind, Result, invalid, refuse, retrying};
+use crate::engine::{Item, Task, TaskId};
+use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::payments::gateway;
 use crate::payments::model::Gateway;
 use crate::platform::clock::At;
@@ -53,6 +56,8 @@ pub struct BillView {
     pub compared_at: Option<At>,
     /// When a fetch that told something else took its place.
     pub replaced_at: Option<At>,
+    /// When its lines were so old that they went; its sums stay.
+    pub pruned_at: Option<At>,
 }
 
 impl From<BillRow> for BillView {
@@ -72,6 +77,7 @@ impl From<BillRow> for BillView {
             checked_at: row.checked_at,
             compared_at: row.compared_at,
             replaced_at: row.replaced_at,
+            pruned_at: row.pruned_at,
         }
     }
 }
@@ -87,8 +93,91 @@ pub(in crate::payments) async fn bills(
     Ok(page.page(found.into_iter().map(BillView::from).collect(), |bill: &BillView| bill.id))
 }
 
-/// Fetches a bill now, also one that is there, and lays it beside our books.
-pub(in crate::payments) async fn fetch(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<BillView> {
+/// How far the fetching of a bill is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FetchState {
+    /// Nobody has asked for it.
+    Never,
+    /// It was asked for and has not come yet.
+    Fetching,
+    /// It has come.
+    Fetched,
+    /// It could not be had, or not be used: `error` says why.
+    Failed,
+}
+
+/// A gateway's bill of a day, and how far the fetching of it is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct BillOfDayView {
+    /// Whose.
+    pub gateway: Gateway,
+    /// Of which day.
+    pub day: Day,
+    /// How far it is.
+    pub state: FetchState,
+    /// The task that fetches it, or fetched it last, when a person asked for it: `/admin/tasks/{id}`.
+    pub task_id: Option<String>,
+    /// When it was asked for last.
+    pub asked_at: Option<At>,
+    /// When that ended.
+    pub ended_at: Option<At>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The bill that is its day's; null while there is none.
+    pub bill: Option<BillView>,
+}
+
+/// The bill of a day, also one that was never asked for.
+pub(in crate::payments) async fn of_day(app: &App, gateway: Gateway, day: Day) -> Result<BillOfDayView> {
+    let mut conn = app.db.acquire().await?;
+    // Before the bill: what is said to have come is then there.
+    let fetch = fetches::find(&mut conn, gateway, day).await.context("reading how far a bill is")?;
+    let bill = bills::show(&mut conn, gateway, day).await.context("reading a bill")?.map(BillView::from);
+    let state = match fetch.as_ref().map(|fetch| fetch.status.as_str()) {
+        Some("fetching") => FetchState::Fetching,
+        Some("failed") => FetchState::Failed,
+        Some(_) => FetchState::Fetched,
+        // One of the versions that did not write it down.
+        None if bill.is_some() => FetchState::Fetched,
+        None => FetchState::Never,
+    };
+    let task_id =
+        fetch.as_ref().map(|fetch| Ok::<_, anyhow::Error>(task_of(fetch.task_key)?.to_string())).transpose()?;
+    let (asked_at, ended_at, error) = match fetch {
+        Some(FetchRow { asked_at, ended_at, error, .. }) => (Some(asked_at), ended_at, Some(error)),
+        None => (None, None, None),
+    };
+    let error = error.filter(|why| !why.is_empty());
+    Ok(BillOfDayView { gateway, day, state, task_id, asked_at, ended_at, error, bill })
+}
+
+fn task_of(key: Uuid) -> anyhow::Result<TaskId> {
+    Ok(TaskId { key, queue: FetchBill::QUEUE.parse().context("naming a queue")? })
+}
+
+/// A person asks for a bill, also one that is there: a task fetches it and lays it beside our books. While it is fetched,
+/// asking again is the same.
+pub(in crate::payments) async fn ask(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<BillOfDayView> {
+    refuse_days_without_bills(app, gateway, day)?;
+    gateway::require_on(app, gateway)?;
+    let key = retrying(|| begin(app, by, gateway, day)).await?;
+    // When it does not get there, the schedule takes it up, or the same request again.
+    app.engine.enqueue(&[Item::now(key, FetchBill(BillOf { gateway, day }))]).await?;
+    of_day(app, gateway, day).await
+}
+
+async fn begin(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<Uuid> {
+    let now = app.clock.now();
+    let mut tx = app.db.begin().await?;
+    let key = fetch::begin(&mut tx, gateway, day, now).await?;
+    let act = Act { by, action: "bill.fetch", target: &format!("{}/{day}", gateway.as_str()) };
+    audit::done(&mut tx, act, &json!({ "gateway": gateway, "day": day }), now).await?;
+    tx.commit().await?;
+    Ok(key)
+}
+
+fn refuse_days_without_bills(app: &App, gateway: Gateway, day: Day) -> Result<()> {
     let zone = gateway::bill_zone(app, gateway)?;
     let (now, ready_at) = (app.clock.now(), days::ready_at(day, &zone));
     let today = Day::of(now, &zone);
@@ -99,26 +188,10 @@ pub(in crate::payments) async fn fetch(app: &App, by: UserId, gateway: Gateway, 
         return Err(invalid("day", format!("must be one of the last {DAYS_BACK} days")));
     }
     if now < ready_at {
-        return Err(refuse(Kind::BillNotReady, format!("the bill of {day} is there from {ready_at} on"))
-            .with("ready_at", ready_at)
-            .into());
+        let why = format!("the bill of {day} is there from {} on", days::readable(ready_at, &zone));
+        return Err(refuse(Kind::BillNotReady, why).with("ready_at", ready_at).into());
     }
-    let act = Act { by, action: "bill.fetch", target: &format!("{}/{day}", gateway.as_str()) };
-    audit::around(app, act, &json!({ "gateway": gateway, "day": day }), async {
-        fetch::fetch(app, gateway, day).await?;
-        let bill = believed(app, gateway, day).await?;
-        walk::compare(app, Which { id: bill.id, gateway, day }).await?;
-        fetch::clear(app).await?;
-        show_open(app).await?;
-        believed(app, gateway, day).await
-    })
-    .await
-}
-
-async fn believed(app: &App, gateway: Gateway, day: Day) -> Result<BillView> {
-    let mut conn = app.db.acquire().await?;
-    let bill = bills::show(&mut conn, gateway, day).await.context("reading a bill")?;
-    Ok(bill.context("a kept bill vanished")?.into())
+    Ok(())
 }
 
 /// Where a gateway's bills and our books differ.
@@ -130,7 +203,8 @@ pub struct DifferenceView {
     pub gateway: Gateway,
     /// What the number is of.
     pub what: What,
-    /// Our number of the payment or refund, or what the gateway has in its place.
+    /// The number, as the gateway's bill has it: ours of the payment or refund, or whatever it has in its place. Of one that is
+    /// missing there, ours.
     pub number: String,
     /// How they differ.
     pub kind: DifferenceKind,
@@ -138,8 +212,11 @@ pub struct DifferenceView {
     pub status: DifferenceStatus,
     /// The day of the bill that has the line; of one that is missing there, the day on which we heard of the money.
     pub day: Day,
-    /// The payment's number, where it is known.
+    /// Our payment; null when our books have none that this is about.
     pub payment_no: Option<String>,
+    /// What the gateway's bill has in the place of our payment's number, or its own number of the trade; null when it has
+    /// nothing.
+    pub merchant_no: Option<String>,
     /// What the gateway's bills come to for the number; null when they have it not.
     pub theirs_fen: Option<Money>,
     /// Our amount; null when we have the number not.
@@ -171,6 +248,7 @@ impl From<DifferenceRow> for DifferenceView {
             status: row.status,
             day: row.day,
             payment_no: Some(row.payment_no).filter(|number| !number.is_empty()),
+            merchant_no: Some(row.merchant_no).filter(|number| !number.is_empty()),
             theirs_fen: row.theirs_fen,
             ours_fen: row.ours_fen,
             ours_status: row.ours_status,
@@ -228,7 +306,11 @@ async fn resolve_once(app: &App, by: UserId, id: DifferenceId, note: &str) -> Re
         DifferenceStatus::Vanished => {
             return Err(refuse(Kind::DifferenceState, "it has come to fit by itself").into());
         }
-        DifferenceStatus::Open | DifferenceStatus::Waiting => {}
+        DifferenceStatus::Waiting => {
+            let until = examine::waits_until(&mut tx, found.gateway, found.what, &found.number).await?;
+            return Err(still_waits(app, found.gateway, until)?);
+        }
+        DifferenceStatus::Open => {}
     }
     differences::resolve(&mut tx, id, by, note, now).await.context("resolving a difference")?;
     let details = json!({ "number": found.number, "kind": found.kind, "note": note });
@@ -237,4 +319,14 @@ async fn resolve_once(app: &App, by: UserId, id: DifferenceId, note: &str) -> Re
     tx.commit().await?;
     tracing::info!(difference.id = %id, "difference resolved");
     Ok(resolved.context("a difference vanished")?.into())
+}
+
+/// What nobody was told of yet may still come to fit, and what a person said of it would then be wrong.
+fn still_waits(app: &App, gateway: Gateway, until: Option<At>) -> Result<Error> {
+    let words = "it may still come to fit by itself, and is still waiting";
+    let Some(until) = until else { return Ok(refuse(Kind::DifferenceState, words).into()) };
+    let latest = days::readable(until, &gateway::bill_zone(app, gateway)?);
+    Ok(refuse(Kind::DifferenceState, format!("{words}, until {latest} at the latest"))
+        .with("waits_until", until)
+        .into())
 }

@@ -2,6 +2,13 @@
 //!
 //! The gateway's books are changed by hand where a gateway would be wrong: it is a company outside.
 
+mod asking;
+mod days;
+mod pruning;
+mod resolving;
+mod stripe;
+mod wechat;
+
 use onrush::jobs;
 use onrush::platform::clock::At;
 
@@ -109,9 +116,28 @@ async fn bills(desk: &Desk) -> Vec<Value> {
     page["items"].as_array().unwrap().clone()
 }
 
-/// A person fetches the bill of a day.
-async fn fetch(desk: &Desk, day: &str) -> Answer {
-    desk.h.post(&format!("/admin/payments/bills/sandbox/{day}/fetch"), &desk.token(), json!({})).await
+/// A person asks for the bill of a day.
+async fn ask(desk: &Desk, gateway: &str, day: &str) -> Answer {
+    desk.h.post(&format!("/admin/payments/bills/{gateway}/{day}/fetch"), &desk.token(), json!({})).await
+}
+
+/// How the bill of a day stands.
+async fn bill_of(desk: &Desk, gateway: &str, day: &str) -> Answer {
+    desk.h.get(&format!("/admin/payments/bills/{gateway}/{day}"), &desk.token()).await
+}
+
+/// A worker does what was asked for.
+async fn carry_out(desk: &Desk, asked: &Answer) -> Outcome {
+    let args = json!({ "gateway": asked["gateway"], "day": asked["day"] });
+    let job = Job::new(asked.text_of("task_id").parse().unwrap(), serde_json::from_value(args).unwrap());
+    payments::fetch_bill(desk.h.app.clone(), job).await
+}
+
+/// A person asks for the bill of a day, and a worker fetches it; how it stands then.
+async fn fetch(desk: &Desk, day: &str) -> Value {
+    let asked = ask(desk, "sandbox", day).await.expect(202);
+    carry_out(desk, &asked).await;
+    bill_of(desk, "sandbox", day).await.expect(200).body
 }
 
 async fn resolve(desk: &Desk, id: &str, note: &str) -> Answer {
@@ -156,19 +182,6 @@ async fn a_day_on_which_all_fits_has_no_differences() {
     assert_eq!(told(&desk).await, []);
     assert_eq!(bills(&desk).await.len(), 8);
     assert_eq!(one.attempt.payment_no.len(), 32);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn days_that_were_missed_are_made_up_for_up_to_a_week() {
-    let desk = desk().await;
-    on(&desk, MORNING).await;
-    let done = on(&desk, "2026-11-24T02:30:00Z").await;
-    let days: Vec<&str> =
-        done["fetched"].as_array().unwrap().iter().map(|bill| bill["day"].as_str().unwrap()).collect();
-    assert_eq!(days, ["2026-11-21", "2026-11-22", "2026-11-23"]);
-    let done = on(&desk, "2026-12-24T02:30:00Z").await;
-    assert_eq!(done["fetched"].as_array().unwrap().len(), 7);
-    assert_eq!(done["fetched"][0]["day"], "2026-12-17");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -348,218 +361,6 @@ async fn a_refund_that_is_under_way_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn money_that_crosses_midnight_on_its_way_to_us_is_no_difference() {
-    let desk = desk().await;
-    set_clock(&desk.h, at(MIDNIGHT).minus(Duration::from_secs(10)));
-    let sold = pay(&desk.h, 1000, "action=pay").await;
-    set_clock(&desk.h, at(MIDNIGHT).plus(Duration::from_secs(30)));
-    deliver(&desk.h).await;
-    assert_eq!(status(&desk.h, &sold.buyer, &sold.order).await, "paid");
-    for morning in [MORNING, NEXT_MORNING, "2026-11-23T02:30:00Z"] {
-        on(&desk, morning).await;
-        assert_eq!(told(&desk).await, [], "{morning}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn money_on_the_gateways_next_day_is_waited_for() {
-    let desk = desk().await;
-    set_clock(&desk.h, at(MIDNIGHT).minus(Duration::from_secs(1)));
-    let no = sell(&desk.h, 1000).await.attempt.payment_no;
-    // By the gateway's clock it is five seconds later.
-    let later = "UPDATE sandbox_trades SET paid_at = '2026-11-20 16:00:04' WHERE merchant_no = ?";
-    gateway_writes(&desk.h, later, &no).await;
-    assert_eq!(on(&desk, MORNING).await["opened"], json!(0));
-    assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "waiting")]);
-    on(&desk, NEXT_MORNING).await;
-    assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "vanished")]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn money_that_we_heard_of_days_late_is_found_on_its_own_day() {
-    let desk = desk().await;
-    let sold = pay(&desk.h, 1000, "action=pay").await;
-    // Nobody fetches the bill of that day, and the callback comes after two days.
-    set_clock(&desk.h, at("2026-11-22T04:00:00Z"));
-    deliver(&desk.h).await;
-    on(&desk, "2026-11-24T02:30:00Z").await;
-    assert_eq!(told(&desk).await, []);
-    assert_eq!(desk.h.count("SELECT COUNT(*) FROM payment_bills WHERE believed = 1").await, 7);
-    assert_eq!(sold.attempt.payment_no.len(), 32);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bill_that_is_not_there_yet_is_asked_for_again_and_nothing_is_said_before() {
-    let (h, between) = service_behind().await;
-    between.gateway.set(h.base.clone()).unwrap();
-    set_clock(&h, at(NOON));
-    let desk = Desk::of(h).await;
-    let no = sell(&desk.h, 1000).await.attempt.payment_no;
-    gateway_writes(&desk.h, "UPDATE sandbox_trades SET paid_at = NULL WHERE merchant_no = ?", &no).await;
-    let fails = |times: usize| *between.fail.lock().unwrap() = Some(("bill", times));
-    fails(usize::MAX);
-    let done = on(&desk, MORNING).await;
-    assert_eq!(done["not_there"].as_array().unwrap().len(), 7);
-    assert_eq!((bills(&desk).await.len(), told(&desk).await.len()), (0, 0));
-    fetch(&desk, "2026-11-20").await.problem(503, "gateway_unavailable");
-    // An hour later; one day's never comes, and holds up no other.
-    fails(3);
-    let done = on(&desk, "2026-11-21T03:30:00Z").await;
-    assert_eq!(done["not_there"], json!([{ "gateway": "sandbox", "day": "2026-11-14" }]));
-    assert_eq!(done["fetched"].as_array().unwrap().len(), 6);
-    assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "waiting")]);
-    // The next day's is late: without it nobody can say that the line is missing.
-    fails(usize::MAX);
-    on(&desk, NEXT_MORNING).await;
-    assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "waiting")]);
-    fails(0);
-    on(&desk, "2026-11-22T03:30:00Z").await;
-    assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "open")]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn fetching_again_changes_only_what_changed() {
-    let desk = desk().await;
-    let h = &desk.h;
-    sell(h, 1000).await;
-    stranger(h, "s1", 10, at(NOON)).await;
-    stranger(h, "s2", 20, at(NOON)).await;
-    on(&desk, MORNING).await;
-    let before = bills(&desk).await.remove(0);
-    h.advance(Duration::from_secs(60));
-    let same = fetch(&desk, "2026-11-20").await.expect(200);
-    assert_eq!(
-        (&same["id"], &same["fetched_at"], &same["checked_at"]),
-        (&before["id"], &json!(MORNING), &json!(h.now()))
-    );
-    assert_eq!((bills(&desk).await.len(), &same["differences_open"]), (7, &json!(2)));
-    // The gateway has corrected its books: one line is gone, one is another, one is new.
-    gateway_writes(h, "UPDATE sandbox_trades SET paid_at = NULL WHERE merchant_no = ?", "s1").await;
-    gateway_writes(h, "UPDATE sandbox_trades SET paid_fen = 21 WHERE merchant_no = ?", "s2").await;
-    stranger(h, "s3", 30, at(NOON)).await;
-    h.advance(Duration::from_secs(60));
-    let other = fetch(&desk, "2026-11-20").await.expect(200);
-    assert_ne!(other["id"], before["id"]);
-    assert_eq!((&other["payments"], &other["payments_fen"]), (&json!(3), &json!(1051)));
-    let expected = [
-        row("payment", "s1", "missing_here", "vanished"),
-        row("payment", "s2", "missing_here", "open"),
-        row("payment", "s3", "missing_here", "open"),
-    ];
-    assert_eq!(told(&desk).await, expected);
-    let now = json!(h.now());
-    let all = differences(&desk, "").await;
-    assert_eq!(
-        (&all[1]["theirs_fen"], &all[1]["found_at"], &all[2]["vanished_at"]),
-        (&json!(21), &json!(MORNING), &now)
-    );
-    let kept = bills(&desk).await;
-    let old = kept.iter().find(|bill| bill["id"] == before["id"]).unwrap();
-    assert_eq!((&old["status"], &old["replaced_at"]), (&json!("replaced"), &now));
-    // Its lines are gone.
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 3);
-    // What vanished comes back with its line.
-    gateway_writes(h, "UPDATE sandbox_trades SET paid_at = '2026-11-20 04:00:00' WHERE merchant_no = ?", "s1").await;
-    fetch(&desk, "2026-11-20").await.expect(200);
-    assert_eq!(told(&desk).await[0], row("payment", "s1", "missing_here", "open"));
-    assert_eq!(
-        h.count("SELECT COUNT(*) FROM audit WHERE action = 'bill.fetch' AND target = 'sandbox/2026-11-20'").await,
-        3
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_crash_leaves_is_not_believed() {
-    let desk = desk().await;
-    let h = &desk.h;
-    stranger(h, "s1", 10, at(NOON)).await;
-    stranger(h, "s2", 20, at(NOON)).await;
-    set_clock(h, at(MORNING));
-    // Somebody began to store that day's bill, and died with half of it written.
-    let half = Uuid::now_v7();
-    sqlx::query(
-        "INSERT INTO payment_bills (id, gateway, day, status, payments, payments_fen, refunds, refunds_fen, digest, fetched_at, \
-         checked_at) VALUES (?, 'sandbox', '2026-11-20', 'storing', 2, 30, 0, 0, REPEAT('x', 32), ?, ?)",
-    )
-    .bind(half)
-    .bind(h.now())
-    .bind(h.now())
-    .execute(&h.app.db)
-    .await
-    .unwrap();
-    sqlx::query("INSERT INTO payment_bill_lines (bill_id, kind, number, merchant_no, amount_fen, line_count, at) VALUES (?, 'payment', 'ghost', '', 5, 1, ?)")
-        .bind(half)
-        .bind(h.now())
-        .execute(&h.app.db)
-        .await
-        .unwrap();
-    assert_eq!(bills(&desk).await.len(), 0);
-    let done = reconcile(h).await;
-    assert_eq!(done["fetched"].as_array().unwrap().len(), 7);
-    let both = [row("payment", "s1", "missing_here", "open"), row("payment", "s2", "missing_here", "open")];
-    assert_eq!(told(&desk).await, both);
-    // It may still be at it; after an hour it is not.
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 3);
-    h.advance(Duration::from_secs(3601));
-    reconcile(h).await;
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 2);
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bills WHERE status <> 'believed'").await, 0);
-    // Somebody died between keeping a bill and comparing it to its end.
-    sqlx::query("UPDATE payment_bills SET compared_at = NULL").execute(&h.app.db).await.unwrap();
-    sqlx::query("DELETE FROM payment_differences WHERE number = 's2'").execute(&h.app.db).await.unwrap();
-    let done = reconcile(h).await;
-    assert_eq!((&done["fetched"], &done["opened"]), (&json!([]), &json!(1)));
-    assert_eq!(told(&desk).await, both);
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bills WHERE compared_at IS NULL").await, 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bill_that_cannot_be_kept_whole_is_not_kept() {
-    let desk = desk().await;
-    let h = &desk.h;
-    for number in 0..200 {
-        stranger(h, &format!("s{number:03}"), 10, at(NOON)).await;
-    }
-    // The second batch of its lines fails.
-    let refuse = "ALTER TABLE payment_bill_lines ADD CONSTRAINT ck_no_more CHECK (number <> 's150')";
-    sqlx::query(refuse).execute(&h.app.db).await.unwrap();
-    let done = on(&desk, MORNING).await;
-    assert_eq!(done["unusable"], json!([{ "gateway": "sandbox", "day": "2026-11-20" }]));
-    assert_eq!(done["fetched"].as_array().unwrap().len(), 6);
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 128);
-    assert_eq!((bills(&desk).await.len(), told(&desk).await.len()), (6, 0));
-    sqlx::query("ALTER TABLE payment_bill_lines DROP CONSTRAINT ck_no_more").execute(&h.app.db).await.unwrap();
-    let done = on(&desk, "2026-11-21T03:30:01Z").await;
-    assert_eq!(done["fetched"], json!([{ "gateway": "sandbox", "day": "2026-11-20" }]));
-    assert_eq!(done["opened"], json!(200));
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_differences WHERE status = 'open'").await, 200);
-    // The half is gone.
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 200);
-    assert_eq!(h.count("SELECT COUNT(*) FROM payment_bills").await, 7);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bill_that_was_asked_for_before_does_not_take_the_place_of_a_later_one() {
-    let (h, between) = service_behind().await;
-    between.gateway.set(h.base.clone()).unwrap();
-    set_clock(&h, at(MORNING));
-    let desk = Desk::of(h).await;
-    stranger(&desk.h, "s1", 10, at(NOON)).await;
-    let (there, go) = between.hold("bill", true);
-    let later = async {
-        there.await.unwrap();
-        gateway_writes(&desk.h, "UPDATE sandbox_trades SET paid_fen = 11 WHERE merchant_no = ?", "s1").await;
-        let fetched = fetch(&desk, "2026-11-20").await.expect(200);
-        go.send(()).unwrap();
-        fetched
-    };
-    let (earlier, later) = tokio::join!(fetch(&desk, "2026-11-20"), later);
-    assert_eq!((&earlier.expect(200)["id"], &later["payments_fen"]), (&later["id"], &json!(11)));
-    assert_eq!((bills(&desk).await.len(), &differences(&desk, "").await[0]["theirs_fen"]), (1, &json!(11)));
-    assert_eq!(desk.h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn many_lines_are_compared_by_several_processes_at_once() {
     let desk = desk().await;
     let h = &desk.h;
@@ -620,103 +421,6 @@ async fn a_number_that_was_paid_twice_is_told() {
     assert_eq!(differences(&desk, "").await[0]["theirs_fen"], 2000);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_difference_is_resolved_once_with_a_note() {
-    let desk = desk().await;
-    let h = &desk.h;
-    stranger(h, "s1", 10, at(NOON)).await;
-    stranger(h, "s2", 20, at(NOON)).await;
-    on(&desk, MORNING).await;
-    let all = differences(&desk, "&status=open").await;
-    let id_of = |number: &str| {
-        let found = all.iter().find(|item| item["number"] == number).unwrap();
-        found["id"].as_str().unwrap().to_owned()
-    };
-    let (first, second) = (id_of("s1"), id_of("s2"));
-    let resolved = resolve(&desk, &first, "another shop's; told the bank").await.expect(200);
-    assert_eq!((&resolved["status"], &resolved["resolved_at"]), (&json!("resolved"), &json!(MORNING)));
-    assert_eq!(resolved["note"], "another shop's; told the bank");
-    h.advance(Duration::from_secs(60));
-    assert_eq!(resolve(&desk, &first, "said again").await.expect(200).body, resolved.body);
-    assert_eq!(h.count("SELECT COUNT(*) FROM audit WHERE action = 'difference.resolve'").await, 1);
-    // It stays resolved, whoever looks again.
-    sqlx::query("UPDATE payment_bills SET compared_at = NULL").execute(&h.app.db).await.unwrap();
-    assert_eq!(reconcile(h).await["opened"], json!(0));
-    assert_eq!(differences(&desk, "&status=open").await.len(), 1);
-    // Other amounts are another thing.
-    gateway_writes(h, "UPDATE sandbox_trades SET paid_fen = 11 WHERE merchant_no = ?", "s1").await;
-    fetch(&desk, "2026-11-20").await.expect(200);
-    let back = differences(&desk, "&status=open").await;
-    let back = back.iter().find(|item| item["id"] == first.as_str()).unwrap();
-    assert_eq!((&back["theirs_fen"], &back["note"], &back["resolved_by"]), (&json!(11), &json!(""), &Value::Null));
-    // What came to fit needs nobody.
-    gateway_writes(h, "DELETE FROM sandbox_trades WHERE merchant_no = ?", "s2").await;
-    fetch(&desk, "2026-11-20").await.expect(200);
-    resolve(&desk, &second, "why").await.problem(409, "difference_state");
-    resolve(&desk, &"0".repeat(32), "why").await.problem(404, "not_found");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bills_are_for_administrators_and_of_days_that_have_them() {
-    let desk = desk().await;
-    let user = desk.h.register().await;
-    let some = "0".repeat(32);
-    for (method, path) in [
-        (Method::GET, "/admin/payments/bills".to_owned()),
-        (Method::GET, "/admin/payments/differences".to_owned()),
-        (Method::POST, "/admin/payments/bills/sandbox/2026-11-19/fetch".to_owned()),
-        (Method::POST, format!("/admin/payments/differences/{some}/resolve")),
-    ] {
-        let body = json!({ "note": "x" });
-        send(desk.h.request(method.clone(), &path, &user).json(&body)).await.problem(403, "forbidden");
-        send(desk.h.request(method, &path, ()).json(&body)).await.problem(401, "unauthenticated");
-    }
-    let early = fetch(&desk, "2026-11-20").await.problem(409, "bill_not_ready");
-    assert_eq!(early["ready_at"], "2026-11-21T02:00:00Z");
-    fetch(&desk, "9999-12-31").await.problem(422, "validation_failed");
-    fetch(&desk, "2025-11-18").await.problem(422, "validation_failed");
-    desk.h
-        .post("/admin/payments/bills/purse/2026-11-19/fetch", &desk.token(), json!({}))
-        .await
-        .problem(404, "not_found");
-    assert_eq!(fetch(&desk, "2025-11-19").await.expect(200)["payments"], 0);
-    assert_eq!(desk.h.count("SELECT COUNT(*) FROM audit").await, 1);
-}
-
-/// The shop is in New York: Alipay's days are Beijing's all the same.
-#[tokio::test(flavor = "multi_thread")]
-async fn each_gateway_that_is_on_is_compared_by_days_of_its_own() {
-    let alipay = Alipay::start().await;
-    let h = service_with([alipay.settings(), vec![("time_zone", "America/New_York".to_owned())]].concat()).await;
-    set_clock(&h, at("2026-11-20T15:59:00Z"));
-    alipay.follow(&h);
-    let desk = Desk::of(h).await;
-    sell(&desk.h, 500).await;
-    let person = desk.h.register().await;
-    let no = order(&desk.h, &person, 1000).await;
-    let way = json!({ "gateway": "alipay", "channel": "page" });
-    let started = desk.h.post(&format!("/orders/{no}/pay"), &person, way).await.expect(200);
-    send(desk.h.client.http.get(started.text_of("pay_url"))).await.expect(200);
-    let payment = started.text_of("payment_no");
-    // Its word is lost.
-    alipay.pay(&payment);
-    let minute = "2026-11-20 23:59:30";
-    alipay.make_bill("2026-11-20", &[bill_line(&payment, 1000, "", minute), bill_line("stranger", 5, "", minute)]);
-    let done = on(&desk, MORNING).await;
-    let last = |gateway: &str| {
-        let fetched = done["fetched"].as_array().unwrap();
-        fetched.iter().rfind(|bill| bill["gateway"] == gateway).unwrap()["day"].clone()
-    };
-    // Half past nine in the evening of the 20th in New York.
-    assert_eq!((last("alipay"), last("sandbox")), (json!("2026-11-20"), json!("2026-11-19")));
-    let found = differences(&desk, "&gateway=alipay").await;
-    assert_eq!((found.len(), &found[0]["number"], &found[0]["kind"]), (1, &json!("stranger"), &json!("missing_here")));
-    assert_eq!(desk.h.count("SELECT COUNT(*) FROM orders WHERE status = 1").await, 2);
-    on(&desk, NEXT_MORNING).await;
-    assert_eq!(told(&desk).await, [row("payment", "stranger", "missing_here", "open")]);
-    assert_eq!(alipay.refused(), Vec::<String>::new());
-}
-
 /// Its bill says that a refund was made in whose place another one was, and Alipay itself knows of none: asking may not be
 /// what makes it.
 #[tokio::test(flavor = "multi_thread")]
@@ -755,15 +459,4 @@ async fn a_question_about_a_bill_sends_no_refund() {
     assert!(!asked.iter().any(|method| method == "alipay.trade.refund"), "{asked:?}");
     assert_eq!(alipay.refunds(&payment).len(), 1);
     assert_eq!(told(&desk).await, [row("refund", &first, "state_differs", "open")]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_pass_is_scheduled_from_half_past_ten_on() {
-    let h = service().await;
-    set_clock(&h, at(MORNING).minus(Duration::from_secs(60)));
-    let desk = Desk::of(h).await;
-    desk.scheduler.make_absent(&jobs::own_schedules(&desk.h.app.config, desk.h.now())).await.unwrap();
-    let all = desk.h.get("/admin/schedules?limit=100", &desk.token()).await.expect(200);
-    let own = all["items"].as_array().unwrap().iter().find(|item| item["name"] == "payments.bills").expect("it");
-    assert_eq!((&own["crontab"], &own["next_run_at"]), (&json!("30 10-23 * * *"), &json!(MORNING)));
 }

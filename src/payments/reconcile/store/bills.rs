@@ -248,6 +248,51 @@ pub(in crate::payments::reconcile) async fn forget(conn: &mut Conn, id: BillId) 
     Ok(())
 }
 
+/// Bills of days before `before` whose lines are still there, the oldest first.
+pub(in crate::payments::reconcile) async fn to_prune(
+    conn: &mut Conn,
+    before: Day,
+    limit: u32,
+) -> sqlx::Result<Vec<Which>> {
+    query_as(
+        "SELECT id, gateway, day FROM payment_bills WHERE pruned_at IS NULL AND day < ? AND status <> 'storing' \
+         ORDER BY day LIMIT ?",
+    )
+    .bind(before)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
+/// Deletes lines of a bill, at most `limit`, but for those with a difference that is open or waits; how many.
+pub(in crate::payments::reconcile) async fn prune_lines(
+    conn: &mut Conn,
+    which: &Which,
+    limit: u32,
+) -> sqlx::Result<u64> {
+    let done = query(
+        "DELETE FROM payment_bill_lines WHERE bill_id = ? AND NOT EXISTS (SELECT 1 FROM payment_differences d \
+         WHERE d.gateway = ? AND d.what = payment_bill_lines.kind AND d.number = payment_bill_lines.number \
+         AND d.status IN ('open', 'waiting')) LIMIT ?",
+    )
+    .bind(which.id)
+    .bind(which.gateway.as_str())
+    .bind(limit)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Its lines are gone, but for those of open differences.
+pub(in crate::payments::reconcile) async fn mark_pruned(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET pruned_at = ? WHERE id = ? AND pruned_at IS NULL")
+        .bind(now)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// A bill, as a person sees it.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct BillRow {
@@ -265,12 +310,13 @@ pub(in crate::payments::reconcile) struct BillRow {
     pub checked_at: At,
     pub compared_at: Option<At>,
     pub replaced_at: Option<At>,
+    pub pruned_at: Option<At>,
     pub open: i64,
     pub waiting: i64,
 }
 
 const BILLS: &str = "SELECT b.id, b.gateway, b.day, b.status, CAST(b.payments AS SIGNED) AS payments, b.payments_fen, \
-    CAST(b.refunds AS SIGNED) AS refunds, b.refunds_fen, b.fetched_at, b.checked_at, b.compared_at, b.replaced_at, \
+    CAST(b.refunds AS SIGNED) AS refunds, b.refunds_fen, b.fetched_at, b.checked_at, b.compared_at, b.replaced_at, b.pruned_at, \
     (SELECT COUNT(*) FROM payment_differences d WHERE d.gateway = b.gateway AND d.day = b.day AND d.status = 'open') \
     AS open, (SELECT COUNT(*) FROM payment_differences d WHERE d.gateway = b.gateway AND d.day = b.day \
     AND d.status = 'waiting') AS waiting FROM payment_bills b WHERE b.status IN ('believed', 'replaced', 'dropped') ";

@@ -53,8 +53,10 @@ pub(in crate::payments::reconcile) async fn lock(
 /// What is written down of a difference.
 pub(in crate::payments::reconcile) struct Facts<'a> {
     pub day: Day,
-    /// The gateway's or our number of the payment.
+    /// Our payment; empty where our books have none.
     pub payment_no: &'a str,
+    /// What the bill has in the place of its number; empty where it has nothing.
+    pub merchant_no: &'a str,
     pub figures: Figures,
     /// How far it is by our books.
     pub ours_status: Option<&'a str>,
@@ -77,8 +79,8 @@ pub(in crate::payments::reconcile) async fn insert(
     now: At,
 ) -> sqlx::Result<()> {
     query(
-        "INSERT INTO payment_differences (id, gateway, what, number, kind, status, day, payment_no, theirs_fen, ours_fen, \
-         ours_status, found_at, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO payment_differences (id, gateway, what, number, kind, status, day, payment_no, merchant_no, \
+         theirs_fen, ours_fen, ours_status, found_at, checked_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(DifferenceId::new())
     .bind(named.gateway.as_str())
@@ -88,6 +90,7 @@ pub(in crate::payments::reconcile) async fn insert(
     .bind(status.as_str())
     .bind(facts.day)
     .bind(facts.payment_no)
+    .bind(facts.merchant_no)
     .bind(facts.figures.theirs)
     .bind(facts.figures.ours)
     .bind(facts.ours_status)
@@ -107,13 +110,14 @@ pub(in crate::payments::reconcile) async fn find(
     now: At,
 ) -> sqlx::Result<()> {
     query(
-        "UPDATE payment_differences SET status = ?, day = ?, payment_no = ?, theirs_fen = ?, ours_fen = ?, \
-         ours_status = ?, found_at = ?, checked_at = ?, vanished_at = NULL, resolved_at = NULL, resolved_by = NULL, \
+        "UPDATE payment_differences SET status = ?, day = ?, payment_no = ?, merchant_no = ?, theirs_fen = ?, \
+         ours_fen = ?, ours_status = ?, found_at = ?, checked_at = ?, vanished_at = NULL, resolved_at = NULL, resolved_by = NULL, \
          note = '' WHERE id = ?",
     )
     .bind(status.as_str())
     .bind(facts.day)
     .bind(facts.payment_no)
+    .bind(facts.merchant_no)
     .bind(facts.figures.theirs)
     .bind(facts.figures.ours)
     .bind(facts.ours_status)
@@ -133,9 +137,11 @@ pub(in crate::payments::reconcile) async fn refresh(
     now: At,
 ) -> sqlx::Result<()> {
     query(
-        "UPDATE payment_differences SET theirs_fen = ?, ours_fen = ?, ours_status = ?, checked_at = ? \
-         WHERE id = ? AND status IN ('open', 'waiting')",
+        "UPDATE payment_differences SET payment_no = ?, merchant_no = ?, theirs_fen = ?, ours_fen = ?, \
+         ours_status = ?, checked_at = ? WHERE id = ? AND status IN ('open', 'waiting')",
     )
+    .bind(facts.payment_no)
+    .bind(facts.merchant_no)
     .bind(facts.figures.theirs)
     .bind(facts.figures.ours)
     .bind(facts.ours_status)
@@ -195,7 +201,7 @@ pub(in crate::payments::reconcile) async fn count_open(conn: &mut Conn) -> sqlx:
         .await
 }
 
-/// open, waiting → resolved, by a person.
+/// open → resolved, by a person.
 pub(in crate::payments::reconcile) async fn resolve(
     conn: &mut Conn,
     id: DifferenceId,
@@ -205,7 +211,7 @@ pub(in crate::payments::reconcile) async fn resolve(
 ) -> sqlx::Result<bool> {
     let done = query(
         "UPDATE payment_differences SET status = 'resolved', resolved_at = ?, resolved_by = ?, note = ? \
-         WHERE id = ? AND status IN ('open', 'waiting')",
+         WHERE id = ? AND status = 'open'",
     )
     .bind(now)
     .bind(by)
@@ -231,6 +237,7 @@ pub(in crate::payments::reconcile) struct DifferenceRow {
     pub status: DifferenceStatus,
     pub day: Day,
     pub payment_no: String,
+    pub merchant_no: String,
     pub theirs_fen: Option<Money>,
     pub ours_fen: Option<Money>,
     pub ours_status: Option<String>,
@@ -242,8 +249,8 @@ pub(in crate::payments::reconcile) struct DifferenceRow {
     pub note: String,
 }
 
-const DIFFERENCES: &str = "SELECT id, gateway, what, number, kind, status, day, payment_no, theirs_fen, ours_fen, \
-    ours_status, found_at, checked_at, vanished_at, resolved_at, resolved_by, note FROM payment_differences WHERE id ";
+const DIFFERENCES: &str = "SELECT id, gateway, what, number, kind, status, day, payment_no, merchant_no, theirs_fen, \
+    ours_fen, ours_status, found_at, checked_at, vanished_at, resolved_at, resolved_by, note FROM payment_differences WHERE id ";
 
 /// Which differences.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,0 +1,99 @@
+//! How far the fetching of bills is, by gateway and day.
+
+use sqlx::{query, query_as};
+use uuid::Uuid;
+
+use crate::payments::model::Gateway;
+use crate::platform::clock::At;
+use crate::platform::day::Day;
+use crate::platform::db::Conn;
+
+/// A bill is to be fetched now, by the task of this key; one that is asked for since `since` and under way keeps its own.
+pub(in crate::payments::reconcile) async fn begin(
+    conn: &mut Conn,
+    (gateway, day): (Gateway, Day),
+    task_key: Uuid,
+    since: At,
+    now: At,
+) -> sqlx::Result<()> {
+    // What is assigned first sees the others as they were.
+    query(
+        "INSERT INTO payment_bill_fetches (gateway, day, status, task_key, asked_at) VALUES (?, ?, 'fetching', ?, ?) \
+         ON DUPLICATE KEY UPDATE task_key = IF(status = 'fetching' AND asked_at > ?, task_key, VALUES(task_key)), \
+         asked_at = IF(status = 'fetching' AND asked_at > ?, asked_at, VALUES(asked_at)), \
+         status = 'fetching', ended_at = NULL, error = ''",
+    )
+    .bind(gateway.as_str())
+    .bind(day)
+    .bind(task_key)
+    .bind(now)
+    .bind(since)
+    .bind(since)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// fetching → fetched, or failed where there is an error. Not when another task has it by now.
+pub(in crate::payments::reconcile) async fn end(
+    conn: &mut Conn,
+    (gateway, day): (Gateway, Day),
+    task_key: Uuid,
+    error: Option<&str>,
+    now: At,
+) -> sqlx::Result<()> {
+    query(
+        "UPDATE payment_bill_fetches SET status = ?, error = ?, ended_at = ? \
+         WHERE gateway = ? AND day = ? AND task_key = ? AND status = 'fetching'",
+    )
+    .bind(if error.is_some() { "failed" } else { "fetched" })
+    .bind(error.unwrap_or_default())
+    .bind(now)
+    .bind(gateway.as_str())
+    .bind(day)
+    .bind(task_key)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// How far it is.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::payments::reconcile) struct FetchRow {
+    pub status: String,
+    pub task_key: Uuid,
+    pub asked_at: At,
+    pub ended_at: Option<At>,
+    pub error: String,
+}
+
+/// How far the fetching of a bill is; `None`: nobody has asked for it.
+pub(in crate::payments::reconcile) async fn find(
+    conn: &mut Conn,
+    gateway: Gateway,
+    day: Day,
+) -> sqlx::Result<Option<FetchRow>> {
+    query_as(
+        "SELECT status, task_key, asked_at, ended_at, error FROM payment_bill_fetches WHERE gateway = ? AND day = ?",
+    )
+    .bind(gateway.as_str())
+    .bind(day)
+    .fetch_optional(conn)
+    .await
+}
+
+/// Bills whose fetching began before `before` and has not ended: their tasks are lost, the longest first.
+pub(in crate::payments::reconcile) async fn lost(
+    conn: &mut Conn,
+    before: At,
+    limit: u32,
+) -> sqlx::Result<Vec<(String, Day)>> {
+    query_as(
+        "SELECT gateway, day FROM payment_bill_fetches WHERE status = 'fetching' AND asked_at <= ? \
+         ORDER BY asked_at LIMIT ?",
+    )
+    .bind(before)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
