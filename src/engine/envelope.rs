@@ -214,6 +214,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -245,6 +247,31 @@ mod tests {
         ] {
             let said = Envelope::parse(text).unwrap_err();
             assert!(said.contains(why), "{text}: {said}");
+        }
+    }
+
+    /// An envelope with everything in it.
+    fn whole() -> String {
+        let call = r#"{"queue":"grant","key":"01936f3c7a3b70008000000000000002","name":"b","args":[1]}"#;
+        format!(
+            r#"{{"v":1,"key":"01936f3c7a3b70008000000000000001","name":"a","args":{{"b":1.50}},"attempt":2,"at":7,"priority":3,"owner":"o","previous":null,"then":[{call}],"member":{{"group":"01936f3c7a3b70008000000000000003","number":0,"of":2,"callback":{call}}},"errors":[{{"attempt":1,"at":5,"error":"e"}}]}}"#
+        )
+    }
+
+    proptest! {
+        /// Redis is outside too: an older or newer program, or a person, may have written there.
+        #[test]
+        fn no_text_makes_reading_an_envelope_or_a_record_panic(text in "\\PC{0,200}", at: prop::sample::Index, sign in any::<char>(), cut in any::<bool>()) {
+            let _ = (Envelope::parse(&text), serde_json::from_str::<Record>(&text));
+            prop_assert!(Envelope::parse(&whole()).is_ok());
+            let mut altered: Vec<char> = whole().chars().collect();
+            let at = at.index(altered.len());
+            if cut { altered.truncate(at) } else { altered[at] = sign }
+            let altered: String = altered.into_iter().collect();
+            let _ = serde_json::from_str::<Record>(&altered);
+            if let Ok(envelope) = Envelope::parse(&altered) {
+                prop_assert_eq!(Envelope::parse(&envelope.text()).unwrap().text(), envelope.text());
+            }
         }
     }
 }

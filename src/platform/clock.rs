@@ -162,6 +162,8 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -184,5 +186,15 @@ mod tests {
         let before = clock.now();
         clock.advance(Duration::from_secs(5));
         assert_eq!(clock.now().since(before), Duration::from_secs(5));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_reading_an_instant_panic(text in "[0-9TtZz:.+-]{0,40}|\\PC{0,40}", ms in -62_135_596_800_000i64..253_402_000_000_000) {
+            if let Ok(at) = text.parse::<At>() {
+                prop_assert_eq!(at.to_string().parse::<At>().unwrap(), at);
+            }
+            prop_assert_eq!(At::from_ms(ms).to_string().parse::<At>().unwrap(), At::from_ms(ms));
+        }
     }
 }

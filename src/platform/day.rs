@@ -168,6 +168,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_text_makes_reading_a_day_panic(text in "[0-9]{4}-?[01][0-9]-?[0-3][0-9][Tt]?|[0-9-]{0,12}|\\PC{0,20}") {
+            if let Ok(day) = text.parse::<Day>() {
+                prop_assert_eq!(day.to_string(), text);
+            }
+        }
+
         /// Whatever the zone does, an instant lies in the day that it is there, and in no other.
         #[test]
         fn every_instant_is_of_one_day(

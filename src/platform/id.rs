@@ -149,6 +149,8 @@ impl<'r, K> sqlx::Decode<'r, MySql> for Id<K> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -170,5 +172,15 @@ mod tests {
     fn later_ids_sort_after_earlier_ones() {
         let ids: Vec<Id<()>> = (0..1000).map(|_| Id::new()).collect();
         assert!(ids.is_sorted());
+    }
+
+    proptest! {
+        /// Cursors of pages are ids as well.
+        #[test]
+        fn what_is_read_as_an_id_is_its_only_text(text in "[0-9a-fA-F]{32}|[0-9a-f{}-]{0,40}|[0-9a-f]{31,33}|\\PC{0,40}") {
+            if let Ok(id) = text.parse::<Id<()>>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::payments::model::{
     BillLine, DayBill, Gateway, Message, PayWith, Payment, PaymentId, Refund, RefundAnswer, RefundId, Said,
 };
+use crate::platform::clock::At;
 use crate::platform::money::Money;
 use crate::platform::signed::SharedSecret;
 
@@ -65,9 +66,13 @@ const NOTIFY_ID_LENGTH: usize = 64;
 
 /// Checks a notify over its raw bytes, and only then reads it.
 pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Message> {
+    read(&secret(app), headers, body, app.clock.now())
+}
+
+fn read(secret: &SharedSecret, headers: &HeaderMap, body: &[u8], now: At) -> Result<Message> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let (timestamp, signature) = (header("x-sandbox-timestamp"), header("x-sandbox-signature"));
-    if let Err(error) = secret(app).verify(timestamp, signature, body, app.clock.now()) {
+    if let Err(error) = secret.verify(timestamp, signature, body, now) {
         tracing::warn!(gateway = "sandbox", %error, "callback could not be verified");
         return Err(Kind::CallbackInvalid.into());
     }
@@ -285,4 +290,66 @@ async fn call(app: &App, action: &'static str, mut request: Value) -> Result<Ans
         .verify(timestamp, signature, &reply.body, app.clock.now())
         .map_err(|error| down(format!("its answer is not signed: {error}")))?;
     Ok(serde_json::from_slice(&reply.body).context("reading the sandbox's answer")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: i64 = 1_763_700_000_000;
+
+    fn secret() -> SharedSecret {
+        SharedSecret::new(b"a secret of these tests")
+    }
+
+    fn signed(body: &[u8]) -> HeaderMap {
+        let (timestamp, signature) = secret().sign(body, At::from_ms(NOW));
+        let pairs = [("x-sandbox-timestamp", timestamp), ("x-sandbox-signature", signature)];
+        pairs.into_iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    fn paid() -> Vec<u8> {
+        let notify = json!({ "notify_id": "n1", "code": SUCCESS, "merchant_id": MERCHANT_ID, "merchant_no": PaymentId::new(),
+            "trade_no": "t1", "amount_fen": 1999, "currency": "CNY" });
+        serde_json::to_vec(&notify).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_accepted_without_a_signature(
+            body in prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), Just(paid())], value in proptest::collection::vec(32u8..127, 0..80),
+            known in any::<bool>(),
+        ) {
+            let mut headers = HeaderMap::new();
+            let value = HeaderValue::from_bytes(&value).unwrap();
+            headers.insert("x-sandbox-signature", value.clone());
+            headers.insert("x-sandbox-timestamp", if known { HeaderValue::from_static("1763700000") } else { value });
+            prop_assert!(read(&secret(), &headers, &body, At::from_ms(NOW)).is_err());
+        }
+
+        #[test]
+        fn a_notify_altered_by_one_byte_is_refused(at: prop::sample::Index, flip in 1u8..) {
+            let mut body = paid();
+            let headers = signed(&body);
+            let said = read(&secret(), &headers, &body, At::from_ms(NOW)).unwrap().said;
+            let is_paid = matches!(said, Said::Paid { amount, .. } if amount.as_fen() == 1999);
+            prop_assert!(is_paid);
+            let at = at.index(body.len());
+            body[at] ^= flip;
+            prop_assert!(read(&secret(), &headers, &body, At::from_ms(NOW)).is_err());
+        }
+
+        /// Whatever is signed, nothing panics.
+        #[test]
+        fn signed_nonsense_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), at: prop::sample::Index, byte in any::<u8>()) {
+            let _ = read(&secret(), &signed(&bytes), &bytes, At::from_ms(NOW));
+            let mut body = paid();
+            let at = at.index(body.len());
+            body[at] = byte;
+            let _ = read(&secret(), &signed(&body), &body, At::from_ms(NOW));
+        }
+    }
 }

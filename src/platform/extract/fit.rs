@@ -204,6 +204,8 @@ fn render(segments: &[Segment]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -242,5 +244,61 @@ mod tests {
             Wanted::read("unknown variant `u8, expected z`, expected `a` or `b`").message,
             "must be one of: a, b"
         );
+    }
+
+    #[derive(Debug, Default, serde::Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields, default)]
+    struct Wanting {
+        id: Option<super::super::super::id::Id<()>>,
+        limit: Option<u32>,
+        on: Option<bool>,
+        names: Vec<String>,
+    }
+
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,20}|[0-9]{1,12}|true|[0-9a-f]{32}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 32, 6, |inner| {
+            let name = prop_oneof![Just("id"), Just("limit"), Just("on"), Just("names"), Just("another")];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((name, inner), 0..6).prop_map(|all| {
+                    Value::Object(all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Bodies and query strings of any shape: what is right is read as it is, what is not is told, and nothing panics.
+        #[test]
+        fn what_is_wrong_is_told_and_what_is_right_is_read(value in anything(), textual in any::<bool>()) {
+            let mut faults = Faults::default();
+            let read = fit::<Wanting>(value.clone(), textual, &mut faults);
+            match serde_json::from_value::<Wanting>(value) {
+                Ok(right) => prop_assert!(faults.told.is_empty() && read == Some(right)),
+                Err(_) if textual => {}
+                Err(_) => prop_assert!(!faults.told.is_empty()),
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_reading_json_or_a_query_panic(bytes in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..200),
+                "[\\[\\]{}\",:0-9a-f ]{0,30}".prop_map(String::into_bytes),
+            ], query in "[!-~]{0,80}") {
+            let mut faults = Faults::default();
+            if let Some(value) = super::super::json::read(&bytes, &mut faults) {
+                prop_assert!(serde_json::from_slice::<Value>(&bytes).is_ok(), "{value}");
+            } else {
+                prop_assert!(!faults.told.is_empty());
+            }
+            prop_assert!(serde_urlencoded::from_str::<Vec<(String, String)>>(&query).is_ok());
+        }
     }
 }

@@ -136,7 +136,12 @@ fn bounds(date: &str, zone: &str) -> Result<(i64, i64)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+    use serde_json::json;
+
     use super::*;
+    use crate::payments::model::{PaymentId, RefundId};
 
     #[test]
     fn a_day_is_the_shops() {
@@ -145,5 +150,71 @@ mod tests {
         let (from, to) = bounds("2026-10-25", "Europe/Berlin").unwrap();
         assert_eq!(to - from, 25 * 3600);
         assert!(bounds("yesterday", "UTC").is_err());
+    }
+
+    /// A page of the balance with one line about this.
+    fn page(kind: &str, created: i64, amount: i64, source: &Value) -> Value {
+        let line = json!({"id": "txn_1", "type": kind, "created": created, "amount": amount, "source": source});
+        json!({"object": "list", "data": [line], "has_more": false})
+    }
+
+    fn read(bytes: &[u8]) -> Option<DayBill> {
+        let page: Page<Line> = serde_json::from_slice(bytes).ok()?;
+        let mut bill = DayBill::default();
+        for line in page.data {
+            put_down(&mut bill, line).ok()?;
+        }
+        Some(bill)
+    }
+
+    proptest! {
+        /// Whatever a line is about, it becomes at most one of ours, below zero when and only when it takes something back.
+        #[test]
+        fn a_line_of_any_kind_is_put_down_once_with_its_sign(
+            kind in select(vec!["charge", "payment", "payment_failure_refund", "payment_reversal", "refund", "payment_refund",
+                "refund_failure", "adjustment", "stripe_fee", "payout", "another"]),
+            object in select(vec!["charge", "refund", "dispute", "fee", ""]),
+            fen in 1i64.., amount in any::<i64>(), created in any::<i64>(), ours in any::<bool>(),
+        ) {
+            let (payment, refund) = (PaymentId::new(), RefundId::new());
+            let metadata = if ours { json!({"payment_no": payment, "refund_no": refund}) } else { json!({}) };
+            let source = json!({"object": object, "id": "x_1", "amount": fen, "currency": "cny", "status": "succeeded",
+                "metadata": metadata, "payment_intent": "pi_1"});
+            let bytes = serde_json::to_vec(&page(kind, created, amount, &source)).unwrap();
+            let Some(bill) = read(&bytes) else {
+                prop_assert!(!matches!(object, "charge" | "refund" | "dispute"), "only what is unknown cannot be read");
+                return Ok(());
+            };
+            let is_back = match kind {
+                "payment_failure_refund" | "payment_reversal" | "refund_failure" => true,
+                "adjustment" => amount > 0,
+                _ => false,
+            };
+            let counts = matches!(kind, "adjustment" if matches!(object, "refund" | "dispute"))
+                || !matches!(kind, "adjustment" | "stripe_fee" | "payout" | "another");
+            let lines: Vec<&BillLine> = bill.payments.iter().chain(&bill.refunds).collect();
+            prop_assert_eq!(lines.len(), usize::from(counts));
+            for line in lines {
+                prop_assert_eq!(line.amount.as_fen(), if is_back { -fen } else { fen });
+                let number = match object {
+                    "charge" if ours => payment.to_string(),
+                    "refund" if ours => refund.to_string(),
+                    _ => "x_1".to_owned(),
+                };
+                prop_assert_eq!(&line.number, &number);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_reading_a_page_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), at: prop::sample::Index, byte in any::<u8>()) {
+            let _ = read(&bytes);
+            let source = json!({"object": "dispute", "id": "du_1", "amount": 500, "payment_intent": null});
+            let mut altered = serde_json::to_vec(&page("adjustment", 1_763_700_000, -500, &source)).unwrap();
+            let at = at.index(altered.len());
+            altered[at] = byte;
+            if let Some(bill) = read(&altered) {
+                prop_assert!(bill.payments.len() + bill.refunds.len() <= 1);
+            }
+        }
     }
 }
