@@ -43,9 +43,7 @@ pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, now: At) 
 /// Fetches the bill of a day and keeps it, and writes down how that ended. One that is not there yet is refused as
 /// `gateway_unavailable`.
 pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
-    let key = begin(&mut conn, gateway, day, app.clock.now()).await?;
-    drop(conn);
+    let key = retrying(|| async { begin(&mut *app.db.acquire().await?, gateway, day, app.clock.now()).await }).await?;
     let fetched = fetch_and_keep(app, gateway, day).await;
     let why = match &fetched {
         // It is tried again, by whoever began it.
