@@ -171,7 +171,7 @@ pub struct Refusal {
     pub errors: Vec<FieldFault>,
     /// One more member of the body, such as `starts_at`.
     pub extra: Option<(&'static str, Value)>,
-    /// Why, for the log, the books and administrators ([`Error::in_full`]): what another system said, and no other
+    /// Why, for the log, the books and administrators (a bill's `error`): what another system said, and no other
     /// caller is told.
     pub cause: String,
 }
@@ -236,17 +236,6 @@ impl Error {
             // Contention that outlasted its attempts is not the caller's fault, nor a fault of the code.
             Self::Internal(error) if is_unavailable(error) || is_contention(self) => Kind::Unavailable,
             Self::Internal(_) => Kind::Internal,
-        }
-    }
-
-    /// The refusal with why it was given, for an administrator.
-    pub fn in_full(self) -> Self {
-        match self {
-            Self::Refused(mut refusal) if refusal.detail.is_empty() => {
-                refusal.detail = std::mem::take(&mut refusal.cause);
-                Self::Refused(refusal)
-            }
-            other => other,
         }
     }
 }

@@ -215,9 +215,12 @@ async fn why_a_gateway_does_not_answer_is_told_to_the_operator_and_not_to_the_bu
     *between.fail.lock().unwrap() = Some(("bill", 3));
     let yesterday = h.now().minus(Duration::from_secs(48 * 3600));
     let day = At::from_ms(yesterday.ms()).to_string()[..10].to_owned();
-    let path = format!("/admin/payments/bills/sandbox/{day}/fetch");
-    let refused = h.post(&path, &admin, json!({})).await.problem(503, "gateway_unavailable");
-    assert_eq!(refused["detail"], "bill: HTTP 502 (try 3)");
+    let path = format!("/admin/payments/bills/sandbox/{day}");
+    let asked = h.post(&format!("{path}/fetch"), &admin, json!({})).await.expect(202);
+    let args = serde_json::from_value(json!({ "gateway": "sandbox", "day": day })).unwrap();
+    payments::fetch_bill(h.app.clone(), Job::new(asked.text_of("task_id").parse().unwrap(), args)).await;
+    let failed = h.get(&path, &admin).await.expect(200).text_of("error");
+    assert!(failed.ends_with(": bill: HTTP 502 (try 3)"), "{failed}");
 
     let no = order(&h, &alice, 500).await;
     *between.fail.lock().unwrap() = Some(("create", 3));
