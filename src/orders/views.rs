@@ -189,9 +189,10 @@ pub struct OrderView {
     /// The order.
     #[serde(flatten)]
     pub facts: OrderFacts,
-    /// Money of it that is back.
+    /// Of what was paid for it, so much is back. Money that came too late or twice did not pay for it, and is in `refunds`
+    /// alone.
     pub refunded_fen: Money,
-    /// Money of it that goes back or is back, newest first: at most the last 20.
+    /// Money that goes back or is back, newest first: at most the last 20.
     pub refunds: Vec<BackView>,
 }
 

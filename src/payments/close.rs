@@ -3,7 +3,8 @@
 //! An order without a started payment is closed by one guarded update, many at once. One with a started payment is
 //! closed only when nobody can pay it any more: its gateway is asked first, and closes the trade.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -11,7 +12,7 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 
 use super::gateway::{self, Asked, CloseAnswer};
-use super::model::{Payment, PaymentId, PaymentStatus};
+use super::model::{Gateway, Payment, PaymentId, PaymentStatus};
 use super::{settle, store};
 use crate::app::App;
 use crate::engine::Task;
@@ -27,7 +28,7 @@ const SWEEP_PAGE: u32 = 500;
 const STARTED_PAGE: u32 = 64;
 /// Orders that are closed at once, each asking its gateway.
 pub(super) const CONCURRENCY: usize = 16;
-/// A sweep in which the gateways failed this often and never answered asks no more: the next one will.
+/// A sweep in which a gateway failed this often and never answered asks it no more: the next one will.
 const FAILURES_MAX: usize = 2 * CONCURRENCY;
 
 /// How closing an order ended.
@@ -41,7 +42,8 @@ pub enum Closed {
     NotDue(At),
 }
 
-/// Closes an unpaid order. A gateway that cannot be asked refuses with `gateway_unavailable`, and the order stays.
+/// Closes an unpaid order. A gateway that cannot be asked refuses with `gateway_unavailable`, one that is
+/// switched off with `gateway_off`, and the order stays.
 pub async fn close_order(app: &App, id: OrderId, closing: Closing) -> Result<Closed> {
     for _ in 0..ROUNDS {
         let mut conn = app.db.acquire().await?;
@@ -54,6 +56,10 @@ pub async fn close_order(app: &App, id: OrderId, closing: Closing) -> Result<Clo
         }
         let started = store::started_payments(&mut conn, id).await.context("reading an order's payments")?;
         drop(conn);
+        // Before any of them is ended: an order that cannot be closed keeps those that can be paid.
+        for payment in &started {
+            gateway::require_on(app, payment.gateway)?;
+        }
         for payment in &started {
             end(app, payment).await?;
         }
@@ -164,8 +170,15 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
         let due = orders::due_started(&mut conn, app.clock.now(), after, STARTED_PAGE).await?;
         drop(conn);
         count += due.len() as u64;
-        let ids = due.iter().map(|(_, id)| *id);
-        stream::iter(ids).for_each_concurrent(CONCURRENCY, |id| try_close(app, &gateways, id)).await;
+        let ids: Vec<OrderId> = due.iter().map(|(_, id)| *id).collect();
+        let page = Due::read(app, &ids).await?;
+        let each = async |id: OrderId| {
+            // Tried again by the next sweep.
+            if let Some(Err(error)) = page.time_out(app, &gateways, id).await {
+                tracing::warn!(order.no = %id, %error, "due order could not be closed yet");
+            }
+        };
+        stream::iter(ids).for_each_concurrent(CONCURRENCY, each).await;
         // The next page begins behind this one: orders that cannot be closed now do not hold up those after them.
         after = due.last().copied();
         if due.len() < STARTED_PAGE as usize {
@@ -175,47 +188,62 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
     Ok(count)
 }
 
-/// What one pass has learned about the gateways.
+/// What one pass has learned about the gateways: of each, how often it failed and how often it answered.
 #[derive(Default)]
-pub(super) struct Gateways {
-    failures: AtomicUsize,
-    answers: AtomicUsize,
-}
+pub(super) struct Gateways(Mutex<HashMap<Gateway, (usize, usize)>>);
 
 impl Gateways {
-    /// An order was closed, or could not be. One whose gateway is switched off says nothing of the others: however many
-    /// there are, the orders behind them get their turn.
-    pub(super) fn heard_of(&self, closed: &Result<Closed>) {
-        if !matches!(closed, Err(error) if error.kind() == Kind::GatewayOff) {
-            self.heard(closed.is_ok());
-        }
-    }
-
     /// A gateway answered, or did not.
-    pub(super) fn heard(&self, well: bool) {
-        let count = if well { &self.answers } else { &self.failures };
-        count.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn heard(&self, gateway: Gateway, well: bool) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (failures, answers) = counts.entry(gateway).or_default();
+        *(if well { answers } else { failures }) += 1;
     }
 
-    /// Whether asking is in vain for now.
-    pub(super) fn are_silent(&self) -> bool {
-        self.answers.load(Ordering::Relaxed) == 0 && self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
+    /// Whether asking it is in vain for now.
+    pub(super) fn is_silent(&self, gateway: Gateway) -> bool {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&gateway).is_some_and(|(failures, answers)| *answers == 0 && *failures >= FAILURES_MAX)
+    }
+
+    /// An order with payments that were started at these was closed, or could not be.
+    fn heard_of(&self, of: &[Gateway], closed: &Result<Closed>) {
+        let well = match closed {
+            Ok(Closed::NotDue(_)) => return,
+            Err(error) if error.kind() == Kind::GatewayOff => return,
+            closed => closed.is_ok(),
+        };
+        of.iter().for_each(|gateway| self.heard(*gateway, well));
     }
 }
 
-/// Times out one order whose payment was started. What fails is told in the log, and tried again by the next sweep.
-async fn try_close(app: &App, gateways: &Gateways, id: OrderId) {
-    if gateways.are_silent() {
-        return;
-    }
-    let closed = close_order(app, id, Closing::TimedOut).await;
-    gateways.heard_of(&closed);
-    match closed {
-        // Told once for all of them: `off::watch`.
-        Err(error) if error.kind() == Kind::GatewayOff => {
-            tracing::debug!(order.no = %id, %error, "due order cannot be closed");
+/// Orders that are due, and at which gateways payments of theirs were started.
+pub(super) struct Due {
+    gateways: HashMap<OrderId, Vec<Gateway>>,
+}
+
+impl Due {
+    pub(super) async fn read(app: &App, orders: &[OrderId]) -> Result<Self> {
+        let mut due = Self { gateways: HashMap::new() };
+        if !orders.is_empty() {
+            let mut conn = app.db.acquire().await?;
+            let started = store::started_at(&mut conn, orders).await.context("reading where payments were started")?;
+            for at in started {
+                due.gateways.entry(at.order_id).or_default().push(at.gateway);
+            }
         }
-        Err(error) => tracing::warn!(order.no = %id, %error, "due order could not be closed yet"),
-        Ok(_) => {}
+        Ok(due)
+    }
+
+    /// Times out one of them; `None` when one of its gateways is switched off ([`off`](super::off) tells of that) or has been
+    /// silent in this pass. However many there are of those, the orders behind them get their turn.
+    pub(super) async fn time_out(&self, app: &App, heard: &Gateways, id: OrderId) -> Option<Result<Closed>> {
+        let of = self.gateways.get(&id).map_or(&[][..], Vec::as_slice);
+        if of.iter().any(|gateway| !gateway::is_on(app, *gateway) || heard.is_silent(*gateway)) {
+            return None;
+        }
+        let closed = close_order(app, id, Closing::TimedOut).await;
+        heard.heard_of(of, &closed);
+        Some(closed)
     }
 }

@@ -9,14 +9,14 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::json;
 
-use super::close::{self, CONCURRENCY, Closed, EndTrade, Gateways, close_order};
+use super::close::{self, CONCURRENCY, Closed, Due, EndTrade, Gateways};
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
 use super::{refund, settle, store};
 use crate::app::App;
 use crate::engine::{Job, Outcome};
-use crate::error::{Kind, Result};
-use crate::orders::{self, Closing, Expire, OrderId, Status};
+use crate::error::{Error, Kind, Result};
+use crate::orders::{self, Expire, OrderId, Status};
 
 /// Rows of one pass: so few that a gateway which answers nothing in time does not make the pass look stalled.
 const PAGE: u32 = 64;
@@ -26,16 +26,17 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
     let ids: Vec<OrderId> = jobs.iter().flat_map(|job| &job.args.orders).copied().collect();
     let closed: HashSet<OrderId> = match orders::time_out_unstarted(&app, &ids, app.clock.now()).await {
         Ok(closed) => closed.into_iter().collect(),
-        Err(error) => {
-            let why = error.to_string();
-            return jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{why}"))).collect();
-        }
+        Err(error) => return each_again(&jobs, &error),
     };
     // What is left is paid by now, has a started payment, or is not due.
     let left: Vec<OrderId> = ids.into_iter().filter(|id| !closed.contains(id)).collect();
+    let due = match Due::read(&app, &left).await {
+        Ok(due) => due,
+        Err(error) => return each_again(&jobs, &error),
+    };
     let gateways = Gateways::default();
-    let ended: Vec<Outcome> =
-        stream::iter(left.clone()).map(|id| expire_one(&app, &gateways, id)).buffered(CONCURRENCY).collect().await;
+    let ended = stream::iter(left.clone()).map(|id| expire_one(&app, &due, &gateways, id));
+    let ended: Vec<Outcome> = ended.buffered(CONCURRENCY).collect().await;
     let mut ended: HashMap<OrderId, Outcome> = left.into_iter().zip(ended).collect();
     let mut all = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -43,6 +44,10 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
         all.push(outcomes.fold(Outcome::done(), worse));
     }
     all
+}
+
+fn each_again(jobs: &[Job<Expire>], error: &Error) -> Vec<Outcome> {
+    jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{error}"))).collect()
 }
 
 /// What becomes of a task with two orders, one of which ends so and the other so.
@@ -56,13 +61,11 @@ fn worse(one: Outcome, other: Outcome) -> Outcome {
     }
 }
 
-async fn expire_one(app: &App, gateways: &Gateways, id: OrderId) -> Outcome {
+async fn expire_one(app: &App, due: &Due, gateways: &Gateways, id: OrderId) -> Outcome {
     let left_to_sweep = || Outcome::Success(json!({ "left_to": "sweep" }));
-    if gateways.are_silent() {
+    let Some(closed) = due.time_out(app, gateways, id).await else {
         return left_to_sweep();
-    }
-    let closed = close_order(app, id, Closing::TimedOut).await;
-    gateways.heard_of(&closed);
+    };
     match closed {
         Ok(Closed::Now | Closed::Was(_)) => Outcome::done(),
         Ok(Closed::NotDue(at)) => Outcome::Again(at.since(app.clock.now())),
@@ -132,8 +135,11 @@ pub async fn query_started(app: &App) -> anyhow::Result<usize> {
 }
 
 async fn ask_in_turn(app: &App, payment: Payment) {
-    if let Err(error) = try_ask(app, &payment).await {
-        tracing::warn!(payment.id = %payment.id, %error, "payment could not be asked about");
+    match try_ask(app, &payment).await {
+        Ok(()) => {}
+        // Told once for all of them: `off::watch`.
+        Err(error) if error.kind() == Kind::GatewayOff => {}
+        Err(error) => tracing::warn!(payment.id = %payment.id, %error, "payment could not be asked about"),
     }
 }
 

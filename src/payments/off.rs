@@ -38,13 +38,15 @@ pub async fn open_at_off(app: &App) -> Result<Vec<OpenAtOff>> {
 
 async fn count(app: &App) -> Result<Vec<OpenAtOff>> {
     let mut conn = app.db.acquire().await?;
-    let mut counts = Vec::new();
-    for gateway in Gateway::ALL.into_iter().filter(|gateway| !gateway::is_on(app, *gateway)) {
-        let payments = off::count_started(&mut conn, gateway).await.context("counting started payments")?;
-        let refunds = off::count_pending_refunds(&mut conn, gateway).await.context("counting pending refunds")?;
-        counts.push(OpenAtOff { gateway, payments, refunds });
+    let switched_off = || Gateway::ALL.into_iter().filter(|gateway| !gateway::is_on(app, *gateway));
+    if switched_off().next().is_none() {
+        return Ok(Vec::new());
     }
-    Ok(counts)
+    let payments = off::count_started(&mut conn).await.context("counting started payments")?;
+    let refunds = off::count_pending_refunds(&mut conn).await.context("counting pending refunds")?;
+    let of = |counts: &[off::Open], wanted| counts.iter().find(|at| at.gateway == wanted).map_or(0, |at| at.open);
+    let open = |gateway| OpenAtOff { gateway, payments: of(&payments, gateway), refunds: of(&refunds, gateway) };
+    Ok(switched_off().map(open).collect())
 }
 
 /// Gateways of which this process has told.

@@ -129,7 +129,9 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
         }
         Err(error) => {
             metrics::counter!("onrush_refunds_total", "outcome" => "failed").increment(1);
-            if matches!(error.kind(), Kind::GatewayUnavailable | Kind::GatewayOff) {
+            if error.kind() == Kind::GatewayOff {
+                tracing::debug!(refund.id = %refund.id, %error, "refund cannot be made");
+            } else if error.kind() == Kind::GatewayUnavailable {
                 tracing::warn!(refund.id = %refund.id, %error, "refund could not be made yet");
             } else {
                 tracing::error!(refund.id = %refund.id, %error, "refund was not understood; it is tried again, a person should look");
@@ -166,7 +168,8 @@ struct Asked {
 async fn take(app: &App, refund: &Refund, asked: Asked, answer: &RefundAnswer) -> Result<Heard> {
     let mut tx = app.db.begin().await?;
     let (order, payment) = late::lock(&mut tx, refund.payment_id).await?;
-    let now = refunds::find(&mut tx, refund.id).await.context("reading a refund")?.context("a refund vanished")?;
+    // Locked, so that no other try of it is claimed between this look and what is written.
+    let now = refunds::lock(&mut tx, refund.id).await.context("locking a refund")?.context("a refund vanished")?;
     let overtaken = asked != Asked { status: now.status, attempts: now.attempts };
     // What it says may be older than what was heard while it was on its way: that the refund has failed, say. Only where a
     // refund that was made stays made is a yes worth the same at any time.

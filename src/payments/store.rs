@@ -4,12 +4,12 @@ pub(super) mod off;
 pub(super) mod refunds;
 pub(super) mod views;
 
-use sqlx::{query, query_as, query_scalar};
+use sqlx::{FromRow, QueryBuilder, query, query_as, query_scalar};
 
 use super::model::{Gateway, NotificationId, Payment, PaymentId};
 use crate::orders::OrderId;
 use crate::platform::clock::At;
-use crate::platform::db::Conn;
+use crate::platform::db::{Conn, push_in, recurs};
 
 /// Reads whole payments. A macro, because a statement must be known when it is compiled.
 macro_rules! select_payments {
@@ -65,6 +65,22 @@ pub(super) async fn lock_paying(conn: &mut Conn, order: OrderId) -> sqlx::Result
 /// An order's payments that the buyer may still pay: at most one per gateway.
 pub(super) async fn started_payments(conn: &mut Conn, order: OrderId) -> sqlx::Result<Vec<Payment>> {
     query_as(select_payments!("WHERE order_id = ? AND status = 'started'")).bind(order).fetch_all(conn).await
+}
+
+/// An order, and where a payment of it was started.
+#[derive(FromRow)]
+pub(super) struct StartedAt {
+    pub order_id: OrderId,
+    #[sqlx(try_from = "String")]
+    pub gateway: Gateway,
+}
+
+/// Where payments of these orders were started that have not ended. The list must not be empty.
+pub(super) async fn started_at(conn: &mut Conn, orders: &[OrderId]) -> sqlx::Result<Vec<StartedAt>> {
+    let mut query =
+        QueryBuilder::new("SELECT order_id, gateway FROM payments WHERE status = 'started' AND order_id IN ");
+    push_in(&mut query, orders.iter().copied());
+    query.build_query_as().persistent(recurs(orders.len())).fetch_all(conn).await
 }
 
 /// Money came in: once, whatever the payment's state was before.

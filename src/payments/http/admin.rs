@@ -336,7 +336,8 @@ pub struct RefundRetryRequest {
 
 impl Shape<App> for RefundRetryRequest {}
 
-/// Sends a refund again that the gateway refused. Safe to repeat; one that is under way or done stays as it is.
+/// Sends a refund again that the gateway refused; one that waits for its next try is tried now. Safe to repeat; one that is
+/// done stays as it is.
 #[utoipa::path(post, path = "/admin/refunds/{no}/retry", operation_id = "retry_refund", tag = "admin",
     security(("bearer" = [])),
     params(("no" = RefundId, Path, description = "The refund's number")),

@@ -190,14 +190,14 @@ impl<'a> Examiner<'a> {
     /// Asks the gateway about money that its bill has and our books have not. What it says is acted on; what it does not
     /// say now, it may the next time.
     async fn ask(&self, what: What, id: Uuid) {
-        if self.answers.are_silent() || !gateway::is_on(self.app, self.gateway) {
+        if self.answers.is_silent(self.gateway) || !gateway::is_on(self.app, self.gateway) {
             return;
         }
         let asked = match what {
             What::Payment => self.ask_payment(PaymentId::from_uuid(id)).await,
             What::Refund => self.ask_refund(RefundId::from_uuid(id)).await,
         };
-        self.answers.heard(asked.is_ok());
+        self.answers.heard(self.gateway, asked.is_ok());
         if let Err(error) = asked {
             tracing::warn!(
                 gateway = self.gateway.as_str(),

@@ -12,7 +12,8 @@ use crate::payments::model::{RefundId, RefundStatus};
 use crate::payments::{gateway, late};
 
 /// Sends a refused refund once more: under its own number, which never gives money back twice, or as another refund when
-/// the gateway is done with that number for good. Gives the refund that is owed now; a repeat gives the same.
+/// the gateway is done with that number for good. One that waits for its next try is tried now. Gives the refund that is
+/// owed now; a repeat gives the same.
 pub async fn retry(app: &App, by: UserId, id: RefundId, new_number: bool) -> Result<RefundId> {
     retrying(|| retry_once(app, by, id, new_number)).await
 }
@@ -49,10 +50,16 @@ async fn retry_once(app: &App, by: UserId, id: RefundId, new_number: bool) -> Re
             refunds::revive(&mut tx, id, now).await.context("sending a refund again")?;
             id
         }
+        (RefundStatus::Pending, _) if !new_number => {
+            if !refunds::make_due(&mut tx, id, now).await.context("sending a refund now")? {
+                return Ok(id);
+            }
+            id
+        }
         _ if new_number => {
             return Err(refuse(Kind::RefundState, "only a failed refund is made under another number").into());
         }
-        // It is under way or done.
+        // It is done.
         _ => return Ok(id),
     };
     let act = Act { by, action: "refund.retry", target: &id.to_string() };

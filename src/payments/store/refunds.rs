@@ -170,6 +170,13 @@ pub(in crate::payments) async fn reason_of(conn: &mut Conn, id: RefundId) -> sql
     query_as("SELECT reason, note FROM refunds WHERE id = ?").bind(id).fetch_one(conn).await
 }
 
+/// The next try of a pending refund is due now; false when it was already.
+pub(in crate::payments) async fn make_due(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {
+    let statement =
+        "UPDATE refunds SET next_attempt_at = ? WHERE id = ? AND status = 'pending' AND next_attempt_at > ?";
+    Ok(query(statement).bind(now).bind(id).bind(now).execute(conn).await?.rows_affected() == 1)
+}
+
 /// failed → pending, to be sent again under its own number. It was sent before: a gateway that must know looks it up. One
 /// attempt more, so that an answer which is still on its way is known to be of before.
 pub(in crate::payments) async fn revive(conn: &mut Conn, id: RefundId, now: At) -> sqlx::Result<bool> {

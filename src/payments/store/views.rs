@@ -253,8 +253,9 @@ pub(in crate::payments) struct BackRow {
     pub confirmed_fen: Money,
 }
 
-/// The last `each` refunds of each of these orders, and with each what is back of its order by all of them. One that was
-/// replaced is left out: the one in its place has its money. The list must not be empty.
+/// The last `each` refunds of each of these orders, and with each what is back of what was paid for its order. Money that
+/// came late or twice never paid for it. One that was replaced is left out: the one in its place has its money. The list
+/// must not be empty.
 pub(in crate::payments) async fn money_back(
     conn: &mut Conn,
     orders: &[OrderId],
@@ -264,7 +265,8 @@ pub(in crate::payments) async fn money_back(
         "SELECT order_id, amount_fen, reason, status, created_at, confirmed_at, confirmed_fen FROM \
          (SELECT order_id, amount_fen, reason, status, created_at, confirmed_at, \
          ROW_NUMBER() OVER (PARTITION BY order_id ORDER BY id DESC) AS place, \
-         CAST(SUM(CASE status WHEN 'confirmed' THEN amount_fen ELSE 0 END) OVER (PARTITION BY order_id) AS SIGNED) \
+         CAST(SUM(CASE WHEN status = 'confirmed' AND reason = 'asked' THEN amount_fen ELSE 0 END) \
+         OVER (PARTITION BY order_id) AS SIGNED) \
          AS confirmed_fen FROM refunds FORCE INDEX (ix_refunds_order) WHERE status <> 'replaced' AND order_id IN ",
     );
     push_in(&mut query, orders.iter().copied());

@@ -256,6 +256,23 @@ async fn a_refunds_notify_against_the_question_about_it_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refund_that_waits_for_its_next_try_is_tried_when_a_person_asks() {
+    let h = service().await;
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let course = h.course(600).await;
+    let (no, trade) = paid(&h, &alice, &[&course], json!({})).await;
+    buyer(&h, &trade, "action=refunds_slowly").await.expect(200);
+    let first = refund(&h, &admin, &no, json!({})).await.expect(201).text_of("refund_no");
+    let retry = format!("/admin/refunds/{first}/retry");
+    assert_eq!(drive(&h).await, 1);
+    assert_eq!(drive(&h).await, 0, "it was asked about just now");
+    assert_eq!(h.post(&retry, &admin, json!({})).await.expect(200)["status"], "pending");
+    assert_eq!(drive(&h).await, 1);
+    let audit = h.get("/admin/audit?action=refund.retry", &admin).await.expect(200);
+    assert_eq!(audit["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_refund_waits_for_a_person() {
     let h = service().await;
     let (alice, admin) = (h.register().await, h.admin().await);

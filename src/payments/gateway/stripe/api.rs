@@ -121,7 +121,8 @@ async fn call<T: DeserializeOwned>(app: &App, method: Method, ask: Ask<'_>) -> R
         }
         // Another request with the key is under way, or an object is held by another: to be asked again.
         StatusCode::CONFLICT | StatusCode::FAILED_DEPENDENCY => Err(unavailable(Gateway::Stripe, &declined)),
-        status if status.is_client_error() => Ok(Answer::Declined(declined)),
+        // Only what is told in Stripe's words is Stripe's: a proxy may have said no to what arrives later all the same.
+        status if status.is_client_error() && !declined.kind.is_empty() => Ok(Answer::Declined(declined)),
         status => Err(unavailable(Gateway::Stripe, format!("HTTP {}", status.as_u16()))),
     }
 }

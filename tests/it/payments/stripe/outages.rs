@@ -19,7 +19,15 @@ const PAUSE: Duration = Duration::from_secs(60);
 async fn an_answer_that_cannot_be_trusted_is_no_answer() {
     let shop = shop().await;
     let started = shop.start(500).await;
-    for manner in [Manner::Broken, Manner::CutsOff, Manner::Babbles, Manner::RateLimited, Manner::Busy, Manner::Deaf] {
+    for manner in [
+        Manner::Broken,
+        Manner::CutsOff,
+        Manner::Babbles,
+        Manner::Proxied,
+        Manner::RateLimited,
+        Manner::Busy,
+        Manner::Deaf,
+    ] {
         shop.stripe.behave(manner);
         shop.pay(&started.order).await.problem(503, "gateway_unavailable");
         let cancel = format!("/orders/{}/cancel", started.order);
@@ -93,4 +101,32 @@ async fn a_gateway_that_hangs_holds_no_workers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_fails_holds_no_workers() {
     a_dead_gateway_holds_no_workers(Manner::Broken, impatient(5000).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_at_a_gateway_that_fails_hold_up_no_others() {
+    let shop = shop().await;
+    for _ in 0..60 {
+        shop.start(500).await;
+    }
+    shop.h.advance(Duration::from_secs(1));
+    let no = order(&shop.h, &shop.alice, 500).await;
+    start(&shop.h, &shop.alice, &no).await;
+    shop.h.advance(DEADLINE);
+    shop.stripe.behave(Manner::Broken);
+    assert_eq!(payments::sweep_due(&shop.h.app).await.unwrap(), 61);
+    assert_eq!(shop.status(&no).await, "timed_out");
+    assert_eq!(shop.h.count("SELECT COUNT(*) FROM orders WHERE status = 0").await, 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_an_order_that_cannot_be_closed_ends_no_payment() {
+    let shop = shop().await;
+    let started = shop.start(500).await;
+    start(&shop.h, &shop.alice, &started.order).await;
+    let off = shop.h.another_with(&[("payments.sandbox", "false")]).await;
+    shop.stripe.seen();
+    let cancel = format!("/orders/{}/cancel", started.order);
+    off.post(&cancel, &shop.alice, json!({})).await.problem(409, "gateway_off");
+    assert_eq!((shop.state(&started.payment).await.as_str(), shop.stripe.seen().len()), ("started", 0));
 }

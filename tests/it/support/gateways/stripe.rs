@@ -33,6 +33,8 @@ pub enum Manner {
     CutsOff,
     /// Does what it is asked, and answers something that is not JSON.
     Babbles,
+    /// Does what it is asked, and something on the way answers 400 in words of its own.
+    Proxied,
     /// Has had enough of us.
     RateLimited,
     /// Another request with the same key is still under way.

@@ -53,7 +53,7 @@ pub(super) async fn answer(
     }
     let text = serde_json::to_string_pretty(&value).expect("JSON");
     let response = Response::builder()
-        .status(status)
+        .status(if manner == Manner::Proxied { 400 } else { status })
         .header("content-type", "application/json")
         .header("request-id", "req_of_the_fake");
     let body = match manner {
@@ -61,7 +61,7 @@ pub(super) async fn answer(
             let half = Bytes::from(text[..text.len() / 2].to_owned());
             Body::from_stream(futures_util::stream::iter([Ok(half), Err(std::io::Error::other("cut off"))]))
         }
-        Manner::Babbles => Body::from("<html>Something went wrong</html>"),
+        Manner::Babbles | Manner::Proxied => Body::from("<html>Something went wrong</html>"),
         _ => Body::from(text),
     };
     response.body(body).expect("a response").into_response()
