@@ -435,9 +435,12 @@ mod tests {
 
     #[test]
     fn the_page_behind_a_payment_is_one_that_a_browser_can_be_led_to() {
-        for good in
-            ["https://shop.example.com", "http://localhost:5173/paid?lang=zh#/orders", "https://商店.example/付款"]
-        {
+        for good in [
+            "https://shop.example.com",
+            "HTTPS://SHOP.example.com",
+            "http://localhost:5173/paid?lang=zh#/orders",
+            "https://商店.example/付款",
+        ] {
             let page = with(&[("payments.return_page", good)]).unwrap().payments.return_page;
             assert!(page.is_some_and(|page| page.has_host()), "{good}");
         }
@@ -449,6 +452,11 @@ mod tests {
             "javascript:alert(1)",
             "ftp://shop.example.com/paid",
             "https://",
+            "https:///paid",
+            "https:shop.example.com",
+            "https://shop.example.com/pa\r\nid",
+            "https://shop.example.com/my page",
+            "https://shop.example.com\\@evil.example.com/",
             "https://someone@shop.example.com/",
             "https://shop.example.com/paid?status=paid",
             "https://shop.example.com/paid?a=1&order%5Fno=1",

@@ -92,7 +92,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "payments.return_page",
         "",
         Text(
-            "the http or https address of a page, without order_no and status",
+            "the http or https address of a page, without a user, order_no and status",
             "https://shop.example.com/paid?lang=zh",
             |t| t.is_empty() || is_page(t),
         ),
@@ -334,10 +334,14 @@ fn is_url(text: &str) -> bool {
 }
 /// An address that a browser can be led to, and to whose query an order's number and status can be added.
 fn is_page(text: &str) -> bool {
-    let page = reqwest::Url::parse(text).ok().filter(|_| begins_with(text, &["http://", "https://"]));
+    // The parser drops and mends what nobody can have meant.
+    let unclear = |c: char| c.is_control() || c.is_whitespace() || c == '\\';
+    let host_follows = text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/'));
+    let page = reqwest::Url::parse(text).ok().filter(|_| host_follows && !text.contains(unclear));
     page.is_some_and(|page| {
         let for_anybody = page.username().is_empty() && page.password().is_none();
-        for_anybody && page.query_pairs().all(|(name, _)| !matches!(&*name, "order_no" | "status"))
+        let names_neither = page.query_pairs().all(|(name, _)| !matches!(&*name, "order_no" | "status"));
+        matches!(page.scheme(), "http" | "https") && for_anybody && names_neither
     })
 }
 fn are_origins(text: &str) -> bool {

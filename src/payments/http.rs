@@ -276,7 +276,8 @@ pub async fn returned(
     State(app): State<App>,
     Inputs(Path(name), Query(query)): Inputs<Path<String>, Query<ReturnQuery>>,
 ) -> Result<Back> {
-    let gateway = gateway::named(&app, &name).ok_or(Kind::NotFound)?;
+    // Also one that was switched off while the buyer was on its page: the status is ours.
+    let gateway: Gateway = name.parse().map_err(|_| Kind::NotFound)?;
     let order = super::returned(&app, gateway, query.payment_no).await?;
     Ok(Back::of(&order, app.config.payments.return_page.as_ref()))
 }

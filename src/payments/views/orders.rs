@@ -11,8 +11,7 @@ use crate::auth::{self, Phone, User, UserId};
 use crate::catalogue::CourseId;
 use crate::error::{Kind, Result};
 use crate::orders::{
-    self, BackReason, BackStatus, BackView, Item, Order, OrderFacts, OrderId, OrderRefundId, OrderView, WhichOrders,
-    Whole,
+    self, BackReason, BackStatus, BackView, Item, OrderFacts, OrderId, OrderRefundId, OrderView, WhichOrders, Whole,
 };
 use crate::payments::model::{PaymentId, RefundId, RefundReason, RefundStatus};
 use crate::payments::store::views::{self as rows, BackRow, OrderRefundRow, WhichPayments, WhichRefunds};
@@ -45,20 +44,24 @@ impl From<BackRow> for BackView {
 /// Refunds that a buyer is shown of an order.
 const BACK_SHOWN: u32 = 20;
 
-/// These orders as their buyers see them at `now`.
-async fn shown(conn: &mut Conn, orders: Vec<Whole>, now: At) -> Result<Vec<OrderView>> {
-    let ids: Vec<OrderId> = orders.iter().map(|whole| whole.order.id).collect();
-    let rows = if ids.is_empty() {
-        Vec::new()
-    } else {
-        rows::money_back(conn, &ids, BACK_SHOWN).await.context("reading refunds")?
-    };
+/// Of each of these orders: how much of what was paid for it is back, and the refunds that its buyer is shown.
+async fn money_back(conn: &mut Conn, orders: &[Whole]) -> Result<HashMap<OrderId, (Money, Vec<BackView>)>> {
     let mut back: HashMap<OrderId, (Money, Vec<BackView>)> = HashMap::new();
-    for row in rows {
+    let ids: Vec<OrderId> = orders.iter().map(|whole| whole.order.id).collect();
+    if ids.is_empty() {
+        return Ok(back);
+    }
+    for row in rows::money_back(conn, &ids, BACK_SHOWN).await.context("reading refunds")? {
         let (confirmed, refunds) = back.entry(row.order_id).or_default();
         *confirmed = row.confirmed_fen;
         refunds.push(row.into());
     }
+    Ok(back)
+}
+
+/// These orders as their buyers see them at `now`.
+async fn shown(conn: &mut Conn, orders: Vec<Whole>, now: At) -> Result<Vec<OrderView>> {
+    let mut back = money_back(conn, &orders).await?;
     let view = |Whole { order, items }: Whole| {
         let (refunded_fen, refunds) = back.remove(&order.id).unwrap_or_default();
         OrderView { facts: OrderFacts::of(&order, &items, now), refunded_fen, refunds }
@@ -107,6 +110,8 @@ pub struct AdminOrderView {
     pub order: OrderFacts,
     /// Whose it is.
     pub buyer: BuyerView,
+    /// Of what was paid for it, so much is back, by the gateways' word.
+    pub refunded_fen: Money,
     /// When a payment was first started.
     pub pay_started_at: Option<At>,
     /// When what it held was given back: its coupon, its points, its unit.
@@ -114,10 +119,11 @@ pub struct AdminOrderView {
 }
 
 impl AdminOrderView {
-    fn of(order: &Order, items: &[Item], users: &[User], now: At) -> Self {
+    fn of(Whole { order, items }: &Whole, users: &[User], refunded_fen: Money, now: At) -> Self {
         Self {
             order: OrderFacts::of(order, items, now),
             buyer: BuyerView::of(order.user_id, users),
+            refunded_fen,
             pay_started_at: order.pay_started_at,
             released_at: order.released_at,
         }
@@ -144,8 +150,11 @@ pub(in crate::payments) async fn all(
     users.sort_unstable();
     users.dedup();
     let users = auth::users(&mut conn, &users).await?;
-    let now = app.clock.now();
-    let view = |whole: &Whole| AdminOrderView::of(&whole.order, &whole.items, &users, now);
+    let (now, back) = (app.clock.now(), money_back(&mut conn, &orders.items).await?);
+    let view = |whole: &Whole| {
+        let refunded_fen = back.get(&whole.order.id).map_or(Money::ZERO, |(confirmed, _)| *confirmed);
+        AdminOrderView::of(whole, &users, refunded_fen, now)
+    };
     Ok(Page { items: orders.items.iter().map(view).collect(), next_cursor: orders.next_cursor })
 }
 
@@ -231,7 +240,10 @@ pub struct AdminOrderDetail {
 /// An order with all that belongs to it.
 pub(in crate::payments) async fn one(app: &App, id: OrderId) -> Result<AdminOrderDetail> {
     let mut conn = app.db.acquire().await?;
-    let Whole { order, items } = orders::find_whole(&mut conn, id).await?.ok_or(Kind::NotFound)?;
+    let whole = orders::find_whole(&mut conn, id).await?.ok_or(Kind::NotFound)?;
+    let back = money_back(&mut conn, std::slice::from_ref(&whole)).await?;
+    let refunded_fen = back.get(&id).map_or(Money::ZERO, |(confirmed, _)| *confirmed);
+    let Whole { order, items } = &whole;
     let users = auth::users(&mut conn, &[order.user_id]).await?;
     let coupon = match order.user_coupon_id {
         Some(coupon) => wallet::find_coupon(&mut conn, order.user_id, coupon).await?,
@@ -247,8 +259,8 @@ pub(in crate::payments) async fn one(app: &App, id: OrderId) -> Result<AdminOrde
     Ok(AdminOrderDetail {
         coupon: coupon.map(|coupon| OrderCouponView::of(coupon, id)),
         payments: payments.into_iter().map(PaymentView::from).collect(),
-        order_refunds: asked.into_iter().map(|row| OrderRefundRecord::of(row, &items)).collect(),
+        order_refunds: asked.into_iter().map(|row| OrderRefundRecord::of(row, items)).collect(),
         refunds: refunds.into_iter().map(RefundView::from).collect(),
-        order: AdminOrderView::of(&order, &items, &users, app.clock.now()),
+        order: AdminOrderView::of(&whole, &users, refunded_fen, app.clock.now()),
     })
 }

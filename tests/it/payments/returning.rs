@@ -36,6 +36,10 @@ async fn a_browser_that_comes_back_is_led_to_the_shops_page_with_the_orders_stat
     // No notify has come: the gateway is asked.
     assert_eq!(come_back(&h, &link).await.expect(303).header("location"), Some(page_of(&no, "paid").as_str()));
     assert_eq!(status(&h, &alice, &no).await, "paid");
+    // The gateway may be switched off by then.
+    let off = h.another_with(&[("payments.sandbox", "false"), ("payments.return_page", PAGE)]).await;
+    let link = link.strip_prefix(&h.base).unwrap();
+    assert_eq!(come_back(&off, link).await.expect(303).header("location"), Some(page_of(&no, "paid").as_str()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,6 +115,14 @@ async fn administrators_see_an_order_with_all_that_belongs_to_it() {
         assert!(record["created_at"].is_string());
     }
     assert!(seen["items"].as_array().unwrap().iter().all(|item| item["refunded"] == true));
+    let listed = get(&h, &admin, "/admin/orders").await;
+    for of in [&seen.body, &listed["items"][0]] {
+        assert_eq!(
+            (&of["order_no"], &of["refunded_fen"]),
+            (&json!(no), &first["amount_fen"]),
+            "what has been confirmed"
+        );
+    }
     let refunds = seen["refunds"].as_array().unwrap();
     assert_eq!((&refunds[0]["refund_no"], &refunds[0]["status"]), (&last["refund_no"], &"pending".into()));
     assert_eq!((&refunds[1]["refund_no"], &refunds[1]["status"]), (&first["refund_no"], &"confirmed".into()));
