@@ -1,5 +1,7 @@
 //! Bills and their lines. A bill is read only once it is believed; its lines are written before, in batches.
 
+use std::collections::HashSet;
+
 use sqlx::{MySql, QueryBuilder, query, query_as, query_scalar};
 
 use crate::payments::model::Gateway;
@@ -264,26 +266,58 @@ pub(in crate::payments::reconcile) async fn to_prune(
     .await
 }
 
-/// Deletes lines of a bill, at most `limit`, but for those with a difference that is open or waits; how many.
+/// Of these numbers, those whose lines stay: with a difference that is open or waits, or with a line that believed bills have
+/// on `from` or later.
+pub(in crate::payments::reconcile) async fn kept(
+    conn: &mut Conn,
+    gateway: Gateway,
+    what: What,
+    numbers: &[String],
+    from: Day,
+) -> sqlx::Result<HashSet<String>> {
+    let mut differing = QueryBuilder::<MySql>::new(
+        "SELECT number FROM payment_differences WHERE status IN ('open', 'waiting') AND gateway = ",
+    );
+    differing.push_bind(gateway.as_str()).push(" AND what = ").push_bind(what.as_str()).push(" AND number IN ");
+    db::push_in(&mut differing, numbers.iter().map(String::as_str));
+    let recurs = db::recurs(numbers.len());
+    let mut kept: Vec<String> = differing.build_query_scalar().persistent(recurs).fetch_all(&mut *conn).await?;
+    // The younger lines are found by their numbers: bills grow in number every day, lines of a number do not.
+    let mut younger = QueryBuilder::<MySql>::new(
+        "SELECT l.number FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) \
+         STRAIGHT_JOIN payment_bills b ON b.id = l.bill_id AND b.believed = 1 WHERE b.gateway = ",
+    );
+    younger.push_bind(gateway.as_str()).push(" AND b.day >= ").push_bind(from);
+    younger.push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
+    db::push_in(&mut younger, numbers.iter().map(String::as_str));
+    kept.extend(younger.build_query_scalar::<String>().persistent(recurs).fetch_all(conn).await?);
+    Ok(kept.into_iter().collect())
+}
+
+/// Deletes the lines of these numbers from all bills of a gateway of days before `before`; how many. Those of one number go
+/// together, also from bills whose other lines went before.
 pub(in crate::payments::reconcile) async fn prune_lines(
     conn: &mut Conn,
-    which: &Which,
-    limit: u32,
+    gateway: Gateway,
+    what: What,
+    numbers: &[String],
+    before: Day,
 ) -> sqlx::Result<u64> {
-    let done = query(
-        "DELETE FROM payment_bill_lines WHERE bill_id = ? AND NOT EXISTS (SELECT 1 FROM payment_differences d \
-         WHERE d.gateway = ? AND d.what = payment_bill_lines.kind AND d.number = payment_bill_lines.number \
-         AND d.status IN ('open', 'waiting')) LIMIT ?",
-    )
-    .bind(which.id)
-    .bind(which.gateway.as_str())
-    .bind(limit)
-    .execute(conn)
-    .await?;
+    if numbers.is_empty() {
+        return Ok(0);
+    }
+    let mut delete = QueryBuilder::<MySql>::new(
+        "DELETE l FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) \
+         STRAIGHT_JOIN payment_bills b ON b.id = l.bill_id WHERE b.status <> 'storing' AND b.gateway = ",
+    );
+    delete.push_bind(gateway.as_str()).push(" AND b.day < ").push_bind(before);
+    delete.push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
+    db::push_in(&mut delete, numbers.iter().map(String::as_str));
+    let done = delete.build().persistent(db::recurs(numbers.len())).execute(conn).await?;
     Ok(done.rows_affected())
 }
 
-/// Its lines are gone, but for those of open differences.
+/// Its lines are gone, but for those that are kept.
 pub(in crate::payments::reconcile) async fn mark_pruned(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET pruned_at = ? WHERE id = ? AND pruned_at IS NULL")
         .bind(now)

@@ -53,6 +53,59 @@ async fn old_lines_go_and_those_of_a_difference_that_nobody_resolved_stay() {
     assert_eq!(ours.len(), 32);
 }
 
+/// What a dispute came to is the sum of lines that lie months apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lines_of_a_number_go_together() {
+    let desk = desk().await;
+    let h = &desk.h;
+    stranger(h, "slow", 7, at(NOON)).await;
+    stranger(h, "quick", 8, at(NOON)).await;
+    on(&desk, MORNING).await;
+    let again = "UPDATE sandbox_trades SET paid_at = '2026-11-21 04:00:00' WHERE merchant_no = ?";
+    gateway_writes(h, again, "slow").await;
+    on(&desk, NEXT_MORNING).await;
+    for item in differences(&desk, "&status=open").await {
+        resolve(&desk, item["id"].as_str().unwrap(), "another shop's").await.expect(200);
+    }
+    assert_eq!(lines(&desk).await, ["quick", "slow", "slow"]);
+    // The 20th is old enough, the 21st is not.
+    set_clock(h, at("2027-12-26T04:00:00Z"));
+    assert_eq!(prune(&desk).await["lines"], 1);
+    assert_eq!(lines(&desk).await, ["slow", "slow"]);
+    sqlx::query("UPDATE payment_bills SET compared_at = NULL WHERE day = '2026-11-21'")
+        .execute(&h.app.db)
+        .await
+        .unwrap();
+    reconcile(h).await;
+    let all = differences(&desk, "").await;
+    let slow = all.iter().find(|item| item["number"] == "slow").unwrap();
+    assert_eq!((&slow["theirs_fen"], &slow["status"]), (&json!(14), &json!("resolved")));
+    // A day later both are, also that of the bill which was pruned before.
+    set_clock(h, at("2027-12-27T04:00:00Z"));
+    assert_eq!(prune(&desk).await["lines"], 2);
+    assert_eq!(lines(&desk).await, Vec::<String>::new());
+}
+
+/// Younger lines are looked for by their numbers, however many bills and lines there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn younger_lines_are_found_by_their_numbers() {
+    let desk = desk().await;
+    stranger(&desk.h, "s1", 7, at(NOON)).await;
+    on(&desk, MORNING).await;
+    for statement in [
+        "EXPLAIN SELECT l.number FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) STRAIGHT_JOIN \
+         payment_bills b ON b.id = l.bill_id AND b.believed = 1 WHERE b.gateway = 'sandbox' AND b.day >= '2026-01-01' \
+         AND l.kind = 'payment' AND l.number IN ('s1', 's2')",
+        "EXPLAIN DELETE l FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) STRAIGHT_JOIN payment_bills b \
+         ON b.id = l.bill_id WHERE b.status <> 'storing' AND b.gateway = 'sandbox' AND b.day < '2026-12-01' \
+         AND l.kind = 'payment' AND l.number IN ('s1', 's2')",
+    ] {
+        let plan: Vec<sqlx::mysql::MySqlRow> = sqlx::query(statement).fetch_all(&desk.h.app.db).await.unwrap();
+        let used: Vec<Option<String>> = plan.iter().map(|row| sqlx::Row::get(row, "key")).collect();
+        assert_eq!(used, [Some("ix_payment_bill_lines_number".to_owned()), Some("PRIMARY".to_owned())], "{statement}");
+    }
+}
+
 /// The pass reads bills by an index, however many there are.
 #[tokio::test(flavor = "multi_thread")]
 async fn old_bills_are_found_by_an_index() {
