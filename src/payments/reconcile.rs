@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::gateway;
 use super::model::Gateway;
@@ -38,6 +39,7 @@ use crate::engine::{Job, Outcome, Retry, Task};
 use crate::error::{Kind, Result};
 use crate::platform::day::Day;
 use crate::platform::id::Id;
+use fetch::{Fetched, For};
 use store::bills::Which;
 use store::{bills, differences, fetches};
 
@@ -78,6 +80,8 @@ impl TryFrom<String> for BillStatus {
 
 /// Bills that were not laid beside our books, of one pass: a week of every gateway, and some more.
 const BILLS: u32 = 64;
+/// When a task looks again whose bill's turn did not come, or whose process stops.
+const NOT_NOW: Duration = Duration::from_secs(5);
 
 /// Whose bill of which day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,8 +107,9 @@ impl Task for FetchBill {
 /// Fetches a bill that a person asked for, and lays it beside our books. One that cannot be had now is asked for again by
 /// a person, or by the schedule.
 pub async fn fetch_bill(app: App, job: Job<FetchBill>) -> Outcome {
-    match fetch_and_compare(&app, job.args.0).await {
-        Ok(told) => Outcome::Success(json!({
+    match fetch_and_compare(&app, job.args.0, job.id.key).await {
+        Ok(None) => Outcome::Again(NOT_NOW),
+        Ok(Some(told)) => Outcome::Success(json!({
             "opened": told.opened.values().sum::<u64>(), "vanished": told.vanished.values().sum::<u64>(),
         })),
         Err(error) if error.kind() == Kind::Unavailable => Outcome::Retry(error.into()),
@@ -115,8 +120,12 @@ pub async fn fetch_bill(app: App, job: Job<FetchBill>) -> Outcome {
     }
 }
 
-async fn fetch_and_compare(app: &App, BillOf { gateway, day }: BillOf) -> Result<examine::Told> {
-    fetch::fetch(app, gateway, day).await?;
+/// `None`: not now, and not here.
+async fn fetch_and_compare(app: &App, bill: BillOf, key: Uuid) -> Result<Option<examine::Told>> {
+    let BillOf { gateway, day } = bill;
+    if fetch::fetch(app, gateway, day, For::Task(key)).await? == Fetched::NotNow {
+        return Ok(None);
+    }
     let mut conn = app.db.acquire().await?;
     let believed = bills::believed(&mut conn, gateway, day).await.context("reading a bill")?;
     drop(conn);
@@ -124,7 +133,7 @@ async fn fetch_and_compare(app: &App, BillOf { gateway, day }: BillOf) -> Result
     let told = walk::compare(app, Which { id, gateway, day }).await?;
     fetch::clear(app).await?;
     show_open(app).await?;
-    Ok(told)
+    Ok(Some(told))
 }
 
 /// What came of a pass.
@@ -132,7 +141,7 @@ async fn fetch_and_compare(app: &App, BillOf { gateway, day }: BillOf) -> Result
 pub struct Reconciled {
     /// Bills that came.
     fetched: Vec<BillOf>,
-    /// Bills that the gateway did not give: another time.
+    /// Bills that the gateway did not give, or whose turn did not come: another time.
     not_there: Vec<BillOf>,
     /// Bills that cannot be read or kept: a person must look.
     unusable: Vec<BillOf>,
@@ -180,7 +189,7 @@ async fn fetch_due(app: &App, gateway: Gateway, done: &mut Reconciled) -> anyhow
     drop(conn);
     missing.retain(|day| !there.contains(day));
     for day in missing {
-        fetch_one(app, BillOf { gateway, day }, day == first, done).await?;
+        fetch_one(app, BillOf { gateway, day }, For::Schedule, day == first, done).await?;
     }
     Ok(())
 }
@@ -193,17 +202,25 @@ async fn fetch_lost(app: &App, done: &mut Reconciled) -> anyhow::Result<()> {
     drop(conn);
     for (name, day) in lost {
         let gateway = name.parse().with_context(|| format!("reading the gateway {name:?}"))?;
-        fetch_one(app, BillOf { gateway, day }, false, done).await?;
+        fetch_one(app, BillOf { gateway, day }, For::Lost, false, done).await?;
     }
     Ok(())
 }
 
 /// Fetches a bill. One that never comes (of a day before the account was opened, say) holds up no other.
-async fn fetch_one(app: &App, bill: BillOf, is_last: bool, done: &mut Reconciled) -> anyhow::Result<()> {
+async fn fetch_one(app: &App, bill: BillOf, by: For, is_last: bool, done: &mut Reconciled) -> anyhow::Result<()> {
     let BillOf { gateway, day } = bill;
-    let Err(error) = fetch::fetch(app, gateway, day).await else {
-        done.fetched.push(bill);
-        return Ok(());
+    let error = match fetch::fetch(app, gateway, day, by).await {
+        Ok(Fetched::Kept) => {
+            done.fetched.push(bill);
+            return Ok(());
+        }
+        Ok(Fetched::NotNow) => {
+            tracing::info!(gateway = gateway.as_str(), bill.day = %day, "bill is not fetched now; the next run asks for it");
+            done.not_there.push(bill);
+            return Ok(());
+        }
+        Err(error) => error,
     };
     match error.kind() {
         Kind::GatewayUnavailable | Kind::GatewayOff => {

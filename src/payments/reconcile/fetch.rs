@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::BillId;
 use super::bill::{Bill, Line};
 use super::compare::What;
 use super::store::bills::{self, NewBill};
-use super::store::fetches;
+use super::store::fetches::{self, Fetcher};
 use crate::app::App;
 use crate::error::{Error, Kind, Result, retrying};
 use crate::payments::gateway;
@@ -20,6 +22,8 @@ use crate::platform::db::{self, Conn};
 
 /// Who fetches a bill for longer than this is gone.
 pub(super) const UNDER_WAY: Duration = Duration::from_secs(3600);
+/// How long a bill waits for its turn.
+const TURN: Duration = Duration::from_secs(20);
 /// Longest reason that is kept, in characters.
 const REASON_CHARS: usize = 500;
 /// Who stores a bill for longer than this is gone.
@@ -32,29 +36,91 @@ const USELESS: u32 = 64;
 const DELETE: u32 = 1000;
 const DELETES: usize = 10_000;
 
-/// A bill is to be fetched now: the key of the task that does. While it is under way, asking again joins it.
-pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, now: At) -> Result<Uuid> {
+/// For whom a bill is fetched.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum For {
+    /// The schedule, since it is missing.
+    Schedule,
+    /// A person, whose request the task of this key carries out.
+    Task(Uuid),
+    /// A person whose task is lost.
+    Lost,
+}
+
+impl For {
+    fn fetcher(self) -> Fetcher {
+        match self {
+            Self::Task(key) => Fetcher { key, is_task: true },
+            Self::Schedule | Self::Lost => Fetcher { key: Uuid::now_v7(), is_task: false },
+        }
+    }
+
+    /// Whether the bill is laid beside our books also when it says the same as before.
+    fn is_asked(self) -> bool {
+        !matches!(self, Self::Schedule)
+    }
+}
+
+/// What came of fetching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fetched {
+    /// It is kept.
+    Kept,
+    /// This process is at another one, or stops: another time, or elsewhere.
+    NotNow,
+}
+
+/// A process fetches one bill at a time, whoever asked for it: the longest takes much memory.
+struct Place(Semaphore);
+
+impl Default for Place {
+    fn default() -> Self {
+        Self(Semaphore::new(1))
+    }
+}
+
+impl Place {
+    /// Waits for its turn; `None`: it did not come in time, or the process stops.
+    async fn take(&self, stop: &CancellationToken, longest: Duration) -> Option<SemaphorePermit<'_>> {
+        if stop.is_cancelled() {
+            return None;
+        }
+        let turn = stop.run_until_cancelled(tokio::time::timeout(longest, self.0.acquire())).await;
+        turn?.ok()?.ok()
+    }
+}
+
+/// A bill is to be fetched now: the key of who does. While it is under way, asking again joins it.
+pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, by: For, now: At) -> Result<Uuid> {
     let since = now.minus(UNDER_WAY);
-    fetches::begin(conn, (gateway, day), Uuid::now_v7(), since, now).await.context("asking for a bill")?;
+    fetches::begin(conn, (gateway, day), by.fetcher(), since, now).await.context("asking for a bill")?;
     let begun = fetches::find(conn, gateway, day).await.context("reading what was asked for")?;
     Ok(begun.context("what was asked for vanished")?.task_key)
 }
 
 /// Fetches the bill of a day and keeps it, and writes down how that ended. One that is not there yet is refused as
 /// `gateway_unavailable`.
-pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day) -> Result<()> {
-    let key = retrying(|| async { begin(&mut *app.db.acquire().await?, gateway, day, app.clock.now()).await }).await?;
+pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day, by: For) -> Result<Fetched> {
+    let (place, stop) = (app.local::<Place>(), app.loops.stop_signal());
+    let Some(_turn) = place.take(&stop, TURN).await else { return Ok(Fetched::NotNow) };
+    let begun = retrying(|| async { begin(&mut *app.db.acquire().await?, gateway, day, by, app.clock.now()).await });
+    let key = begun.await?;
     let fetched = fetch_and_keep(app, gateway, day).await;
     let why = match &fetched {
         // It is tried again, by whoever began it.
-        Err(error) if error.kind() == Kind::Unavailable => return fetched,
+        Err(error) if error.kind() == Kind::Unavailable && stop.is_cancelled() => return Ok(Fetched::NotNow),
+        Err(error) if error.kind() == Kind::Unavailable => return fetched.map(|()| Fetched::Kept),
         Err(error) => Some(reason(gateway, error)),
         Ok(()) => None,
     };
     let mut conn = app.db.acquire().await?;
+    if fetched.is_ok() && by.is_asked() {
+        // Before it is said to have come: whoever dies between the two has not forgotten to compare it.
+        bills::uncompare(&mut conn, gateway, day).await.context("noting a bill to compare")?;
+    }
     let ended = fetches::end(&mut conn, (gateway, day), key, why.as_deref(), app.clock.now()).await;
     ended.context("noting how a bill came")?;
-    fetched
+    fetched.map(|()| Fetched::Kept)
 }
 
 /// Why a bill could not be had, for a person.
@@ -151,4 +217,33 @@ pub(super) async fn clear(app: &App) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_fetches_one_bill_at_a_time() {
+        let (place, stop) = (Place::default(), CancellationToken::new());
+        let first = place.take(&stop, TURN).await.unwrap();
+        let mut second = Box::pin(place.take(&stop, TURN));
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        assert!(second.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_bill_does_not_wait_for_its_turn_for_ever_nor_in_a_process_that_stops() {
+        let (place, stop) = (Place::default(), CancellationToken::new());
+        let _first = place.take(&stop, TURN).await.unwrap();
+        assert!(place.take(&stop, Duration::ZERO).await.is_none());
+        let mut waits = Box::pin(place.take(&stop, Duration::MAX));
+        assert!((&mut waits).now_or_never().is_none());
+        stop.cancel();
+        assert!(waits.await.is_none());
+        assert!(Place::default().take(&stop, TURN).await.is_none());
+    }
 }

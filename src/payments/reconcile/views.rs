@@ -6,6 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::compare::{DifferenceKind, DifferenceStatus, What};
+use super::fetch::For;
 use super::store::bills::{self, BillRow};
 use super::store::differences::{self, DifferenceRow, WhichDifferences};
 use super::store::fetches::{self, FetchRow};
@@ -116,9 +117,9 @@ pub struct BillOfDayView {
     pub day: Day,
     /// How far it is.
     pub state: FetchState,
-    /// The task that fetches it, or fetched it last, when a person asked for it: `/admin/tasks/{id}`.
+    /// The task that fetches it, or fetched it last: `/admin/tasks/{id}`. Null when it was the schedule.
     pub task_id: Option<String>,
-    /// When it was asked for last.
+    /// When it was asked for last, or begun once more.
     pub asked_at: Option<At>,
     /// When that ended.
     pub ended_at: Option<At>,
@@ -142,8 +143,8 @@ pub(in crate::payments) async fn of_day(app: &App, gateway: Gateway, day: Day) -
         None if bill.is_some() => FetchState::Fetched,
         None => FetchState::Never,
     };
-    let task_id =
-        fetch.as_ref().map(|fetch| Ok::<_, anyhow::Error>(task_of(fetch.task_key)?.to_string())).transpose()?;
+    let task = fetch.as_ref().filter(|fetch| fetch.is_task);
+    let task_id = task.map(|fetch| Ok::<_, anyhow::Error>(task_of(fetch.task_key)?.to_string())).transpose()?;
     let (asked_at, ended_at, error) = match fetch {
         Some(FetchRow { asked_at, ended_at, error, .. }) => (Some(asked_at), ended_at, Some(error)),
         None => (None, None, None),
@@ -170,7 +171,7 @@ pub(in crate::payments) async fn ask(app: &App, by: UserId, gateway: Gateway, da
 async fn begin(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<Uuid> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
-    let key = fetch::begin(&mut tx, gateway, day, now).await?;
+    let key = fetch::begin(&mut tx, gateway, day, For::Task(Uuid::now_v7()), now).await?;
     let act = Act { by, action: "bill.fetch", target: &format!("{}/{day}", gateway.as_str()) };
     audit::done(&mut tx, act, &json!({ "gateway": gateway, "day": day }), now).await?;
     tx.commit().await?;

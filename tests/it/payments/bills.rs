@@ -5,6 +5,7 @@
 mod asking;
 mod days;
 mod pruning;
+mod racing;
 mod resolving;
 mod stripe;
 mod wechat;
@@ -128,9 +129,14 @@ async fn bill_of(desk: &Desk, gateway: &str, day: &str) -> Answer {
 
 /// A worker does what was asked for.
 async fn carry_out(desk: &Desk, asked: &Answer) -> Outcome {
+    carry_out_at(&desk.h, asked).await
+}
+
+/// As [`carry_out`], in this process.
+async fn carry_out_at(h: &Harness, asked: &Answer) -> Outcome {
     let args = json!({ "gateway": asked["gateway"], "day": asked["day"] });
     let job = Job::new(asked.text_of("task_id").parse().unwrap(), serde_json::from_value(args).unwrap());
-    payments::fetch_bill(desk.h.app.clone(), job).await
+    payments::fetch_bill(h.app.clone(), job).await
 }
 
 /// A person asks for the bill of a day, and a worker fetches it; how it stands then.

@@ -25,7 +25,7 @@ use super::super::unavailable;
 use super::api::{self, Answer, Form};
 use super::objects::{Charge, Dispute, Metadata, Page, RefundObject};
 use crate::app::App;
-use crate::error::Result;
+use crate::error::{Kind, Result, refuse};
 use crate::payments::model::{BILL_LINES_MAX, BillLine, DayBill, Gateway};
 use crate::platform::clock::At;
 use crate::platform::money::Money;
@@ -51,6 +51,12 @@ pub(super) async fn of_day(app: &App, date: &str) -> Result<DayBill> {
     let (from, to) = bounds(date, &app.config.time_zone)?;
     let (mut bill, mut after) = (DayBill::default(), None);
     for _ in 0..PAGES {
+        // A long day has thousands of pages: who stops does not read to the end of them.
+        if app.loops.stop_signal().is_cancelled() {
+            return Err(
+                refuse(Kind::Unavailable, format!("stopping; Stripe's bill of {date} is read another time")).into()
+            );
+        }
         let mut form: Form = vec![
             ("created[gte]", from.to_string()),
             ("created[lt]", to.to_string()),

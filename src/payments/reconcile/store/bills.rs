@@ -128,6 +128,16 @@ pub(in crate::payments::reconcile) async fn mark_compared(conn: &mut Conn, id: B
     Ok(())
 }
 
+/// The bill of a day is to be laid beside our books once more.
+pub(in crate::payments::reconcile) async fn uncompare(conn: &mut Conn, gateway: Gateway, day: Day) -> sqlx::Result<()> {
+    query("UPDATE payment_bills SET compared_at = NULL WHERE gateway = ? AND day = ? AND believed = 1")
+        .bind(gateway.as_str())
+        .bind(day)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// storing → abandoned.
 pub(in crate::payments::reconcile) async fn abandon(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET status = 'abandoned' WHERE id = ? AND status = 'storing'")

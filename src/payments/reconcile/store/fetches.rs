@@ -8,33 +8,45 @@ use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::Conn;
 
-/// A bill is to be fetched now, by the task of this key; one that is asked for since `since` and under way keeps its own.
+/// Who fetches a bill.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::payments::reconcile) struct Fetcher {
+    pub key: Uuid,
+    /// Whether the key is a task's: the schedule's fetches have a key of their own each, and no task.
+    pub is_task: bool,
+}
+
+/// A bill is to be fetched now, by this fetcher; one that began since `since` and is under way keeps its own, but that a
+/// task takes the place of the schedule.
 pub(in crate::payments::reconcile) async fn begin(
     conn: &mut Conn,
     (gateway, day): (Gateway, Day),
-    task_key: Uuid,
+    by: Fetcher,
     since: At,
     now: At,
 ) -> sqlx::Result<()> {
-    // What is assigned first sees the others as they were.
+    // What is assigned first sees the others as they were, and what comes after it sees whose the row is by now.
     query(
-        "INSERT INTO payment_bill_fetches (gateway, day, status, task_key, asked_at) VALUES (?, ?, 'fetching', ?, ?) \
-         ON DUPLICATE KEY UPDATE task_key = IF(status = 'fetching' AND asked_at > ?, task_key, VALUES(task_key)), \
-         asked_at = IF(status = 'fetching' AND asked_at > ?, asked_at, VALUES(asked_at)), \
+        "INSERT INTO payment_bill_fetches (gateway, day, status, task_key, is_task, asked_at) \
+         VALUES (?, ?, 'fetching', ?, ?, ?) ON DUPLICATE KEY UPDATE \
+         task_key = IF(status = 'fetching' AND asked_at > ? AND is_task >= VALUES(is_task), task_key, VALUES(task_key)), \
+         is_task = IF(task_key = VALUES(task_key), VALUES(is_task), is_task), \
+         asked_at = IF(task_key = VALUES(task_key), VALUES(asked_at), asked_at), \
          status = 'fetching', ended_at = NULL, error = ''",
     )
     .bind(gateway.as_str())
     .bind(day)
-    .bind(task_key)
+    .bind(by.key)
+    .bind(by.is_task)
     .bind(now)
-    .bind(since)
     .bind(since)
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// fetching → fetched, or failed where there is an error. Not when another task has it by now.
+/// fetching → fetched, or failed where there is an error. Not when another task has it by now. Of two that were at it under
+/// one key it is enough that one had it: failed → fetched, and never the other way.
 pub(in crate::payments::reconcile) async fn end(
     conn: &mut Conn,
     (gateway, day): (Gateway, Day),
@@ -42,10 +54,16 @@ pub(in crate::payments::reconcile) async fn end(
     error: Option<&str>,
     now: At,
 ) -> sqlx::Result<()> {
-    query(
-        "UPDATE payment_bill_fetches SET status = ?, error = ?, ended_at = ? \
-         WHERE gateway = ? AND day = ? AND task_key = ? AND status = 'fetching'",
-    )
+    query(match error {
+        Some(_) => {
+            "UPDATE payment_bill_fetches SET status = ?, error = ?, ended_at = ? \
+             WHERE gateway = ? AND day = ? AND task_key = ? AND status = 'fetching'"
+        }
+        None => {
+            "UPDATE payment_bill_fetches SET status = ?, error = ?, ended_at = ? \
+             WHERE gateway = ? AND day = ? AND task_key = ? AND status IN ('fetching', 'failed')"
+        }
+    })
     .bind(if error.is_some() { "failed" } else { "fetched" })
     .bind(error.unwrap_or_default())
     .bind(now)
@@ -62,6 +80,7 @@ pub(in crate::payments::reconcile) async fn end(
 pub(in crate::payments::reconcile) struct FetchRow {
     pub status: String,
     pub task_key: Uuid,
+    pub is_task: bool,
     pub asked_at: At,
     pub ended_at: Option<At>,
     pub error: String,
@@ -74,7 +93,8 @@ pub(in crate::payments::reconcile) async fn find(
     day: Day,
 ) -> sqlx::Result<Option<FetchRow>> {
     query_as(
-        "SELECT status, task_key, asked_at, ended_at, error FROM payment_bill_fetches WHERE gateway = ? AND day = ?",
+        "SELECT status, task_key, is_task, asked_at, ended_at, error FROM payment_bill_fetches \
+         WHERE gateway = ? AND day = ?",
     )
     .bind(gateway.as_str())
     .bind(day)

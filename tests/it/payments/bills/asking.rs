@@ -132,11 +132,14 @@ async fn a_bill_that_was_asked_for_before_does_not_take_the_place_of_a_later_one
     set_clock(&h, at(MORNING));
     let desk = Desk::of(h).await;
     stranger(&desk.h, "s1", 10, at(NOON)).await;
+    let second = desk.h.another().await;
     let (there, go) = between.hold("bill", true);
     let later = async {
         there.await.unwrap();
         gateway_writes(&desk.h, "UPDATE sandbox_trades SET paid_fen = 11 WHERE merchant_no = ?", "s1").await;
-        let fetched = fetch(&desk, "2026-11-20").await["bill"].take();
+        let asked = ask(&desk, "sandbox", "2026-11-20").await.expect(202);
+        carry_out_at(&second, &asked).await;
+        let fetched = bill_of(&desk, "sandbox", "2026-11-20").await.expect(200)["bill"].clone();
         go.send(()).unwrap();
         fetched
     };
