@@ -26,6 +26,7 @@ use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::id::Id;
+use crate::platform::money::Money;
 
 /// Longest number of a trade at a gateway that we keep.
 const TRADE_NO_CHARS: usize = 64;
@@ -107,7 +108,10 @@ impl<'a> Examiner<'a> {
         let mut ours = store::ours(&mut conn, self.gateway, what, &ids).await.context("reading our side of bills")?;
         let to_ask: Vec<Uuid> = ours
             .iter()
-            .filter(|(number, entry)| entry.state != State::Moved && theirs.contains_key(*number))
+            .filter(|(number, entry)| {
+                // Lines that come to nothing are money that did not move, or that is gone again: to settle it would be wrong.
+                entry.state != State::Moved && theirs.get(*number).is_some_and(|theirs| theirs.amount > Money::ZERO)
+            })
             .map(|(_, entry)| entry.id)
             .collect();
         if !to_ask.is_empty() {
@@ -122,7 +126,8 @@ impl<'a> Examiner<'a> {
         let now = self.app.clock.now();
         let mut cases: Vec<Case<'_>> =
             numbers.iter().map(|number| self.case(number, theirs.get(number), ours.get(number), &there, now)).collect();
-        for case in &mut cases {
+        // Of a number that is ours, our books say whose it is, whatever the line has.
+        for case in cases.iter_mut().filter(|case| case.ours.is_none()) {
             if let Some(payment) = case.theirs.and_then(|theirs| payments.get(&theirs.merchant_no)) {
                 case.payment_no = payment.to_string();
             }

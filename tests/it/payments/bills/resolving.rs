@@ -94,3 +94,58 @@ async fn what_is_shown_as_our_payment_is_ours() {
     assert_eq!(shown("of-another"), (Value::Null, json!(unknown)));
     assert_eq!(shown(&gone), (json!(gone), Value::Null));
 }
+
+/// The line of a refund of ours names a payment, and it is another one than ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_payment_of_a_difference_is_ours_where_we_know_it() {
+    let desk = desk().await;
+    let h = &desk.h;
+    let (sold, other) = (sell(h, 1000).await, sell(h, 2000).await);
+    // We hear of it a day after the gateway's line: nothing but the bill leads to it.
+    set_clock(h, at("2026-11-20T17:00:00Z"));
+    let no = refund(&desk, &sold).await;
+    payments::drive_refunds(&h.app).await.unwrap();
+    let astray = "UPDATE sandbox_refunds SET amount_fen = 1, created_at = '2026-11-20 04:00:00', trade_no = (SELECT trade_no FROM sandbox_trades \
+                  WHERE paid_fen = 2000) WHERE refund_no = ?";
+    gateway_writes(h, astray, &no).await;
+    // A number that nobody knows has its payment looked up.
+    let by_hand = "INSERT INTO sandbox_refunds (refund_no, trade_no, amount_fen, status, created_at) SELECT 'by-hand', trade_no, 5, \
+                   'done', '2026-11-20 04:00:00' FROM sandbox_trades WHERE merchant_no = ?";
+    gateway_writes(h, by_hand, &other.attempt.payment_no).await;
+    on(&desk, MORNING).await;
+    let all = differences(&desk, "&what=refund").await;
+    let of = |number: &str| all.iter().find(|item| item["number"] == number).unwrap()["payment_no"].clone();
+    assert_eq!((of(&no), of("by-hand")), (json!(sold.attempt.payment_no), json!(other.attempt.payment_no)));
+}
+
+/// What the migration does with the numbers that were there before it; again, it changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_of_differences_move_once_and_those_of_our_payments_stay() {
+    let desk = desk().await;
+    let h = &desk.h;
+    let ours = sell(h, 1000).await.attempt.payment_no;
+    let before = [("a", ours.as_str()), ("b", "pi_1"), ("c", ""), ("d", "0193019301930193019301930193ffff")];
+    for (number, payment_no) in before {
+        sqlx::query(
+            "INSERT INTO payment_differences (id, gateway, what, number, kind, status, day, payment_no, theirs_fen, found_at, \
+             checked_at) VALUES (?, 'sandbox', 'refund', ?, 'missing_here', 'open', '2026-11-20', ?, 1, ?, ?)",
+        )
+        .bind(Uuid::now_v7())
+        .bind(number)
+        .bind(payment_no)
+        .bind(h.now())
+        .bind(h.now())
+        .execute(&h.app.db)
+        .await
+        .unwrap();
+    }
+    let migration = include_str!("../../../../migrations/20261123140000_add_bill_fetches.sql");
+    let statement = &migration[migration.find("UPDATE payment_differences").unwrap()..];
+    for _ in 0..2 {
+        sqlx::query(statement.trim_end().trim_end_matches(';')).execute(&h.app.db).await.unwrap();
+        let rows = sqlx::query_as("SELECT number, payment_no, merchant_no FROM payment_differences ORDER BY number");
+        let rows: Vec<(String, String, String)> = rows.fetch_all(&h.app.db).await.unwrap();
+        let moved = |at: usize| (before[at].0.to_owned(), String::new(), before[at].1.to_owned());
+        assert_eq!(rows, [("a".to_owned(), ours.clone(), String::new()), moved(1), moved(2), moved(3)]);
+    }
+}

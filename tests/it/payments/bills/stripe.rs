@@ -168,3 +168,40 @@ async fn what_stripe_takes_back_later_is_told_until_it_is_given_again() {
     }
     assert_eq!(sorted(&desk).await, expected);
 }
+
+/// Stripe says of the session that it is paid, though its balance says that the money is gone again.
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_came_and_went_unheard_is_not_settled() {
+    let (desk, stripe) = shop().await;
+    let h = &desk.h;
+    let (sold, session) = begin(h, &stripe, 3000).await;
+    stripe.pay(&session);
+    stripe.list("payment_failure_refund", -3300, &stripe.charge_of(&session));
+    on(&desk, MORNING).await;
+    assert_ne!(status(h, &sold.buyer, &sold.order).await, "paid");
+    assert_eq!(h.count("SELECT COUNT(*) FROM payments WHERE status = 'paid'").await, 0);
+    assert_eq!(told(&desk).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_reads_no_further_page() {
+    let (desk, stripe) = shop().await;
+    stripe.add_lines("stripe_fee", 150);
+    set_clock(&desk.h, at(MORNING));
+    let asked = ask(&desk, "stripe", "2026-11-20").await.expect(202);
+    let pages = || stripe.seen().iter().filter(|seen| seen.path.contains("balance_transactions")).count();
+    pages();
+    let stopping = desk.h.another().await;
+    let (there, go) = stripe.hold("/v1/balance_transactions");
+    let stop = async {
+        there.await.unwrap();
+        stopping.app.loops.stop_signal().cancel();
+        go.send(()).unwrap();
+    };
+    let (outcome, ()) = tokio::join!(carry_out_at(&stopping, &asked), stop);
+    assert!(matches!(outcome, Outcome::Again(_)), "{outcome:?}");
+    assert_eq!(bill_of(&desk, "stripe", "2026-11-20").await["state"], "fetching");
+    assert_eq!(pages(), 1);
+    assert!(matches!(carry_out(&desk, &asked).await, Outcome::Success(_)));
+    assert_eq!(pages(), 2);
+}
