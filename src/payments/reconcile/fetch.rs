@@ -156,8 +156,12 @@ async fn keep(app: &App, id: BillId, (gateway, day): (Gateway, Day), bill: &Bill
     let mut conn = app.db.acquire().await?;
     let known = bills::believed(&mut conn, gateway, day).await.context("reading a bill")?;
     if let Some((known, _)) = known.filter(|(_, digest)| *digest == new.digest) {
-        bills::mark_checked(&mut conn, known, now).await.context("noting a bill")?;
-        return Ok(());
+        drop(conn);
+        // Another process may be believing or comparing it in this moment.
+        let note = || async {
+            Ok(bills::mark_checked(&mut *app.db.acquire().await?, known, now).await.context("noting a bill")?)
+        };
+        return retrying(note).await;
     }
     bills::begin(&mut conn, &new, now).await.context("beginning a bill")?;
     let lines: Vec<(&(What, String), &Line)> = bill.lines.iter().collect();
