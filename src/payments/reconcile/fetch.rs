@@ -113,13 +113,16 @@ pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day, by: For) -> Res
         Err(error) => Some(reason(gateway, error)),
         Ok(()) => None,
     };
-    let mut conn = app.db.acquire().await?;
-    if fetched.is_ok() && by.is_asked() {
-        // Before it is said to have come: whoever dies between the two has not forgotten to compare it.
-        bills::uncompare(&mut conn, gateway, day).await.context("noting a bill to compare")?;
-    }
-    let ended = fetches::end(&mut conn, (gateway, day), key, why.as_deref(), app.clock.now()).await;
-    ended.context("noting how a bill came")?;
+    let ended = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        if fetched.is_ok() && by.is_asked() {
+            // Before it is said to have come: whoever dies between the two has not forgotten to compare it.
+            bills::uncompare(&mut conn, gateway, day).await.context("noting a bill to compare")?;
+        }
+        let ended = fetches::end(&mut conn, (gateway, day), key, why.as_deref(), app.clock.now()).await;
+        Ok(ended.context("noting how a bill came")?)
+    });
+    ended.await?;
     fetched.map(|()| Fetched::Kept)
 }
 

@@ -10,7 +10,7 @@ use super::examine::{Examiner, Told};
 use super::store::bills::{self, Which};
 use super::store::{self, Place, differences};
 use crate::app::App;
-use crate::error::Result;
+use crate::error::{Result, retrying};
 use crate::payments::gateway;
 use crate::payments::model::Gateway;
 use crate::platform::clock::At;
@@ -40,8 +40,11 @@ pub(super) async fn compare(app: &App, which: Which) -> Result<Told> {
             }
         }
     }
-    let mut conn = app.db.acquire().await?;
-    bills::mark_compared(&mut conn, which.id, app.clock.now()).await.context("noting a compared bill")?;
+    let compared = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        Ok(bills::mark_compared(&mut conn, which.id, app.clock.now()).await.context("noting a compared bill")?)
+    });
+    compared.await?;
     say(which.gateway, Some(&which), &told);
     Ok(told)
 }
