@@ -92,11 +92,21 @@ async fn younger_lines_are_found_by_their_numbers() {
     let desk = desk().await;
     stranger(&desk.h, "s1", 7, at(NOON)).await;
     on(&desk, MORNING).await;
+    // Of few rows a server reads all.
+    let mut many = sqlx::QueryBuilder::<sqlx::MySql>::new(
+        "INSERT INTO payment_bill_lines (bill_id, kind, number, merchant_no, amount_fen, line_count, at) \
+         SELECT bill_id, kind, more.number, merchant_no, amount_fen, line_count, at FROM payment_bill_lines, (",
+    );
+    for n in 0..2000 {
+        many.push(if n == 0 { "SELECT " } else { " UNION ALL SELECT " }).push_bind(format!("n{n}")).push(" AS number");
+    }
+    many.push(") more WHERE payment_bill_lines.number = 's1'").build().execute(&desk.h.app.db).await.unwrap();
+    sqlx::query("ANALYZE TABLE payment_bill_lines").fetch_all(&desk.h.app.db).await.unwrap();
     for statement in [
-        "EXPLAIN SELECT l.number FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) STRAIGHT_JOIN \
+        "EXPLAIN FORMAT=TRADITIONAL SELECT l.number FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) STRAIGHT_JOIN \
          payment_bills b ON b.id = l.bill_id AND b.believed = 1 WHERE b.gateway = 'sandbox' AND b.day >= '2026-01-01' \
          AND l.kind = 'payment' AND l.number IN ('s1', 's2')",
-        "EXPLAIN DELETE l FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) STRAIGHT_JOIN payment_bills b \
+        "EXPLAIN FORMAT=TRADITIONAL DELETE l FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) STRAIGHT_JOIN payment_bills b \
          ON b.id = l.bill_id WHERE b.status <> 'storing' AND b.gateway = 'sandbox' AND b.day < '2026-12-01' \
          AND l.kind = 'payment' AND l.number IN ('s1', 's2')",
     ] {
@@ -112,7 +122,7 @@ async fn old_bills_are_found_by_an_index() {
     let desk = desk().await;
     on(&desk, MORNING).await;
     let plan: Vec<sqlx::mysql::MySqlRow> = sqlx::query(
-        "EXPLAIN SELECT id, gateway, day FROM payment_bills WHERE pruned_at IS NULL AND day < '2026-01-01' \
+        "EXPLAIN FORMAT=TRADITIONAL SELECT id, gateway, day FROM payment_bills WHERE pruned_at IS NULL AND day < '2026-01-01' \
          AND status <> 'storing' ORDER BY day LIMIT 64",
     )
     .fetch_all(&desk.h.app.db)
