@@ -28,6 +28,10 @@ use uuid::Uuid;
 
 use support::{Dir, ROUNDS, median, percentile};
 
+/// The product's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Jobs of a full queue, due tasks of a promotion, tasks of a backlog. A number on the command line says another.
 const JOBS: usize = 200_000;
 /// Tasks enqueued one at a time, to an idle worker.

@@ -108,11 +108,14 @@ impl Envelope {
         struct Version {
             v: u32,
         }
-        let found: Version = serde_json::from_str(text).map_err(|error| format!("not an envelope: {error}"))?;
-        if found.v > VERSION {
-            return Err(format!("an envelope of version {}, newer than {VERSION}", found.v));
+        let read = serde_json::from_str::<Self>(text);
+        // One that cannot be read may be newer all the same.
+        let version = read.as_ref().ok().map(|envelope| envelope.v);
+        let version = version.or_else(|| serde_json::from_str::<Version>(text).ok().map(|found| found.v));
+        match version {
+            Some(v) if v > VERSION => Err(format!("an envelope of version {v}, newer than {VERSION}")),
+            _ => read.map_err(|error| format!("not an envelope: {error}")),
         }
-        serde_json::from_str(text).map_err(|error| format!("not an envelope: {error}"))
     }
 
     /// As Redis holds it.

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,7 +17,7 @@ pub const GROUP: &str = "workers";
 /// A queue's name: segments of `a-z 0-9 _ -` joined by `/`; what follows the first `/` names the partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct QueueName(String);
+pub struct QueueName(Arc<str>);
 
 impl TryFrom<String> for QueueName {
     type Error = NotAQueue;
@@ -27,7 +28,7 @@ impl TryFrom<String> for QueueName {
 
 impl From<QueueName> for String {
     fn from(queue: QueueName) -> Self {
-        queue.0
+        queue.0.as_ref().to_owned()
     }
 }
 
@@ -47,7 +48,7 @@ impl QueueName {
 
     /// The partition of `queue`, a name known to be good, that belongs to the thing with this id.
     pub fn of_id(queue: &'static str, id: Uuid) -> Self {
-        Self(format!("{queue}/{}", id.as_simple()))
+        Self(format!("{queue}/{}", id.as_simple()).into())
     }
 
     /// The queue, without its partition: what metrics are labelled with.
@@ -71,7 +72,7 @@ impl FromStr for QueueName {
     fn from_str(text: &str) -> Result<Self, NotAQueue> {
         let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
         let good = text.len() <= MAX_NAME && text.split('/').all(|s| !s.is_empty() && s.bytes().all(letter));
-        if good { Ok(Self(text.to_owned())) } else { Err(NotAQueue) }
+        if good { Ok(Self(text.into())) } else { Err(NotAQueue) }
     }
 }
 
@@ -118,7 +119,8 @@ impl Keys {
     }
     /// Hash: the counters `seq` (tasks that entered a stream) and `done` (tasks that left it), and by its key each
     /// task that has not ended: `<seq> <since, ms> <entry, or ->[ <owner>]`; an entry of a stream of another priority than
-    /// the default one is `<id>:<priority>`.
+    /// the default one is `<id>:<priority>`. In `overtaken`, and `overtaken:<priority>`, there is the latest entry of that stream
+    /// whose task came again, under its key, before the entry had ended; it may be missing.
     pub fn meta(&self) -> String {
         format!("{}:meta", self.base)
     }

@@ -30,13 +30,13 @@ pub struct QueueSpec {
 pub type Partitions<C> = Arc<dyn Fn(C) -> BoxFuture<'static, anyhow::Result<Vec<QueueName>>> + Send + Sync>;
 
 /// A delivery before its arguments are read.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Delivery {
     /// The stream's id of it.
     pub entry: String,
     /// Its text, where that is no envelope.
     pub raw: Option<String>,
-    pub envelope: Arc<Envelope>,
+    pub envelope: Envelope,
     pub id: TaskId,
     /// How often it was delivered in this attempt, from 1.
     pub delivery: u32,
@@ -45,7 +45,7 @@ pub(super) struct Delivery {
     pub control: Arc<Control>,
 }
 
-type Handler<C> = Arc<dyn Fn(C, Vec<Delivery>) -> BoxFuture<'static, Vec<Outcome>> + Send + Sync>;
+type Handler<C> = Arc<dyn Fn(C, Vec<Arc<Delivery>>) -> BoxFuture<'static, Vec<Outcome>> + Send + Sync>;
 
 /// One kind of task with its handler.
 pub(super) struct Registered<C> {
@@ -105,7 +105,7 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
                     let previous =
                         d.envelope.previous.as_ref().map(|json| serde_json::from_str(json.get())).transpose()?;
                     let (attempt, delivery) = (d.envelope.attempt, d.delivery);
-                    Ok(Job { id: d.id, attempt, delivery, args, previous, control: d.control })
+                    Ok(Job { id: d.id.clone(), attempt, delivery, args, previous, control: d.control.clone() })
                 })
                 .collect();
             match jobs {

@@ -19,7 +19,7 @@ script!(SKIP, "lua/skip.lua");
 script!(TAKE, "lua/take.lua");
 script!(START, "lua/start.lua");
 script!(RENEW, "lua/renew.lua");
-script!(FINISH, "lua/finish.lua");
+script!(FINISH, "lua/streams.lua", "lua/finish.lua");
 script!(GIVE_BACK, "lua/give_back.lua");
 script!(HEARTBEAT, "lua/heartbeat.lua");
 script!(SAMPLE, "lua/sample.lua");

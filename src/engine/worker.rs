@@ -25,12 +25,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::heartbeat::{Running, Seat};
+use self::heartbeat::Seat;
 use self::throttle::Throttle;
 use super::client::Engine;
 use super::keys::{Keys, QueueName};
 use super::priority::{Levels, Priority};
-use super::registry::{QueueSpec, Registry};
+use super::registry::{Delivery, QueueSpec, Registry};
 use crate::platform::clock::At;
 use crate::platform::loops::{Loops, Pulse};
 
@@ -56,6 +56,9 @@ pub struct Worker<C> {
     seats: Mutex<BTreeMap<QueueName, Seat>>,
 }
 
+/// What runs here now of a partition, by the tasks' keys.
+type Running = Arc<Mutex<HashMap<Uuid, Arc<Delivery>>>>;
+
 /// What the loops of one partition share.
 struct Lane<C> {
     worker: Arc<Worker<C>>,
@@ -67,8 +70,7 @@ struct Lane<C> {
     /// The priorities for which the queue has a stream, as the keeper saw last ([`Levels::bits`]).
     levels: Arc<AtomicU16>,
     throttle: Arc<Throttle>,
-    /// Tasks that run here now, by their keys.
-    running: Arc<Mutex<HashMap<Uuid, Running>>>,
+    running: Running,
     stop: CancellationToken,
 }
 

@@ -42,6 +42,13 @@ struct Bench {
     gate: Arc<Semaphore>,
 }
 
+impl Bench {
+    /// How often this began.
+    fn times(&self, what: &str) -> usize {
+        self.seen.lock().unwrap().iter().filter(|seen| *seen == what).count()
+    }
+}
+
 async fn one(bench: Bench, job: Job<Work>) -> Outcome {
     bench.runs.fetch_add(1, Ordering::SeqCst);
     bench.seen.lock().unwrap().push(job.args.what.clone());
@@ -52,6 +59,21 @@ async fn one(bench: Bench, job: Job<Work>) -> Outcome {
         "wait" => {
             bench.gate.acquire().await.unwrap().forget();
             Outcome::Success(json!({ "delivery": job.delivery }))
+        }
+        // Waits, and has something done beside its end.
+        "win" => {
+            bench.gate.acquire().await.unwrap().forget();
+            let key = bench.engine.keys(&job.id.queue).own("effect");
+            Outcome::SuccessWith { result: json!("won"), effects: vec![Effect { key, command: "INCR", args: vec![] }] }
+        }
+        "fail once, wait" => {
+            bench.gate.acquire().await.unwrap().forget();
+            if job.attempt == 1 { Outcome::Retry(anyhow::anyhow!("not yet")) } else { Outcome::done() }
+        }
+        "die once" if bench.times("die once") == 1 => Outcome::Fatal(anyhow::anyhow!("as asked")),
+        "die once" => {
+            bench.gate.acquire().await.unwrap().forget();
+            Outcome::done()
         }
         "lose" => {
             let key = bench.engine.keys(&job.id.queue).own("effect");
@@ -116,6 +138,11 @@ impl Setup {
 
     async fn redis<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
         command.query_async(&mut self.h.app.redis.commands()).await.unwrap()
+    }
+
+    /// What is in the stream: ids and fields.
+    async fn entries(&self) -> Vec<(String, Vec<String>)> {
+        self.redis(redis::cmd("XRANGE").arg(self.stream()).arg("-").arg("+")).await
     }
 
     fn stream(&self) -> String {
@@ -268,7 +295,7 @@ async fn a_worker_that_lost_its_lease_changes_nothing() {
     let id = s.enqueue("wait").await;
     s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 1 }).await;
     // Another worker takes the delivery while the first still runs (as after a long stall), and keeps it.
-    let entries: Vec<(String, Vec<String>)> = s.redis(redis::cmd("XRANGE").arg(s.stream()).arg("-").arg("+")).await;
+    let entries = s.entries().await;
     let claim = |consumer: &str| {
         redis::cmd("XCLAIM")
             .arg(s.stream())
@@ -290,6 +317,70 @@ async fn a_worker_that_lost_its_lease_changes_nothing() {
     assert!(status.result["delivery"].as_u64().unwrap() > 1);
 }
 
+/// What became of deliveries, beside a worker's back.
+#[derive(Debug, Clone, Copy)]
+enum Lost {
+    /// The second was taken over by another worker, and runs there.
+    Taken,
+    /// And has ended there.
+    Ended,
+    /// A fail-over to a server that has not seen the third one read.
+    Unread,
+    /// Nor any of the three.
+    Forgotten,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_batch_that_is_not_all_its_own_any_more_a_worker_ends_what_is() {
+    let losses = [Lost::Taken, Lost::Ended, Lost::Unread, Lost::Forgotten];
+    // With nothing to do beside the end, and with something.
+    let cases = losses.into_iter().flat_map(|lost| ["wait", "win"].map(|what| (lost, what)));
+    futures_util::future::join_all(cases.map(|(lost, what)| a_batch_ends_after(lost, what))).await;
+}
+
+async fn a_batch_ends_after(lost: Lost, what: &str) {
+    let s = Setup::new().await;
+    let ids = [s.enqueue(what).await, s.enqueue(what).await, s.enqueue(what).await];
+    s.start_batches();
+    s.h.eventually(async || s.bench.runs.load(Ordering::SeqCst) == 3).await;
+    // Nothing is read or taken over from now on.
+    s.bench.engine.set_paused(&queue(), true).await.unwrap();
+    let rests = async || {
+        let workers = s.bench.engine.workers("", 1).await.unwrap();
+        workers.first().and_then(|seen| seen.report.queues.first()).is_some_and(|queue| queue.paused)
+    };
+    s.h.eventually(async || rests().await).await;
+    let (stream, entries) = (s.stream(), s.entries().await);
+    let [first, second, third] = [0, 1, 2].map(|at: usize| entries[at].0.as_str());
+    let (commands, not_its_own, left): (Vec<String>, &[usize], &[usize]) = match lost {
+        Lost::Taken => (vec![format!("XCLAIM {stream} workers other 0 {second} JUSTID")], &[1], &[1]),
+        Lost::Ended => (vec![format!("XACK {stream} workers {second}"), format!("XDEL {stream} {second}")], &[1], &[]),
+        Lost::Unread => {
+            let unread = format!("XGROUP SETID {stream} workers {second}");
+            (vec![format!("XACK {stream} workers {third}"), unread], &[2], &[2])
+        }
+        Lost::Forgotten => {
+            let unread = format!("XGROUP SETID {stream} workers 0");
+            (vec![format!("XACK {stream} workers {first} {second} {third}"), unread], &[0, 1, 2], &[0, 1, 2])
+        }
+    };
+    for command in commands {
+        let mut words = command.split(' ');
+        let _: redis::Value = s.redis(redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>())).await;
+    }
+    s.bench.gate.add_permits(3);
+    assert!(s.loops.stop(Duration::from_secs(20)).await);
+    let ended = async |at: usize| s.bench.engine.status(&ids[at]).await.unwrap().is_some_and(|s| s.state.is_final());
+    for at in 0..3 {
+        assert_eq!(ended(at).await, !not_its_own.contains(&at), "{lost:?}, {what}, the task at {at}");
+    }
+    let there: Vec<String> = s.entries().await.into_iter().map(|(id, _)| id).collect();
+    let expected: Vec<String> = left.iter().map(|at| entries[*at].0.clone()).collect();
+    assert_eq!(there, expected, "{lost:?}, {what}");
+    let effects: Option<usize> = s.redis(redis::cmd("GET").arg(s.bench.engine.keys(&queue()).own("effect"))).await;
+    assert_eq!(effects.unwrap_or(0), if what == "win" { 3 - not_its_own.len() } else { 0 }, "{lost:?}, {what}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_leaves_the_stream_and_nothing_else_does() {
     let s = Setup::new().await;
@@ -299,7 +390,7 @@ async fn what_has_ended_leaves_the_stream_and_nothing_else_does() {
         ids.push(s.enqueue(what).await);
     }
     let held = || async {
-        let entries: Vec<(String, Vec<String>)> = s.redis(redis::cmd("XRANGE").arg(s.stream()).arg("-").arg("+")).await;
+        let entries = s.entries().await;
         let key = |fields: &[String]| Envelope::parse(&fields[1]).unwrap().key;
         entries.iter().map(|(_, fields)| key(fields)).collect::<Vec<_>>()
     };

@@ -33,6 +33,7 @@ local function on_its_way(i)
     if pending.err or #pending == 0 then
       redis.call('XDEL', stream, id)
       redis.call('HINCRBY', KEYS[4], 'done', 1)
+      waiting[i] = false
     end
   end
   redis.call('ZREM', KEYS[2], keys[i])
@@ -53,6 +54,7 @@ for i = 1, tasks do
   elseif taken and not on_its_way(i) then
     seq = (seq or tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)) + 1
     seen[key] = true
+    overtake(KEYS[4], KEYS[1], waiting[i])
     local entry = enter(KEYS[1], envelope)
     entered[#entered + 1] = key
     entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)

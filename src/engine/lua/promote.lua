@@ -11,11 +11,13 @@ local due = {}
 if not set[1] then due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2]) end
 if #due > 0 then
   local texts = redis.call('HMGET', KEYS[2], unpack(due))
+  local fields = redis.call('HMGET', KEYS[4], unpack(due))
   local seq = tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)
   local entered = {}
   for i, key in ipairs(due) do
     if texts[i] then
       seq = seq + 1
+      overtake(KEYS[4], KEYS[3], fields[i])
       local entry = enter(KEYS[3], texts[i])
       entered[#entered + 1] = key
       entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)

@@ -21,6 +21,7 @@ for i = 1, (#ARGV - 4) / 4 do
       if key ~= '' then
         local place = string.format('%d %d %s', seq, now, added)
         if owner ~= '' then place = place .. ' ' .. owner end
+        overtake(KEYS[2], KEYS[1], waiting)
         redis.call('HSET', KEYS[2], key, place)
         redis.call('DEL', KEYS[4 + i])
       end

@@ -11,6 +11,8 @@ local waiting = redis.call('HGET', KEYS[4], key)
 local revoked = redis.call('ZREM', KEYS[2], key) == 1
 if revoked then
   redis.call('HDEL', KEYS[3], key)
+  -- An entry of it that is in the stream, or runs, keeps its field.
+  if string.find(waiting or '', '^%d+ %d+ %-') then redis.call('HDEL', KEYS[4], key) end
 elseif not waiting then
   return redis.call('EXISTS', KEYS[5]) == 1 and 'ended' or 'unknown'
 else
@@ -23,8 +25,8 @@ else
   end
   redis.call('XDEL', stream, entry)
   redis.call('HINCRBY', KEYS[4], 'done', 1)
+  redis.call('HDEL', KEYS[4], key)
 end
-redis.call('HDEL', KEYS[4], key)
 redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[4])
 redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[9], '*', 'n', ARGV[8], 's', 'REVOKED', 't', key)
 redis.call('PEXPIRE', KEYS[7], ARGV[4])

@@ -26,21 +26,24 @@ local function place_of(stream, entry)
   return stream .. ':' .. level, id
 end
 
+-- Whether an entry came to its stream after another one.
+local function is_after(id, other)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  local other_ms, other_seq = string.match(other, '^(%d+)%-(%d+)$')
+  if ms ~= other_ms then return tonumber(ms) > tonumber(other_ms) end
+  return tonumber(seq) > tonumber(other_seq)
+end
+
 -- Whether an entry waits in its stream: nobody has read it.
 local function waits(stream, group, entry)
   local at, id = place_of(stream, entry)
   if #redis.call('XRANGE', at, id, id) == 0 then return false end
-  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
   for _, info in ipairs(redis.call('XINFO', 'GROUPS', at)) do
     local of = {}
     for i = 1, #info, 2 do
       of[info[i]] = info[i + 1]
     end
-    if of['name'] == group then
-      local read_ms, read_seq = string.match(of['last-delivered-id'], '^(%d+)%-(%d+)$')
-      if ms ~= read_ms then return tonumber(ms) > tonumber(read_ms) end
-      return tonumber(seq) > tonumber(read_seq)
-    end
+    if of['name'] == group then return is_after(id, of['last-delivered-id']) end
   end
   return true
 end
@@ -54,3 +57,15 @@ local function is_on_its_way(stream, group, due, meta, now, sure)
   return now - tonumber(since) < sure or (entry ~= '-' and waits(stream, group, entry))
 end
 
+
+-- A task comes again while an older entry of it, the one that its field in meta names, may still be run: notes so before
+-- the field is written anew. Whoever ends an entry of that stream up to the noted one then looks whose the field is by
+-- now, and nobody else has to.
+local function overtake(meta, stream, field)
+  local entry = string.match(field or '', '^%d+ %d+ (%S+)')
+  if not entry or entry == '-' then return end
+  local at, id = place_of(stream, entry)
+  local name = 'overtaken' .. string.sub(at, #stream + 1)
+  local known = redis.call('HGET', meta, name)
+  if not known or is_after(id, known) then redis.call('HSET', meta, name, id) end
+end

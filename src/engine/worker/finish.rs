@@ -1,7 +1,7 @@
 //! The acknowledgement: what became of deliveries, written by one script that first checks that they are still ours.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -70,7 +70,7 @@ impl Ending {
 impl<C: Clone + Send + Sync + 'static> Lane<C> {
     /// Writes endings; tried until Redis takes them or the lease is somebody else's, so that a short outage of Redis
     /// after a commit does not make the task run again.
-    pub(super) async fn finish(&self, name: &str, mut endings: Vec<(Delivery, Ending)>) {
+    pub(super) async fn finish(&self, name: &str, mut endings: Vec<(Arc<Delivery>, Ending)>) {
         self.report(name, &endings);
         // As they are in the stream: what lies between the first and the last of a chunk is then, as a rule, the chunk.
         endings.sort_by_cached_key(|(delivery, _)| order(&delivery.entry));
@@ -81,7 +81,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         endings.iter().for_each(|(delivery, _)| drop(running.remove(&delivery.envelope.key)));
     }
 
-    fn report(&self, name: &str, endings: &[(Delivery, Ending)]) {
+    fn report(&self, name: &str, endings: &[(Arc<Delivery>, Ending)]) {
         let mut counts: HashMap<&'static str, u64> = HashMap::new();
         for (delivery, ending) in endings {
             *counts.entry(ending.label()).or_default() += 1;
@@ -94,7 +94,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
     }
 
-    async fn finish_chunk(&self, name: &str, endings: &[(Delivery, Ending)]) {
+    async fn finish_chunk(&self, name: &str, endings: &[(Arc<Delivery>, Ending)]) {
         let mut pause = Duration::from_millis(50);
         for _ in 0..FINISH_ATTEMPTS {
             match self.try_finish(name, endings).await {
@@ -119,7 +119,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         tracing::error!(queue = %self.queue, tasks = endings.len(), "results could not be written; the tasks will run again");
     }
 
-    async fn try_finish(&self, name: &str, endings: &[(Delivery, Ending)]) -> anyhow::Result<usize> {
+    async fn try_finish(&self, name: &str, endings: &[(Arc<Delivery>, Ending)]) -> anyhow::Result<usize> {
         let engine = &self.worker.engine;
         let now = engine.clock.now().ms();
         let keys = &self.keys;
@@ -177,7 +177,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 let pause_ms = millis(*pause);
                 rest.life = Some(life_ms.saturating_add(pause_ms).to_string());
                 rest.due = Some(now.saturating_add(i64::try_from(pause_ms).unwrap_or(i64::MAX)).to_string());
-                let mut next = Envelope { attempt: *attempt, ..(*delivery.envelope).clone() };
+                let mut next = Envelope { attempt: *attempt, ..delivery.envelope.clone() };
                 if !why.is_empty() {
                     next.errors = and_failed(&next.errors, delivery.envelope.attempt, now, why);
                 }
@@ -202,7 +202,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     /// Writes that tasks run, for those who look at them.
-    pub(super) async fn mark_started(&self, deliveries: &[Delivery]) -> anyhow::Result<()> {
+    pub(super) async fn mark_started(&self, deliveries: &[Arc<Delivery>]) -> anyhow::Result<()> {
         let mut call = scripts::START.prepare_invoke();
         call.key(self.keys.meta()).arg(millis(self.worker.engine.settings.result_ttl));
         for delivery in deliveries {
@@ -214,7 +214,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         Ok(())
     }
 
-    pub(super) async fn give_back(&self, deliveries: &[Delivery]) -> anyhow::Result<()> {
+    pub(super) async fn give_back(&self, deliveries: &[Arc<Delivery>]) -> anyhow::Result<()> {
         let mut call = scripts::GIVE_BACK.prepare_invoke();
         call.key(self.stream())
             .arg(GROUP)

@@ -1,24 +1,19 @@
 //! A worker's sign of life: once a second it says who it is, what it consumes and what it runs. What it said is gone
 //! soon after its last word, so a process that was killed leaves nothing behind.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::super::client::millis;
-use super::super::control::Control;
 use super::super::keys::{QueueName, WorkerKeys};
 use super::super::operate::{ConsumedQueue, RUNNING_SHOWN, RunningTask, WORKER_LIFE, WorkerReport};
-use super::super::registry::Delivery;
 use super::super::scripts;
 use super::super::task::TaskId;
 use super::throttle::Throttle;
-use super::{STALL_AFTER, Worker};
-use crate::platform::clock::At;
+use super::{Running, STALL_AFTER, Worker};
 use crate::platform::loops::{Loops, Pulse};
 
 /// Signs of life come this often.
@@ -26,32 +21,15 @@ const BEAT_PERIOD: Duration = Duration::from_secs(1);
 /// Queues and partitions that a worker names.
 const QUEUES_SHOWN: usize = 200;
 
-/// A task that runs here.
-pub(super) struct Running {
-    pub control: Arc<Control>,
-    name: String,
-    since: At,
-}
-
-impl Running {
-    pub(super) fn of(delivery: &Delivery) -> Self {
-        Self { control: delivery.control.clone(), name: delivery.envelope.name.clone(), since: delivery.since }
-    }
-}
-
 /// A queue that the worker consumes.
 pub(super) struct Seat {
     throttle: Arc<Throttle>,
-    running: Arc<Mutex<HashMap<Uuid, Running>>>,
+    running: Running,
     stop: CancellationToken,
 }
 
 impl Seat {
-    pub(super) fn new(
-        throttle: &Arc<Throttle>,
-        running: &Arc<Mutex<HashMap<Uuid, Running>>>,
-        stop: &CancellationToken,
-    ) -> Self {
+    pub(super) fn new(throttle: &Arc<Throttle>, running: &Running, stop: &CancellationToken) -> Self {
         Self { throttle: throttle.clone(), running: running.clone(), stop: stop.clone() }
     }
 
@@ -146,7 +124,7 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
             let shown = running.iter().take(RUNNING_SHOWN.saturating_sub(report.running.len()));
             report.running.extend(shown.map(|(key, task)| RunningTask {
                 id: TaskId { key: *key, queue: queue.clone() }.to_string(),
-                name: task.name.clone(),
+                name: task.envelope.name.clone(),
                 since: task.since,
             }));
         }

@@ -24,8 +24,7 @@ impl Lease {
         let held = Arc::new(AtomicBool::new(true));
         let holding = held.clone();
         let deliveries = batch.readable.clone();
-        let entries = deliveries.iter().chain(batch.unreadable.iter().map(|(delivery, _)| delivery));
-        let entries: Vec<String> = entries.map(|delivery| delivery.entry.clone()).collect();
+        let unreadable: Vec<_> = batch.unreadable.iter().map(|(delivery, _)| delivery.clone()).collect();
         let renewal = tokio::spawn(async move {
             let period = lane.worker.engine.settings.lease / 3;
             let mut next = tokio::time::Instant::now() + period;
@@ -47,7 +46,10 @@ impl Lease {
                     return;
                 }
                 let mut call = scripts::RENEW.prepare_invoke();
-                call.key(lane.stream()).arg(GROUP).arg(&lane.worker.consumer).arg(&entries);
+                call.key(lane.stream()).arg(GROUP).arg(&lane.worker.consumer);
+                for delivery in deliveries.iter().chain(&unreadable) {
+                    call.arg(&delivery.entry);
+                }
                 if let Err(error) = call.invoke_async::<i64>(&mut lane.worker.engine.redis.commands()).await {
                     tracing::warn!(queue = %lane.queue, %error, "lease could not be renewed");
                 }
@@ -58,7 +60,7 @@ impl Lease {
 }
 
 /// Ends when one of the tasks has progress to tell.
-async fn news(deliveries: &[Delivery]) {
+async fn news(deliveries: &[Arc<Delivery>]) {
     if deliveries.is_empty() {
         return std::future::pending().await;
     }

@@ -161,8 +161,13 @@ pub(super) fn stream_entries(reply: Value) -> Entries {
     let Value::Array(entries) = reply else { return Vec::new() };
     let read = |entry| {
         let (id, fields): (String, Vec<String>) = redis::from_redis_value(entry).ok()?;
-        let envelope = fields.chunks_exact(2).find(|pair| pair[0] == "e").map(|pair| pair[1].clone());
-        Some((id, envelope.unwrap_or_default()))
+        let mut fields = fields.into_iter();
+        while let (Some(name), Some(text)) = (fields.next(), fields.next()) {
+            if name == "e" {
+                return Some((id, text));
+            }
+        }
+        Some((id, String::new()))
     };
     entries.into_iter().filter_map(read).collect()
 }

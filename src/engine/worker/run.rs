@@ -16,14 +16,13 @@ use super::super::registry::{Delivery, Registered};
 use super::super::task::{Outcome, Retry, TaskId};
 use super::Lane;
 use super::finish::Ending;
-use super::heartbeat::Running;
 use super::lease::Lease;
 
 /// What was read at once, ready to run.
 pub(super) struct Batch {
-    pub readable: Vec<Delivery>,
+    pub readable: Vec<Arc<Delivery>>,
     /// With the reason.
-    pub unreadable: Vec<(Delivery, String)>,
+    pub unreadable: Vec<(Arc<Delivery>, String)>,
 }
 
 impl Batch {
@@ -31,7 +30,7 @@ impl Batch {
         self.readable.len() + self.unreadable.len()
     }
 
-    pub(super) fn into_deliveries(self) -> Vec<Delivery> {
+    pub(super) fn into_deliveries(self) -> Vec<Arc<Delivery>> {
         self.readable.into_iter().chain(self.unreadable.into_iter().map(|(delivery, _)| delivery)).collect()
     }
 }
@@ -49,7 +48,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             let id = TaskId { key: envelope.key, queue: self.queue.clone() };
             let limit = self.worker.registry.tasks.get(envelope.name.as_str()).and_then(|task| task.limit.soft);
             let control = Arc::new(Control::new(limit.map(|limit| since.plus(limit))));
-            let read = Delivery { entry, raw, envelope: Arc::new(envelope), id, delivery, since, control };
+            let read = Arc::new(Delivery { entry, raw, envelope, id, delivery, since, control });
             match fault {
                 None => batch.readable.push(read),
                 Some(why) => batch.unreadable.push((read, why)),
@@ -66,9 +65,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             self.finish(UNREADABLE, dead).await;
         }
         let keys: HashSet<Uuid> = batch.readable.iter().map(|delivery| delivery.envelope.key).collect();
-        let running = batch.readable.iter().map(|delivery| (delivery.envelope.key, Running::of(delivery)));
+        let running = batch.readable.iter().map(|delivery| (delivery.envelope.key, delivery.clone()));
         self.running.lock().unwrap_or_else(PoisonError::into_inner).extend(running);
-        let mut groups: HashMap<String, Vec<Delivery>> = HashMap::new();
+        let mut groups: HashMap<String, Vec<Arc<Delivery>>> = HashMap::new();
         for delivery in batch.readable {
             match groups.get_mut(&delivery.envelope.name) {
                 Some(group) => group.push(delivery),
@@ -83,7 +82,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         drop(permit);
     }
 
-    async fn run_group(&self, name: &str, group: Vec<Delivery>) {
+    async fn run_group(&self, name: &str, group: Vec<Arc<Delivery>>) {
         let Some(task) = self.worker.registry.tasks.get(name) else {
             let dead = group.into_iter().map(|d| (d, Ending::Dead(format!("no handler for task {name:?}")))).collect();
             return self.finish(name, dead).await;
@@ -119,7 +118,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     /// Runs each by itself. Those that have ended by the time the ones before them are acknowledged go together.
-    async fn run_each(&self, name: &str, task: &Registered<C>, good: Vec<Delivery>) {
+    async fn run_each(&self, name: &str, task: &Registered<C>, good: Vec<Arc<Delivery>>) {
         let each = good.into_iter().map(async |delivery| {
             // The runtime would let one task hear of 128 others in a turn. A batch is bounded, and goes together.
             let run = tokio::task::unconstrained(self.run(task, vec![delivery.clone()]));
@@ -129,17 +128,21 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         });
         let mut each = each.collect::<FuturesUnordered<_>>();
         while let Some(first) = each.next().await {
-            // Handlers that stand behind the first in the runtime's queue and are as short as it end in this turn.
-            tokio::task::yield_now().await;
             let mut endings = vec![first];
-            while let Some(Some(next)) = each.next().now_or_never() {
-                endings.push(next);
+            // Handlers that stand behind the first in the runtime's queue and are as short as it end in the next turns.
+            let mut before = 0;
+            while endings.len() > before {
+                before = endings.len();
+                tokio::task::yield_now().await;
+                while let Some(Some(next)) = each.next().now_or_never() {
+                    endings.push(next);
+                }
             }
             self.finish(name, endings).await;
         }
     }
 
-    async fn run_together(&self, name: &str, task: &Registered<C>, good: Vec<Delivery>) {
+    async fn run_together(&self, name: &str, task: &Registered<C>, good: Vec<Arc<Delivery>>) {
         let mut outcomes = self.outcomes(task, &good).await.into_iter();
         let mut endings = Vec::with_capacity(good.len());
         for delivery in good {
@@ -153,7 +156,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// What the handler says. When it panics on a batch, each of its tasks runs alone, so that the one at fault fails
     /// alone.
-    async fn outcomes(&self, task: &Registered<C>, good: &[Delivery]) -> Vec<Outcome> {
+    async fn outcomes(&self, task: &Registered<C>, good: &[Arc<Delivery>]) -> Vec<Outcome> {
         match self.run(task, good.to_vec()).await {
             Some(outcomes) => outcomes,
             None if good.len() > 1 => {
@@ -169,7 +172,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     /// `None` when the handler panicked.
-    async fn run(&self, task: &Registered<C>, batch: Vec<Delivery>) -> Option<Vec<Outcome>> {
+    async fn run(&self, task: &Registered<C>, batch: Vec<Arc<Delivery>>) -> Option<Vec<Outcome>> {
         let _place = match &task.places {
             Some(places) => places.acquire().await.ok(),
             None => None,

@@ -108,3 +108,112 @@ async fn a_dead_letter_whose_task_waits_again_is_removed_and_enqueues_nothing() 
     let depth = s.bench.engine.depth(&queue()).await.unwrap();
     assert_eq!((depth.depth, depth.delayed, depth.dead), (1, 1, 0));
 }
+
+impl Setup {
+    /// Tasks that wait in the stream or run.
+    async fn depth(&self) -> u64 {
+        self.bench.engine.depth(&queue()).await.unwrap().depth
+    }
+}
+
+/// How the key of a task that runs comes again.
+#[derive(Debug, Clone, Copy)]
+enum Again {
+    /// Enqueued when the first may have been lost.
+    Enqueued,
+    /// To replace the first, which cannot be taken out any more.
+    Replacing,
+    /// At a time of its own.
+    InTime,
+    /// From the dead letters.
+    Letter,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_came_again_keeps_its_key_when_the_one_before_it_ends() {
+    for way in [Again::Enqueued, Again::Replacing, Again::InTime, Again::Letter] {
+        let s = Setup::with_clock(false).await;
+        s.start();
+        let key = Uuid::now_v7();
+        let id = TaskId { key, queue: queue() };
+        if let Again::Letter = way {
+            assert!(s.call(key, "die once", Unique::UntilDone).await);
+            assert_eq!(s.ended(&id).await.state, State::Failure);
+        }
+        let began = async |n| s.h.eventually(async || s.bench.runs.load(Ordering::SeqCst) == n).await;
+        let before = s.bench.runs.load(Ordering::SeqCst);
+        assert!(s.call(key, "wait", Unique::UntilDone).await);
+        began(before + 1).await;
+        // After that a task that was read may have been lost.
+        let lost_after = Duration::from_secs(61);
+        match way {
+            Again::Enqueued => {
+                s.h.advance(lost_after);
+                assert!(s.call(key, "wait", Unique::UntilDone).await);
+            }
+            Again::Replacing => assert!(s.call(key, "wait", Unique::Replace).await),
+            Again::InTime => {
+                let item = Item::at(key, Work { what: "wait".to_owned() }, s.h.now().plus(Duration::from_secs(1)));
+                assert_eq!(s.bench.engine.enqueue(&[item]).await.unwrap(), 1);
+                s.h.advance(Duration::from_secs(2));
+            }
+            Again::Letter => {
+                s.h.advance(lost_after);
+                assert_eq!(s.bench.engine.retry_all_letters(&queue(), 10).await.unwrap(), (1, false));
+            }
+        }
+        began(before + 2).await;
+        s.bench.gate.add_permits(1);
+        s.h.eventually(async || s.depth().await == 1).await;
+        assert!(!s.call(key, "third", Unique::UntilDone).await, "{way:?}: the second one has the key");
+        s.bench.gate.add_permits(1);
+        s.h.eventually(async || s.depth().await == 0).await;
+        assert!(s.call(key, "third", Unique::UntilDone).await, "{way:?}: nobody has it");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_of_a_task_that_came_again_keeps_its_key_when_the_other_one_ends() {
+    let s = Setup::new().await;
+    s.start();
+    let key = Uuid::now_v7();
+    let began = async |n| s.h.eventually(async || s.bench.runs.load(Ordering::SeqCst) == n).await;
+    assert!(s.call(key, "fail once, wait", Unique::UntilDone).await);
+    began(1).await;
+    assert!(s.call(key, "wait", Unique::Replace).await);
+    began(2).await;
+    // The first fails, and runs again.
+    s.bench.gate.add_permits(1);
+    began(3).await;
+    // The second ends.
+    s.bench.gate.add_permits(1);
+    s.h.eventually(async || s.depth().await == 1).await;
+    assert!(!s.call(key, "third", Unique::UntilDone).await, "the first one's second attempt has the key");
+    s.bench.gate.add_permits(1);
+    s.h.eventually(async || s.depth().await == 0).await;
+    assert!(s.call(key, "third", Unique::UntilDone).await, "nobody has it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_runs_keeps_its_key_when_one_that_waits_for_its_time_is_taken_back() {
+    let s = Setup::new().await;
+    s.start();
+    for revoke in [false, true] {
+        let key = Uuid::now_v7();
+        assert!(s.call(key, "wait", Unique::UntilDone).await);
+        s.h.eventually(async || s.bench.times("wait") == 1 + usize::from(revoke)).await;
+        let due = s.h.now().plus(Duration::from_secs(3600));
+        s.bench.engine.enqueue(&[Item::at(key, Work { what: "later".to_owned() }, due)]).await.unwrap();
+        if revoke {
+            let id = TaskId { key, queue: queue() };
+            assert_eq!(s.bench.engine.revoke(&id).await.unwrap(), Revoked::Now);
+        } else {
+            assert_eq!(s.bench.engine.unschedule::<Work>(&[key]).await.unwrap(), 1);
+        }
+        assert!(!s.call(key, "again", Unique::UntilDone).await, "it runs; revoked: {revoke}");
+        s.bench.gate.add_permits(1);
+        s.h.eventually(async || s.depth().await == 0).await;
+        assert!(s.call(key, "again", Unique::UntilDone).await, "it has ended; revoked: {revoke}");
+        s.h.eventually(async || s.depth().await == 0).await;
+    }
+}
