@@ -120,7 +120,7 @@ impl Keys {
     /// Hash: the counters `seq` (tasks that entered a stream) and `done` (tasks that left it), and by its key each
     /// task that has not ended: `<seq> <since, ms> <entry, or ->[ <owner>]`; an entry of a stream of another priority than
     /// the default one is `<id>:<priority>`. In `overtaken`, and `overtaken:<priority>`, there is the latest entry of that stream
-    /// whose task came again, under its key, before the entry had ended; it may be missing.
+    /// whose task came again, under its key, before the entry had ended; without it there was none.
     pub fn meta(&self) -> String {
         format!("{}:meta", self.base)
     }

@@ -142,8 +142,12 @@ impl<C: Clone + Send + Sync + 'static> Registry<C> {
         let mut registry = self.batch(move |context: C, jobs: Vec<Job<T>>| {
             let handler = handler.clone();
             async move {
-                let each = jobs.into_iter().map(|job| handler(context.clone(), job));
-                futures_util::future::join_all(each).await
+                let mut outcomes = Vec::with_capacity(jobs.len());
+                // As a rule one: see `each`.
+                for job in jobs {
+                    outcomes.push(handler(context.clone(), job).await);
+                }
+                outcomes
             }
         });
         if let Some(task) = registry.tasks.get_mut(T::NAME) {

@@ -33,6 +33,7 @@ local function on_its_way(i)
     if pending.err or #pending == 0 then
       redis.call('XDEL', stream, id)
       redis.call('HINCRBY', KEYS[4], 'done', 1)
+      redis.call('HDEL', KEYS[4], keys[i])
       waiting[i] = false
     end
   end

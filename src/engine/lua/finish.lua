@@ -12,7 +12,7 @@
 --         ends (with a state, 'retry' or 'dead' instead of SUCCESS), life (of this record, ms), due (ms), envelope,
 --         reason, follow (for the outbox), effects: list of {key (its index in KEYS), command, args}
 -- reply how many were still owned
-local call = redis.call
+local call, try = redis.call, redis.pcall
 local stream, meta, delayed, envelopes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, consumer, now, life, prefix, n = ARGV[1], ARGV[2], ARGV[3], ARGV[10], ARGV[11], tonumber(ARGV[12])
 local entries, keys, records = { unpack(ARGV, 13, 12 + n) }, { unpack(ARGV, 13 + n, 12 + 2 * n) }, 12 + 2 * n
@@ -63,16 +63,16 @@ local function acknowledge()
   return ours
 end
 
--- As a rule there is nothing more to say of any, and nobody else has one of them.
-local at_once = next(more) == nil and not is_mixed()
-local ours = at_once and acknowledge() or ask()
-local owned = #ours
-if owned == 0 then return 0 end
 -- What meta adds to the ids of this stream: its priority, when that is not the default one.
 local level = string.match(stream, ':stream(:%d)$') or ''
 -- As a rule a task's field in meta names the entry that ends here. Up to this one it may be a later entry's by now.
 local overtaken, fields = call('HGET', meta, 'overtaken' .. level), nil
 if overtaken and not is_after(entries[1], overtaken) then fields = call('HMGET', meta, unpack(keys)) end
+-- As a rule there is nothing more to say of any, and nobody else has one of them.
+local at_once = next(more) == nil and not is_mixed()
+local ours = at_once and acknowledge() or ask()
+local owned = #ours
+if owned == 0 then return 0 end
 local by_state, put_off, gone = {}, {}, {}
 -- By Redis' own clock; given as an instant a life is not rewritten for the append-only file, result by result.
 local time = call('TIME')
@@ -137,8 +137,10 @@ for i = 1, n do
   if not lost[i] then
     local rest = more[i]
     local until_ms = rest and rest.life and until_after(rest.life) or kept_until
-    -- GET: as a rule nothing was there; without it the answer is a table, made anew for each task.
-    call('SET', prefix .. keys[i], ARGV[records + i], 'PXAT', until_ms, 'GET')
+    -- GET: as a rule nothing was there; without it the answer is a table, made anew for each task. It fails on what is no
+    -- string, and so no record.
+    local was = try('SET', prefix .. keys[i], ARGV[records + i], 'PXAT', until_ms, 'GET')
+    if was and was.err then call('SET', prefix .. keys[i], ARGV[records + i], 'PXAT', until_ms) end
     if not usual then leave(i, rest or nothing) end
   end
 end
@@ -148,8 +150,8 @@ end
 if not at_once then call('XACK', stream, group, unpack(ours)) end
 drop()
 call('HINCRBY', meta, 'done', owned)
-if #put_off > 0 then call('HSET', meta, unpack(put_off)) end
 if #gone > 0 then call('HDEL', meta, unpack(gone)) end
+if #put_off > 0 then call('HSET', meta, unpack(put_off)) end
 if call('PTTL', meta) < tonumber(ARGV[6]) then call('PEXPIRE', meta, ARGV[6]) end
 local revoked = call('EXISTS', KEYS[6]) == 1
 for state, list in pairs(by_state) do

@@ -7,26 +7,25 @@
 --       8 name, 9 entries of ended kept, 10 what follows ('' or for the outbox)
 -- reply 'revoked', 'running', 'ended' or 'unknown'
 local key = ARGV[2]
-local waiting = redis.call('HGET', KEYS[4], key)
-local revoked = redis.call('ZREM', KEYS[2], key) == 1
-if revoked then
-  redis.call('HDEL', KEYS[3], key)
-  -- An entry of it that is in the stream, or runs, keeps its field.
-  if string.find(waiting or '', '^%d+ %d+ %-') then redis.call('HDEL', KEYS[4], key) end
-elseif not waiting then
+local field = redis.call('HGET', KEYS[4], key)
+local waited = redis.call('ZREM', KEYS[2], key) == 1
+if waited then redis.call('HDEL', KEYS[3], key) end
+if not waited and not field then
   return redis.call('EXISTS', KEYS[5]) == 1 and 'ended' or 'unknown'
-else
-  local stream, entry = place_of(KEYS[1], string.match(waiting, '^%d+ %d+ (%S+)'))
-  local pending = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1)
+end
+-- Beside one that waits for its time there may be one that entered the stream.
+local entry = string.match(field or '', '^%d+ %d+ (%S+)')
+if entry and entry ~= '-' then
+  local stream, id = place_of(KEYS[1], entry)
+  local pending = redis.pcall('XPENDING', stream, ARGV[1], id, id, 1)
   if not pending.err and #pending > 0 then
     redis.call('HSET', KEYS[6], key, ARGV[5])
     redis.call('PEXPIRE', KEYS[6], ARGV[6])
     return 'running'
   end
-  redis.call('XDEL', stream, entry)
-  redis.call('HINCRBY', KEYS[4], 'done', 1)
-  redis.call('HDEL', KEYS[4], key)
+  if redis.call('XDEL', stream, id) == 1 then redis.call('HINCRBY', KEYS[4], 'done', 1) end
 end
+redis.call('HDEL', KEYS[4], key)
 redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[4])
 redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[9], '*', 'n', ARGV[8], 's', 'REVOKED', 't', key)
 redis.call('PEXPIRE', KEYS[7], ARGV[4])

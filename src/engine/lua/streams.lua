@@ -62,7 +62,7 @@ end
 -- the field is written anew. Whoever ends an entry of that stream up to the noted one then looks whose the field is by
 -- now, and nobody else has to.
 local function overtake(meta, stream, field)
-  local entry = string.match(field or '', '^%d+ %d+ (%S+)')
+  local entry = field and string.match(field, '^%d+ %d+ (%S+)')
   if not entry or entry == '-' then return end
   local at, id = place_of(stream, entry)
   local name = 'overtaken' .. string.sub(at, #stream + 1)

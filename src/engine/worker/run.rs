@@ -18,6 +18,9 @@ use super::Lane;
 use super::finish::Ending;
 use super::lease::Lease;
 
+/// An ending waits for others of its batch for at most so many turns of the runtime, and only while there are any.
+const GATHER_TURNS: usize = 8;
+
 /// What was read at once, ready to run.
 pub(super) struct Batch {
     pub readable: Vec<Arc<Delivery>>,
@@ -130,12 +133,14 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         while let Some(first) = each.next().await {
             let mut endings = vec![first];
             // Handlers that stand behind the first in the runtime's queue and are as short as it end in the next turns.
-            let mut before = 0;
-            while endings.len() > before {
-                before = endings.len();
+            for _ in 0..GATHER_TURNS {
+                let before = endings.len();
                 tokio::task::yield_now().await;
                 while let Some(Some(next)) = each.next().now_or_never() {
                     endings.push(next);
+                }
+                if endings.len() == before {
+                    break;
                 }
             }
             self.finish(name, endings).await;

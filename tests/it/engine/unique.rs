@@ -60,6 +60,38 @@ async fn a_task_that_waits_for_its_time_keeps_another_one_of_its_key_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_free_when_what_replaced_its_task_was_taken_back() {
+    let s = Setup::new().await;
+    for revoke in [false, true] {
+        let key = Uuid::now_v7();
+        assert!(s.call(key, "first", Unique::UntilDone).await);
+        let due = s.h.now().plus(Duration::from_secs(3600));
+        let later = Call::keyed(key, &Work { what: "later".to_owned() }).unwrap();
+        assert!(s.bench.engine.call(&later, Some(due), Unique::Replace).await.unwrap());
+        if revoke {
+            let id = TaskId { key, queue: queue() };
+            assert_eq!(s.bench.engine.revoke(&id).await.unwrap(), Revoked::Now);
+        } else {
+            assert_eq!(s.bench.engine.unschedule::<Work>(&[key]).await.unwrap(), 1);
+        }
+        assert!(s.call(key, "again", Unique::UntilDone).await, "revoked: {revoke}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_taken_back_from_the_stream_and_from_those_that_wait_for_their_time() {
+    let s = Setup::new().await;
+    let key = Uuid::now_v7();
+    assert!(s.call(key, "first", Unique::UntilDone).await);
+    let due = s.h.now().plus(Duration::from_secs(3600));
+    assert_eq!(s.bench.engine.enqueue(&[Item::at(key, Work { what: "later".to_owned() }, due)]).await.unwrap(), 1);
+    assert_eq!(s.bench.engine.revoke(&TaskId { key, queue: queue() }).await.unwrap(), Revoked::Now);
+    let depth = s.bench.engine.depth(&queue()).await.unwrap();
+    assert_eq!((depth.depth, depth.delayed), (0, 0));
+    assert!(s.entries().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_keeps_its_key_for_as_long_as_nobody_has_read_it() {
     let s = Setup::with_clock(false).await;
     let calls = [3, 5].map(|n| {
@@ -206,7 +238,7 @@ async fn a_task_that_runs_keeps_its_key_when_one_that_waits_for_its_time_is_take
         s.bench.engine.enqueue(&[Item::at(key, Work { what: "later".to_owned() }, due)]).await.unwrap();
         if revoke {
             let id = TaskId { key, queue: queue() };
-            assert_eq!(s.bench.engine.revoke(&id).await.unwrap(), Revoked::Now);
+            assert_eq!(s.bench.engine.revoke(&id).await.unwrap(), Revoked::Told);
         } else {
             assert_eq!(s.bench.engine.unschedule::<Work>(&[key]).await.unwrap(), 1);
         }
