@@ -48,6 +48,10 @@ pub struct TimeLimit {
 impl TimeLimit {
     /// As long as it takes.
     pub const NONE: Self = Self { soft: None, hard: None };
+
+    pub(super) fn is_none(&self) -> bool {
+        self.soft.is_none() && self.hard.is_none()
+    }
 }
 
 /// How a failed attempt is repeated: exponentially with jitter.

@@ -182,6 +182,14 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             Some(places) => places.acquire().await.ok(),
             None => None,
         };
+        if task.limit.is_none() {
+            return tokio::spawn((task.run)(self.worker.context.clone(), batch)).await.ok();
+        }
+        // In a place of its own: what has no limit has no need of so large a future.
+        Box::pin(self.run_within_limit(task, batch)).await
+    }
+
+    async fn run_within_limit(&self, task: &Registered<C>, batch: Vec<Arc<Delivery>>) -> Option<Vec<Outcome>> {
         let controls: Vec<_> = batch.iter().map(|delivery| delivery.control.clone()).collect();
         let late = batch.len();
         let mut handler = tokio::spawn((task.run)(self.worker.context.clone(), batch));
