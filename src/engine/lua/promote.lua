@@ -13,19 +13,19 @@ if #due > 0 then
   local texts = redis.call('HMGET', KEYS[2], unpack(due))
   local fields = redis.call('HMGET', KEYS[4], unpack(due))
   local seq = tonumber(redis.call('HGET', KEYS[4], 'seq') or 0)
-  local entered = {}
+  local stream, since, entered, last = KEYS[3], ' ' .. ARGV[1] .. ' ', {}, 0
   for i, key in ipairs(due) do
     if texts[i] then
       seq = seq + 1
-      overtake(KEYS[4], KEYS[3], fields[i])
-      local entry = enter(KEYS[3], texts[i])
-      entered[#entered + 1] = key
-      entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)
+      if fields[i] then overtake(KEYS[4], stream, fields[i]) end
+      entered[last + 1] = key
+      last = last + 2
+      entered[last] = string.format('%d', seq) .. since .. enter(stream, texts[i])
     end
   end
   redis.call('ZREM', KEYS[1], unpack(due))
   redis.call('HDEL', KEYS[2], unpack(due))
-  if #entered > 0 then
+  if last > 0 then
     redis.call('HSET', KEYS[4], 'seq', seq, unpack(entered))
     if redis.call('PTTL', KEYS[4]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[4], ARGV[3]) end
   end
