@@ -20,7 +20,7 @@ use axum::extract::State;
 use onrush::app::App;
 use onrush::auth::{self, CurrentUser, UserId};
 use onrush::config::Config;
-use onrush::dev::servers::{Care, Server, database_url};
+use onrush::dev::servers::{Care, Reach, Server, database_url};
 use onrush::platform::clock::Clock;
 use onrush::platform::db;
 use onrush::platform::id::Id;
@@ -122,7 +122,8 @@ impl Bench {
         let dir = Dir::new();
         let path = dir.path().join("servers");
         let (mysql, redis) =
-            support::servers(move || Ok((Server::mysql(&path, Care::Safe)?, support::redis(&path)?))).await;
+            support::servers(move || Ok((Server::mysql(&path, Care::Safe, &Reach::Tcp)?, support::redis(&path)?)))
+                .await;
         let settings: Vec<(&'static str, String)> = vec![
             ("database_url", database_url(mysql.url(), "onrush")),
             ("redis_url", redis.url().to_owned()),

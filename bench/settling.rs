@@ -72,7 +72,7 @@ impl Bench {
         ];
         let server = sqlx::MySqlPool::connect(mysql.url()).await.unwrap();
         let create = format!("CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&server).await.unwrap();
+        sqlx::raw_sql(&create).execute(&server).await.unwrap();
         let app = App::connect(Config::load(None, &settings).unwrap(), Clock::System).await.unwrap();
         db::migrate(&app.db).await.unwrap();
         settings

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::id::Id;
+use crate::platform::text::{OptionalText, Text};
 
 /// Names the ids of [`Row`]s.
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +45,16 @@ pub struct Row {
     /// Who.
     pub user_id: UserId,
     /// What.
+    #[sqlx(try_from = "Text")]
     pub action: String,
     /// To what.
+    #[sqlx(try_from = "Text")]
     pub target: String,
     /// How, as JSON.
+    #[sqlx(try_from = "Text")]
     pub details: String,
     /// What came of it, as JSON.
+    #[sqlx(try_from = "OptionalText")]
     pub outcome: Option<String>,
     /// When it was asked for.
     pub at: At,

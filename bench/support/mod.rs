@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
-use onrush::dev::servers::{Care, Server};
+use onrush::dev::servers::{Care, Reach, Server};
 use onrush::platform::redis::Redis;
 
 /// Measurements of each scenario; the median counts.
@@ -49,7 +49,7 @@ pub async fn servers<T: Send + 'static>(start: impl FnOnce() -> anyhow::Result<T
 
 /// A Redis of this run, with its data under `dir`.
 pub fn redis(dir: &Path) -> anyhow::Result<Server> {
-    Server::redis(dir, redis_care())
+    Server::redis(dir, redis_care(), &Reach::Tcp)
 }
 
 /// A child that is killed with its owner.

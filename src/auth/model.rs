@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::platform::clock::At;
 use crate::platform::id::Id;
+use crate::platform::text::Text;
 
 /// The id of a [`User`].
 pub type UserId = Id<User>;
@@ -19,11 +20,13 @@ pub struct User {
     pub id: UserId,
     /// The phone number it logs in with.
     #[schema(value_type = String, pattern = "^1[3-9][0-9]{9}$")]
+    #[sqlx(try_from = "Text")]
     pub phone: Phone,
     /// What others see.
+    #[sqlx(try_from = "Text")]
     pub nickname: String,
     /// What it may do.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub role: Role,
     /// When it was registered.
     pub created_at: At,
@@ -44,6 +47,7 @@ pub(super) struct Account {
     #[sqlx(flatten)]
     pub user: User,
     /// argon2id, as a PHC string.
+    #[sqlx(try_from = "Text")]
     pub password_hash: String,
 }
 
@@ -73,9 +77,9 @@ impl Role {
     }
 }
 
-impl TryFrom<String> for Role {
+impl TryFrom<Text> for Role {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         match text.as_str() {
             "user" => Ok(Self::User),
             "admin" => Ok(Self::Admin),
@@ -85,10 +89,15 @@ impl TryFrom<String> for Role {
 }
 
 /// A mobile number of mainland China: 1, then 3..9, then nine digits. The database's word is taken as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::Type)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-#[sqlx(transparent)]
 pub struct Phone(String);
+
+impl From<Text> for Phone {
+    fn from(Text(text): Text) -> Self {
+        Self(text)
+    }
+}
 
 /// The text is not a [`Phone`].
 #[derive(Debug, Clone, Copy, thiserror::Error)]

@@ -12,7 +12,7 @@ use crate::platform::id::Id;
 pub(super) async fn insert_user(conn: &mut Conn, user: &User, password_hash: &str) -> sqlx::Result<()> {
     sqlx::query("INSERT INTO users (id, phone, password_hash, nickname, role, created_at) VALUES (?, ?, ?, ?, ?, ?)")
         .bind(user.id)
-        .bind(&user.phone)
+        .bind(user.phone.as_str())
         .bind(password_hash)
         .bind(&user.nickname)
         .bind(user.role.as_str())
@@ -39,7 +39,7 @@ pub(super) async fn find_users(conn: &mut Conn, ids: &[UserId]) -> sqlx::Result<
 
 /// The id of the user with a phone number.
 pub(super) async fn find_phone(conn: &mut Conn, phone: &Phone) -> sqlx::Result<Option<UserId>> {
-    sqlx::query_scalar("SELECT id FROM users WHERE phone = ?").bind(phone).fetch_optional(conn).await
+    sqlx::query_scalar("SELECT id FROM users WHERE phone = ?").bind(phone.as_str()).fetch_optional(conn).await
 }
 
 /// The user with an id, held until the transaction ends.
@@ -53,7 +53,7 @@ pub(super) async fn lock_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Opt
 /// The account with a phone number.
 pub(super) async fn find_account(conn: &mut Conn, phone: &Phone) -> sqlx::Result<Option<Account>> {
     sqlx::query_as("SELECT id, phone, nickname, role, created_at, password_hash FROM users WHERE phone = ?")
-        .bind(phone)
+        .bind(phone.as_str())
         .fetch_optional(conn)
         .await
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// The id of a [`Course`].
 pub type CourseId = Id<Course>;
@@ -19,10 +20,13 @@ pub struct Course {
     /// Its id.
     pub id: CourseId,
     /// Its title.
+    #[sqlx(try_from = "Text")]
     pub title: String,
     /// What it is about.
+    #[sqlx(try_from = "Text")]
     pub summary: String,
     /// Its picture; empty: none.
+    #[sqlx(try_from = "Text")]
     pub cover_url: String,
     /// Its price, in fen.
     #[sqlx(rename = "price_fen")]
@@ -46,6 +50,7 @@ pub struct Chapter {
     /// Its place in the course, from 1.
     pub position: i32,
     /// Its title.
+    #[sqlx(try_from = "Text")]
     pub title: String,
 }
 
@@ -72,8 +77,10 @@ pub struct MyCourse {
     /// The course's id.
     pub id: CourseId,
     /// Its title.
+    #[sqlx(try_from = "Text")]
     pub title: String,
     /// Its picture; empty: none.
+    #[sqlx(try_from = "Text")]
     pub cover_url: String,
     /// How many of its chapters the user was given.
     pub chapter_count: i64,
@@ -94,6 +101,7 @@ pub struct CourseForSale {
     /// Its id.
     pub id: CourseId,
     /// Its title.
+    #[sqlx(try_from = "Text")]
     pub title: String,
     /// Its price.
     #[sqlx(rename = "price_fen")]

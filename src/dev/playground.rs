@@ -12,7 +12,7 @@ use sqlx::Connection;
 use tokio::net::TcpListener;
 
 use super::demo;
-use super::servers::{Care, Servers, database_url};
+use super::servers::{Care, Reach, Servers, database_url};
 use crate::app::App;
 use crate::config::Config;
 use crate::platform::clock::Clock;
@@ -159,7 +159,7 @@ async fn start_servers(options: &Options) -> anyhow::Result<Arc<Mutex<Servers>>>
         if fresh {
             Servers::forget(&dir)?;
         }
-        Servers::start(&dir, Care::Safe)
+        Servers::start(&dir, Care::Safe, &Reach::Socket)
     };
     let servers = tokio::task::spawn_blocking(start).await.context("starting the servers")??;
     say(format!("{} and {} are up", servers.mysql.name(), servers.redis.name()))?;

@@ -1,9 +1,11 @@
 //! A private MySQL (or MariaDB) and a private Redis (or Valkey): child processes with their data in a directory of
-//! ours. They listen on unix sockets in a directory that only this user may enter, so they need no ports and nobody
-//! else reaches them; a system-wide server is never touched.
+//! ours. A system-wide server is never touched. Those of `onrush dev` listen on unix sockets in a directory that only
+//! this user may enter, so they need no ports and nobody else reaches them. Those of the tests and the benchmarks listen
+//! on loopback too, because production reaches its servers over TCP and some faults are TCP's alone.
 
 use std::fs::{self, DirBuilder};
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,29 @@ pub enum Care {
     Fast,
 }
 
+/// How the servers are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// By a unix socket alone.
+    Socket,
+    /// Over TCP on loopback, at a port of their own that stays the same when they start again.
+    Tcp,
+    /// As [`Reach::Tcp`], encrypted, with the files `ca.pem`, `server.pem` and `server.key` of this directory. Clients of
+    /// Redis find the authority by `SSL_CERT_FILE`.
+    Tls(PathBuf),
+}
+
+impl Reach {
+    /// A port that is free now, where one is needed.
+    fn port(&self) -> anyhow::Result<u16> {
+        if *self == Self::Socket {
+            return Ok(0);
+        }
+        let found = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+        Ok(found.context("finding a free port")?.port())
+    }
+}
+
 /// The names under which Redis is installed, or what speaks as it does.
 pub const REDIS_PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
 
@@ -50,8 +75,8 @@ pub struct Servers {
 
 impl Servers {
     /// Starts both in `dir`, which is made when it is not there. Blocks until both answer.
-    pub fn start(dir: &Path, care: Care) -> anyhow::Result<Self> {
-        Ok(Self { redis: Server::redis(dir, care)?, mysql: Server::mysql(dir, care)? })
+    pub fn start(dir: &Path, care: Care, reach: &Reach) -> anyhow::Result<Self> {
+        Ok(Self { redis: Server::redis(dir, care, reach)?, mysql: Server::mysql(dir, care, reach)? })
     }
 
     /// Removes all data of servers that ran in `dir`; waits for those that are just stopping.
@@ -72,7 +97,7 @@ impl Servers {
 
 impl Server {
     /// Starts MySQL or MariaDB with its data in `dir`/mysql.
-    pub fn mysql(dir: &Path, care: Care) -> anyhow::Result<Self> {
+    pub fn mysql(dir: &Path, care: Care, reach: &Reach) -> anyhow::Result<Self> {
         let Some(program) = find(&["mariadbd", "mysqld"]) else {
             bail!(
                 "neither mariadbd nor mysqld is installed. Debian, Ubuntu: apt-get install mariadb-server-core; \
@@ -99,10 +124,11 @@ impl Server {
             format!("--pid-file={}", own.join("mysqld.pid").display()),
             // Its own: MariaDB removes temporary tables of others from a directory it shares when it starts.
             format!("--tmpdir={}", own.display()),
-            "--skip-networking".to_owned(),
             "--skip-log-bin".to_owned(),
             "--character-set-server=utf8mb4".to_owned(),
         ];
+        let (listening, url) = mysql_reached(reach, &socket)?;
+        args.extend(listening);
         args.extend(as_root());
         if !mariadb {
             args.extend(["--mysqlx=OFF".to_owned(), "--secure-file-priv=NULL".to_owned()]);
@@ -122,13 +148,12 @@ impl Server {
         };
         args.extend(tuning.iter().map(|&arg| arg.to_owned()));
         let name = if mariadb { "MariaDB" } else { "MySQL" };
-        let url = format!("mysql://root@localhost?socket={}", escape(&socket));
         let recipe = Recipe { name, program, args, env: Vec::new(), dir: own, throw_away: care == Care::Fast };
         Self { recipe, socket, url, answers: mysql_answers, running: None }.started()
     }
 
     /// Starts Redis or Valkey with its data in `dir`/redis.
-    pub fn redis(dir: &Path, care: Care) -> anyhow::Result<Self> {
+    pub fn redis(dir: &Path, care: Care, reach: &Reach) -> anyhow::Result<Self> {
         let Some(program) = find(&REDIS_PROGRAMS) else {
             bail!(
                 "neither redis-server nor valkey-server is installed. Debian, Ubuntu: apt-get install redis-server; \
@@ -138,8 +163,8 @@ impl Server {
         let own = make_private(&dir.join("redis"))?;
         let socket = socket_dir(&own)?.join("redis.sock");
         let durable = if care == Care::Safe { "yes" } else { "no" };
-        let settings: [&[&str]; 9] = [
-            &["--port", "0"],
+        let (listening, url) = redis_reached(reach, &socket)?;
+        let settings: [&[&str]; 8] = [
             &["--unixsocket", &socket.to_string_lossy()],
             &["--unixsocketperm", "700"],
             &["--dir", &own.to_string_lossy()],
@@ -150,8 +175,7 @@ impl Server {
             &["--maxmemory-policy", "noeviction"],
             &["--daemonize", "no"],
         ];
-        let args = settings.concat().into_iter().map(str::to_owned).collect();
-        let url = format!("redis+unix://{}", escape(&socket));
+        let args = settings.concat().into_iter().map(str::to_owned).chain(listening).collect();
         let recipe = Recipe { name: "Redis", program, args, env: Vec::new(), dir: own, throw_away: care == Care::Fast };
         Self { recipe, socket, url, answers: redis_answers, running: None }.started()
     }
@@ -201,6 +225,54 @@ impl Server {
         }
         Ok(ended)
     }
+}
+
+/// The arguments with which MySQL listens, and its URL.
+fn mysql_reached(reach: &Reach, socket: &Path) -> anyhow::Result<(Vec<String>, String)> {
+    let port = reach.port()?;
+    let over_tcp = || vec!["--bind-address=127.0.0.1".to_owned(), format!("--port={port}")];
+    Ok(match reach {
+        Reach::Socket => {
+            (vec!["--skip-networking".to_owned()], format!("mysql://root@localhost?socket={}", escape(socket)))
+        }
+        Reach::Tcp => (over_tcp(), format!("mysql://root@127.0.0.1:{port}?ssl-mode=DISABLED")),
+        Reach::Tls(dir) => {
+            let file = |name| dir.join(name).display().to_string();
+            let mut args = over_tcp();
+            args.extend([format!("--ssl-cert={}", file("server.pem")), format!("--ssl-key={}", file("server.key"))]);
+            // Whoever comes without TLS is refused, so that a client that falls back to plain text is found out.
+            args.push("--require-secure-transport=ON".to_owned());
+            let authority = escape(&dir.join("ca.pem"));
+            (args, format!("mysql://root@127.0.0.1:{port}?ssl-mode=VERIFY_IDENTITY&ssl-ca={authority}"))
+        }
+    })
+}
+
+/// The arguments with which Redis listens, and its URL.
+fn redis_reached(reach: &Reach, socket: &Path) -> anyhow::Result<(Vec<String>, String)> {
+    let port = reach.port()?;
+    let (args, url): (Vec<String>, String) = match reach {
+        Reach::Socket => (vec!["--port".into(), "0".into()], format!("redis+unix://{}", escape(socket))),
+        Reach::Tcp => (
+            ["--bind", "127.0.0.1", "--port"].map(str::to_owned).into_iter().chain([port.to_string()]).collect(),
+            format!("redis://127.0.0.1:{port}"),
+        ),
+        Reach::Tls(dir) => {
+            let file = |name| dir.join(name).display().to_string();
+            let named = [
+                ("--bind", "127.0.0.1".to_owned()),
+                ("--port", "0".to_owned()),
+                ("--tls-port", port.to_string()),
+                ("--tls-cert-file", file("server.pem")),
+                ("--tls-key-file", file("server.key")),
+                ("--tls-ca-cert-file", file("ca.pem")),
+                ("--tls-auth-clients", "no".to_owned()),
+            ];
+            let args = named.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+            (args, format!("rediss://127.0.0.1:{port}"))
+        }
+    };
+    Ok((args, url))
 }
 
 /// The URL of `database` on the MySQL that `server_url` names.

@@ -8,6 +8,7 @@ use crate::engine::Task;
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 use crate::wallet::UserCouponId;
 
 /// The id of an order; as text it is the order's number.
@@ -120,9 +121,9 @@ impl OrderKind {
 #[error("not an order kind: {0}")]
 pub struct NotAKind(String);
 
-impl TryFrom<String> for OrderKind {
+impl TryFrom<Text> for OrderKind {
     type Error = NotAKind;
-    fn try_from(text: String) -> Result<Self, NotAKind> {
+    fn try_from(Text(text): Text) -> Result<Self, NotAKind> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(NotAKind(text))
     }
 }
@@ -146,7 +147,7 @@ pub struct Order {
     /// Whose it is.
     pub user_id: UserId,
     /// How it came about.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub kind: OrderKind,
     /// Where it is in its life.
     pub status: Status,
@@ -196,6 +197,7 @@ pub struct Item {
     /// The course.
     pub course_id: CourseId,
     /// The course's title when it was ordered.
+    #[sqlx(try_from = "Text")]
     pub title: String,
     /// The course's price when it was ordered.
     #[sqlx(rename = "price_fen")]

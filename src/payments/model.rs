@@ -15,6 +15,7 @@ use crate::orders::OrderId;
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
+use crate::platform::text::{OptionalText, Text};
 
 /// The id of a [`Payment`]: our merchant number at the gateway.
 pub type PaymentId = Id<Payment>;
@@ -87,9 +88,9 @@ impl FromStr for Gateway {
     }
 }
 
-impl TryFrom<String> for Gateway {
+impl TryFrom<Text> for Gateway {
     type Error = NotAGateway;
-    fn try_from(text: String) -> Result<Self, NotAGateway> {
+    fn try_from(Text(text): Text) -> Result<Self, NotAGateway> {
         text.parse()
     }
 }
@@ -103,26 +104,31 @@ pub struct Payment {
     /// What it pays.
     pub order_id: OrderId,
     /// Where.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     /// Which way.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub channel: Channel,
     /// How much.
     #[sqlx(rename = "amount_fen")]
     pub amount: Money,
     /// Of what (ISO 4217).
+    #[sqlx(try_from = "Text")]
     pub currency: String,
     /// How far it is.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: PaymentStatus,
     /// The gateway's number, once there was money.
+    #[sqlx(try_from = "OptionalText")]
     pub gateway_trade_no: Option<String>,
     /// What the gateway needs to find the trade again and is not ours (Stripe's session id), once it was told.
+    #[sqlx(try_from = "OptionalText")]
     pub gateway_ref: Option<String>,
     /// Who is to pay, by WeChat's id of that person: of a [`Channel::Jsapi`] payment.
+    #[sqlx(try_from = "OptionalText")]
     pub payer_openid: Option<String>,
     /// Where the buyer's request came from: of a [`Channel::H5`] payment.
+    #[sqlx(try_from = "OptionalText")]
     pub payer_address: Option<String>,
     /// Nobody can pay after this; the order's own deadline.
     pub expires_at: At,
@@ -141,9 +147,9 @@ pub enum PaymentStatus {
     Closed,
 }
 
-impl TryFrom<String> for PaymentStatus {
+impl TryFrom<Text> for PaymentStatus {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         match text.as_str() {
             "started" => Ok(Self::Started),
             "paid" => Ok(Self::Paid),

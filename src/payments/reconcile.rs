@@ -39,6 +39,7 @@ use crate::engine::{Job, Outcome, Retry, Task};
 use crate::error::{Kind, Result};
 use crate::platform::day::Day;
 use crate::platform::id::Id;
+use crate::platform::text::Text;
 use fetch::{Fetched, For};
 use store::bills::Which;
 use store::{bills, differences, fetches};
@@ -66,9 +67,9 @@ pub enum BillStatus {
     Replaced,
 }
 
-impl TryFrom<String> for BillStatus {
+impl TryFrom<Text> for BillStatus {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         match text.as_str() {
             "believed" => Ok(Self::Believed),
             // Whether its lines are still there is nobody's concern.

@@ -10,6 +10,7 @@ use super::model::{Gateway, NotificationId, Payment, PaymentId};
 use crate::orders::OrderId;
 use crate::platform::clock::At;
 use crate::platform::db::{Conn, push_in, recurs};
+use crate::platform::text::Text;
 
 /// Reads whole payments. A macro, because a statement must be known when it is compiled.
 macro_rules! select_payments {
@@ -71,7 +72,7 @@ pub(super) async fn started_payments(conn: &mut Conn, order: OrderId) -> sqlx::R
 #[derive(FromRow)]
 pub(super) struct StartedAt {
     pub order_id: OrderId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
 }
 
@@ -197,19 +198,23 @@ pub(super) async fn notification_outcome(
     gateway: Gateway,
     notify_id: &str,
 ) -> sqlx::Result<Option<String>> {
-    query_scalar("SELECT outcome FROM payment_notifications WHERE gateway = ? AND notify_id = ?")
-        .bind(gateway.as_str())
-        .bind(notify_id)
-        .fetch_optional(conn)
-        .await
+    let outcome: Option<Text> =
+        query_scalar("SELECT outcome FROM payment_notifications WHERE gateway = ? AND notify_id = ?")
+            .bind(gateway.as_str())
+            .bind(notify_id)
+            .fetch_optional(conn)
+            .await?;
+    Ok(outcome.map(String::from))
 }
 
 /// A kept message, held until the transaction ends: what it did, and why.
 pub(super) async fn lock_notification(conn: &mut Conn, id: NotificationId) -> sqlx::Result<Option<(String, String)>> {
-    query_as("SELECT outcome, detail FROM payment_notifications WHERE id = ? FOR UPDATE")
-        .bind(id)
-        .fetch_optional(conn)
-        .await
+    let kept: Option<(Text, Text)> =
+        query_as("SELECT outcome, detail FROM payment_notifications WHERE id = ? FOR UPDATE")
+            .bind(id)
+            .fetch_optional(conn)
+            .await?;
+    Ok(kept.map(|(outcome, detail)| (outcome.into(), detail.into())))
 }
 
 /// Says what a kept message did when it was judged again.

@@ -40,8 +40,7 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
             Box::pin(async move {
                 // READ COMMITTED: a statement sees what is committed when it runs, and range locks do not deadlock inserts.
                 conn.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
-                conn.execute(sqlx::AssertSqlSafe(format!("SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}")))
-                    .await?;
+                conn.execute(format!("SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}").as_str()).await?;
                 Ok(())
             })
         })
@@ -70,8 +69,8 @@ pub async fn migrate(db: &Db) -> anyhow::Result<usize> {
     conn.close_on_drop();
     lock_migrations(&mut conn).await?;
     let migrated = migrate_locked(&mut conn).await;
-    let release = sqlx::AssertSqlSafe(format!("SELECT RELEASE_LOCK({MIGRATION_LOCK})"));
-    if let Err(error) = sqlx::query(release).execute(&mut *conn).await {
+    let release = format!("SELECT RELEASE_LOCK({MIGRATION_LOCK})");
+    if let Err(error) = sqlx::query(&release).execute(&mut *conn).await {
         tracing::warn!(%error, "the lock on migrations goes with its connection");
     }
     migrated
@@ -79,15 +78,14 @@ pub async fn migrate(db: &Db) -> anyhow::Result<usize> {
 
 async fn migrate_locked(conn: &mut Conn) -> anyhow::Result<usize> {
     let pending = pending(conn).await?;
-    MIGRATIONS.run_direct(None, conn, false).await.context("migrating the schema")?;
+    MIGRATIONS.run_direct(conn).await.context("migrating the schema")?;
     Ok(pending)
 }
 
 async fn lock_migrations(conn: &mut Conn) -> anyhow::Result<()> {
     let ask = format!("SELECT GET_LOCK({MIGRATION_LOCK}, {MIGRATION_LOCK_WAIT_S})");
     for _ in 0..MIGRATION_LOCK_ATTEMPTS {
-        let answer =
-            sqlx::query_scalar::<_, Option<i64>>(sqlx::AssertSqlSafe(ask.as_str())).fetch_one(&mut *conn).await;
+        let answer = sqlx::query_scalar::<_, Option<i64>>(ask.as_str()).fetch_one(&mut *conn).await;
         match answer.context("locking the schema to migrate it")? {
             Some(1) => return Ok(()),
             Some(_) => tracing::info!("another process migrates the schema: waiting for it"),
@@ -182,7 +180,7 @@ pub fn recurs(rows: usize) -> bool {
 pub const CONTENTION_ATTEMPTS: u32 = 5;
 
 /// Pushes `(?, ?, …)` for an `IN` list. The list must not be empty: `IN ()` is not SQL.
-pub fn push_in<'q, T>(query: &mut sqlx::QueryBuilder<sqlx::MySql>, values: impl IntoIterator<Item = T>)
+pub fn push_in<'q, T>(query: &mut sqlx::QueryBuilder<'q, sqlx::MySql>, values: impl IntoIterator<Item = T>)
 where
     T: 'q + sqlx::Encode<'q, sqlx::MySql> + sqlx::Type<sqlx::MySql> + Send,
 {

@@ -19,4 +19,5 @@ pub mod rsa;
 pub mod rules;
 pub mod signed;
 pub mod telemetry;
+pub mod text;
 pub mod together;

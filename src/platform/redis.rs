@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use deadpool_redis::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, PubSub};
+use deadpool_redis::redis::io::tcp::TcpSettings;
 use deadpool_redis::redis::{
-    AsyncConnectionConfig, Client, Cmd, InfoDict, IntoConnectionInfo, Pipeline, RedisFuture, Value, from_redis_value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, InfoDict, IntoConnectionInfo, Pipeline, RedisFuture,
+    RedisResult, Value, from_redis_value,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -174,12 +176,13 @@ impl Redis {
 
 impl One {
     async fn connect(url: &str) -> anyhow::Result<Self> {
-        let client = Client::open(url).context("parsing REDIS_URL")?;
+        let place = place(url).context("parsing REDIS_URL")?;
+        let client = Client::open(place.clone()).context("parsing REDIS_URL")?;
         let commands = Shared::connect(client.clone()).await.context("connecting to Redis")?;
         // No response timeout here: a blocking read's own BLOCK argument bounds it.
         let connection =
             AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(Some(CONNECT_TIMEOUT));
-        let manager = deadpool_redis::Manager::new_with_config(url, connection).context("parsing REDIS_URL")?;
+        let manager = deadpool_redis::Manager::new_with_config(place, connection).context("parsing REDIS_URL")?;
         let blocking = deadpool_redis::Pool::builder(manager)
             .max_size(POOL_SIZE)
             .runtime(deadpool_redis::Runtime::Tokio1)
@@ -190,6 +193,17 @@ impl One {
             .context("building the Redis pool")?;
         Ok(Self { commands, blocking, client: Arc::new(client) })
     }
+}
+
+/// A command is small and waits for its answer: the system must not hold one back to fill a packet (Nagle), which the
+/// driver lets it do unless told.
+fn tcp_settings() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
+}
+
+/// Where a server is, as every connection to it is made.
+fn place(url: &str) -> RedisResult<ConnectionInfo> {
+    Ok(url.into_connection_info()?.set_tcp_settings(tcp_settings()))
 }
 
 /// The shared connection; cheap to clone.

@@ -11,6 +11,7 @@ use crate::orders::OrderId;
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// Marks the ids of activities.
 pub struct ActivityMark;
@@ -32,6 +33,7 @@ pub struct Activity {
     /// What is sold.
     pub course_id: crate::catalogue::CourseId,
     /// Its title.
+    #[sqlx(try_from = "Text")]
     pub title: String,
     /// The price of one unit.
     pub price_fen: Money,

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// A coupon people may claim (marker of its id).
 pub struct Coupon;
@@ -38,9 +39,9 @@ impl CouponKind {
     }
 }
 
-impl TryFrom<String> for CouponKind {
+impl TryFrom<Text> for CouponKind {
     type Error = std::io::Error;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
+    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
         let kinds = [Self::Amount, Self::Percent];
         kinds.into_iter().find(|k| k.as_str() == text).ok_or_else(|| std::io::Error::other("not a coupon kind"))
     }
@@ -50,7 +51,7 @@ impl TryFrom<String> for CouponKind {
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Terms {
     /// How the discount is counted.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub kind: CouponKind,
     /// The discount of [`CouponKind::Amount`].
     #[sqlx(rename = "amount_fen")]
@@ -117,6 +118,7 @@ pub struct UserCoupon {
     /// Which coupon it is.
     pub coupon_id: CouponId,
     /// The coupon's name.
+    #[sqlx(try_from = "Text")]
     pub title: String,
     /// What it gives.
     #[sqlx(flatten)]
@@ -222,6 +224,7 @@ pub struct LedgerLine {
     /// The change.
     pub delta: i64,
     /// [`Reason::text`].
+    #[sqlx(try_from = "Text")]
     pub reason: String,
     /// What for.
     pub ref_id: HolderId,

@@ -12,6 +12,7 @@ use onrush::payments;
 use onrush::platform::clock::At;
 use onrush::platform::db::Conn;
 use onrush::platform::money::Money;
+use onrush::platform::text::Text;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -721,9 +722,9 @@ async fn answers_are_forgotten_after_a_week() {
     h.post_once("/orders", &alice, "young", of(&[&course])).await.expect(201);
     h.advance(Duration::from_secs(7 * 24 * 3600 - 60));
     onrush::idempotency::prune(&h.app).await.unwrap();
-    let kept: Vec<String> =
+    let kept: Vec<Text> =
         sqlx::query_scalar("SELECT idem_key FROM idempotency_keys").fetch_all(&h.app.db).await.unwrap();
-    assert_eq!(kept, ["young"]);
+    assert_eq!(kept, [Text("young".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ use super::store::StoredRefund;
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::id::Id;
+use crate::platform::text::Text;
 
 /// Names trades; see [`TradeNo`].
 pub struct TradeName;
@@ -164,8 +165,10 @@ pub enum BillKind {
 #[derive(Debug, Serialize, sqlx::FromRow)]
 pub struct BillLine {
     /// The merchant's number of the trade or of the refund.
+    #[sqlx(try_from = "Text")]
     pub number: String,
     /// The merchant's number of the trade.
+    #[sqlx(try_from = "Text")]
     pub merchant_no: String,
     /// How much moved.
     pub amount_fen: i64,
@@ -267,9 +270,9 @@ impl TradeStatus {
     }
 }
 
-impl TryFrom<String> for TradeStatus {
+impl TryFrom<Text> for TradeStatus {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         Ok(match text.as_str() {
             "waiting" => Self::Waiting,
             "paid" => Self::Paid,

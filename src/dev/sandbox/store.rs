@@ -6,6 +6,7 @@ use super::model::{BillLine, Create, Notify, NotifyId, RefundStatus, Refunding, 
 use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
+use crate::platform::text::Text;
 
 /// A trade.
 #[derive(Debug, sqlx::FromRow)]
@@ -13,24 +14,28 @@ pub struct Trade {
     /// The gateway's number.
     pub trade_no: TradeNo,
     /// The merchant's number.
+    #[sqlx(try_from = "Text")]
     pub merchant_no: String,
     /// What is to be paid.
     pub amount_fen: i64,
     /// What was paid.
     pub paid_fen: i64,
     /// Its state.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: TradeStatus,
     /// What the buyer reads.
+    #[sqlx(try_from = "Text")]
     pub subject: String,
     /// Where notifies go.
+    #[sqlx(try_from = "Text")]
     pub notify_url: String,
     /// Where the browser goes.
+    #[sqlx(try_from = "Text")]
     pub return_url: String,
     /// The buyer cannot pay after this.
     pub expires_at: At,
     /// What becomes of its refunds.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub refunding: Refunding,
 }
 
@@ -38,13 +43,15 @@ pub struct Trade {
 #[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
 pub struct StoredRefund {
     /// The merchant's number of the refund.
+    #[sqlx(try_from = "Text")]
     pub refund_no: String,
     /// The merchant's number of the trade.
+    #[sqlx(try_from = "Text")]
     pub merchant_no: String,
     /// How much.
     pub amount_fen: i64,
     /// How far it is.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
 }
 
@@ -56,14 +63,17 @@ pub struct StoredNotify {
     /// Its trade.
     pub trade_no: TradeNo,
     /// Where it goes.
+    #[sqlx(try_from = "Text")]
     pub notify_url: String,
     /// What it says.
+    #[sqlx(try_from = "Text")]
     pub body: String,
     /// How often it was sent.
     pub attempts: i32,
     /// When it is sent next.
     pub next_at: Option<At>,
     /// What the merchant last said.
+    #[sqlx(try_from = "Text")]
     pub last_answer: String,
 }
 

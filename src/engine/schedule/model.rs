@@ -12,6 +12,7 @@ use super::timing::Timing;
 use crate::platform::clock::At;
 use crate::platform::extract::FieldFault;
 use crate::platform::id::Id;
+use crate::platform::text::{OptionalText, Text};
 
 /// Marks the ids of schedules.
 pub struct ScheduleMark;
@@ -90,15 +91,15 @@ impl CatchUp {
     }
 }
 
-impl TryFrom<String> for Kind {
+impl TryFrom<Text> for Kind {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         Self::parse(&text).ok_or_else(|| format!("`{text}` is not a kind of schedule"))
     }
 }
-impl TryFrom<String> for CatchUp {
+impl TryFrom<Text> for CatchUp {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         Self::parse(&text).ok_or_else(|| format!("`{text}` is not a catch-up policy"))
     }
 }
@@ -107,28 +108,33 @@ impl TryFrom<String> for CatchUp {
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Definition {
     /// Its name, unlike all others.
+    #[sqlx(try_from = "Text")]
     pub name: String,
     /// The task that it enqueues.
+    #[sqlx(try_from = "Text")]
     pub task: String,
     /// The task's arguments, a JSON object.
+    #[sqlx(try_from = "Text")]
     pub args: String,
     /// How its times are given.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub kind: Kind,
     /// [`Kind::Interval`]: the pause, in seconds.
     pub every_s: Option<i64>,
     /// [`Kind::Crontab`]: the expression.
+    #[sqlx(try_from = "OptionalText")]
     pub crontab: Option<String>,
     /// [`Kind::Once`]: the instant.
     pub run_at: Option<At>,
     /// The zone whose wall clock a crontab means, by its IANA name.
+    #[sqlx(try_from = "Text")]
     pub time_zone: String,
     /// The first occurrence of an interval; a crontab does not run before it.
     pub starts_at: At,
     /// Whether it runs at all.
     pub enabled: bool,
     /// What becomes of missed occurrences.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub catch_up: CatchUp,
     /// With [`CatchUp::Each`], so many of them.
     pub catch_up_max: i32,
@@ -151,8 +157,10 @@ pub struct Schedule {
     /// Tasks enqueued so far.
     pub total_runs: i64,
     /// The id of the last one.
+    #[sqlx(try_from = "OptionalText")]
     pub last_task: Option<String>,
     /// Why it was set aside.
+    #[sqlx(try_from = "OptionalText")]
     pub last_error: Option<String>,
     /// Grows with each edit.
     pub version: i64,

@@ -112,14 +112,14 @@ pub async fn delete(conn: &mut Conn, id: ScheduleId) -> Result<bool> {
 
 /// One schedule.
 pub async fn find(conn: &mut Conn, id: ScheduleId) -> Result<Option<Schedule>> {
-    let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM schedules WHERE id = ?"));
-    sqlx::query_as(sql).bind(id).fetch_optional(conn).await.context("reading a schedule")
+    let sql = format!("SELECT {COLUMNS} FROM schedules WHERE id = ?");
+    sqlx::query_as(&sql).bind(id).fetch_optional(conn).await.context("reading a schedule")
 }
 
 /// Schedules below `before`, newest first.
 pub async fn list(conn: &mut Conn, before: ScheduleId, limit: u32) -> Result<Vec<Schedule>> {
     let sql = format!("SELECT {COLUMNS} FROM schedules WHERE id < ? ORDER BY id DESC LIMIT ?");
-    let page = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(before).bind(limit).fetch_all(conn).await;
+    let page = sqlx::query_as(&sql).bind(before).bind(limit).fetch_all(conn).await;
     page.context("listing schedules")
 }
 

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use crate::platform::text::Text;
 use serde::Serialize;
 
 /// A way to pay at a gateway.
@@ -51,9 +52,9 @@ impl FromStr for Channel {
     }
 }
 
-impl TryFrom<String> for Channel {
+impl TryFrom<Text> for Channel {
     type Error = NotAChannel;
-    fn try_from(text: String) -> Result<Self, NotAChannel> {
+    fn try_from(Text(text): Text) -> Result<Self, NotAChannel> {
         text.parse()
     }
 }

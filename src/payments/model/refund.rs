@@ -6,6 +6,7 @@ use super::{Gateway, PaymentId};
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
+use crate::platform::text::{OptionalText, Text};
 
 /// The id of a [`Refund`]: our refund number at the gateway, the same in every try.
 pub type RefundId = Id<Refund>;
@@ -18,7 +19,7 @@ pub struct Refund {
     /// The payment it gives back, or a part of it.
     pub payment_id: PaymentId,
     /// Where that was paid.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     /// How much goes back.
     #[sqlx(rename = "amount_fen")]
@@ -27,13 +28,16 @@ pub struct Refund {
     #[sqlx(rename = "payment_fen")]
     pub payment_amount: Money,
     /// Of what (ISO 4217), both.
+    #[sqlx(try_from = "Text")]
     pub currency: String,
     /// The gateway's number of the payment.
+    #[sqlx(try_from = "OptionalText")]
     pub gateway_trade_no: Option<String>,
     /// As [`Payment::gateway_ref`](super::Payment::gateway_ref).
+    #[sqlx(try_from = "OptionalText")]
     pub gateway_ref: Option<String>,
     /// How far it is.
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
     /// The one that was made in its place.
     pub replaced_by: Option<RefundId>,
@@ -73,9 +77,9 @@ impl RefundStatus {
     }
 }
 
-impl TryFrom<String> for RefundStatus {
+impl TryFrom<Text> for RefundStatus {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         let all = [Self::Pending, Self::Confirmed, Self::Failed, Self::Replaced];
         all.into_iter().find(|status| status.as_str() == text).ok_or(format!("unknown refund status {text:?}"))
     }
@@ -104,9 +108,9 @@ pub enum RefundReason {
     Asked,
 }
 
-impl TryFrom<String> for RefundReason {
+impl TryFrom<Text> for RefundReason {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         let all = [Self::Late, Self::PaidTwice, Self::Asked];
         all.into_iter().find(|reason| reason.as_str() == text).ok_or(format!("unknown refund reason {text:?}"))
     }

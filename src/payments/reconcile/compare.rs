@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::payments::model::{PaymentStatus, RefundStatus};
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// What a line of a bill is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -32,9 +33,9 @@ impl What {
     }
 }
 
-impl TryFrom<String> for What {
+impl TryFrom<Text> for What {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         Self::ALL.into_iter().find(|what| what.as_str() == text).ok_or(format!("unknown kind of line {text:?}"))
     }
 }
@@ -68,9 +69,9 @@ impl DifferenceKind {
     }
 }
 
-impl TryFrom<String> for DifferenceKind {
+impl TryFrom<Text> for DifferenceKind {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(format!("unknown kind of difference {text:?}"))
     }
 }
@@ -178,9 +179,9 @@ impl DifferenceStatus {
     }
 }
 
-impl TryFrom<String> for DifferenceStatus {
+impl TryFrom<Text> for DifferenceStatus {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         let all = [Self::Waiting, Self::Open, Self::Resolved, Self::Vanished];
         all.into_iter().find(|it| it.as_str() == text).ok_or(format!("unknown status of a difference {text:?}"))
     }
@@ -356,7 +357,7 @@ mod tests {
     fn words_of_the_database_are_those_of_the_api() {
         for kind in DifferenceKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
-            assert_eq!(DifferenceKind::try_from(kind.as_str().to_owned()), Ok(kind));
+            assert_eq!(DifferenceKind::try_from(Text(kind.as_str().to_owned())), Ok(kind));
         }
         for what in What::ALL {
             assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());

@@ -15,11 +15,14 @@ use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// What the believed bills of a gateway come to for a number, whatever their days.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(super) struct Theirs {
+    #[sqlx(try_from = "Text")]
     pub number: String,
+    #[sqlx(try_from = "Text")]
     pub merchant_no: String,
     pub amount: Money,
     /// The last day that has it.
@@ -70,6 +73,7 @@ struct EntryRow {
     id: Uuid,
     payment: PaymentId,
     amount: Money,
+    #[sqlx(try_from = "Text")]
     status: String,
     started_at: At,
     heard_at: Option<At>,
@@ -103,8 +107,8 @@ pub(super) async fn ours(
     let rows: Vec<EntryRow> = query.build_query_as().persistent(db::recurs(ids.len())).fetch_all(conn).await?;
     let entry = |row: EntryRow| -> Result<Entry, String> {
         let state = match what {
-            What::Payment => PaymentStatus::try_from(row.status.clone())?.into(),
-            What::Refund => RefundStatus::try_from(row.status.clone())?.into(),
+            What::Payment => PaymentStatus::try_from(Text(row.status.clone()))?.into(),
+            What::Refund => RefundStatus::try_from(Text(row.status.clone()))?.into(),
         };
         let EntryRow { id, payment, amount, status, started_at, heard_at } = row;
         Ok(Entry { id, payment, amount, state, status, started_at, heard_at })
@@ -125,9 +129,9 @@ pub(super) async fn by_trade(
     let mut query = QueryBuilder::<MySql>::new("SELECT gateway_trade_no, id FROM payments WHERE gateway = ");
     query.push_bind(gateway.as_str()).push(" AND gateway_trade_no IN ");
     db::push_in(&mut query, trade_nos.iter().copied());
-    let rows: Vec<(String, PaymentId)> =
+    let rows: Vec<(Text, PaymentId)> =
         query.build_query_as().persistent(db::recurs(trade_nos.len())).fetch_all(conn).await?;
-    Ok(rows.into_iter().collect())
+    Ok(rows.into_iter().map(|(number, id)| (number.into(), id)).collect())
 }
 
 /// Where a page of [`heard`] ends: (when, number).

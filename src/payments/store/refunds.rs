@@ -8,6 +8,7 @@ use crate::payments::model::{Payment, PaymentId, Refund, RefundId};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// Reads whole refunds. A macro, because a statement must be known when it is compiled.
 macro_rules! select_refunds {
@@ -167,7 +168,9 @@ pub(in crate::payments) async fn lock(conn: &mut Conn, id: RefundId) -> sqlx::Re
 
 /// Why a refund was owed, as the database has it, and a person's words.
 pub(in crate::payments) async fn reason_of(conn: &mut Conn, id: RefundId) -> sqlx::Result<(String, String)> {
-    query_as("SELECT reason, note FROM refunds WHERE id = ?").bind(id).fetch_one(conn).await
+    let (reason, note): (Text, Text) =
+        query_as("SELECT reason, note FROM refunds WHERE id = ?").bind(id).fetch_one(conn).await?;
+    Ok((reason.into(), note.into()))
 }
 
 /// The next try of a pending refund is due now; false when it was already.

@@ -8,20 +8,27 @@ use crate::payments::model::{Gateway, NotificationId, PaymentId, RefundId, Refun
 use crate::platform::clock::At;
 use crate::platform::db::{Conn, push_in, recurs};
 use crate::platform::money::Money;
+use crate::platform::text::{OptionalText, Text};
 
 /// A payment, as a person sees it.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments) struct PaymentRow {
     pub id: PaymentId,
     pub order_id: OrderId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
+    #[sqlx(try_from = "Text")]
     pub channel: String,
     pub amount_fen: Money,
+    #[sqlx(try_from = "Text")]
     pub currency: String,
+    #[sqlx(try_from = "Text")]
     pub status: String,
+    #[sqlx(try_from = "OptionalText")]
     pub resolution: Option<String>,
+    #[sqlx(try_from = "OptionalText")]
     pub gateway_trade_no: Option<String>,
+    #[sqlx(try_from = "OptionalText")]
     pub gateway_ref: Option<String>,
     pub refunded_fen: Money,
     pub created_at: At,
@@ -81,13 +88,17 @@ pub(in crate::payments) async fn payment(conn: &mut Conn, id: PaymentId) -> sqlx
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments) struct NotificationRow {
     pub id: NotificationId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
+    #[sqlx(try_from = "Text")]
     pub notify_id: String,
     pub payment_id: Option<PaymentId>,
+    #[sqlx(try_from = "Text")]
     pub outcome: String,
+    #[sqlx(try_from = "Text")]
     pub detail: String,
     pub body: Vec<u8>,
+    #[sqlx(try_from = "OptionalText")]
     pub message: Option<String>,
     pub received_at: At,
 }
@@ -146,15 +157,18 @@ pub(in crate::payments) struct RefundRow {
     pub id: RefundId,
     pub payment_id: PaymentId,
     pub order_id: OrderId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub amount_fen: Money,
+    #[sqlx(try_from = "Text")]
     pub reason: String,
+    #[sqlx(try_from = "Text")]
     pub note: String,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
     pub attempts: i32,
     pub next_attempt_at: Option<At>,
+    #[sqlx(try_from = "Text")]
     pub last_error: String,
     pub created_at: At,
     pub asked_at: Option<At>,
@@ -209,10 +223,12 @@ pub(in crate::payments) async fn refund(conn: &mut Conn, id: RefundId) -> sqlx::
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments) struct OrderRefundRow {
     pub id: OrderRefundId,
+    #[sqlx(try_from = "Text")]
     pub kind: String,
     pub amount_fen: Money,
     pub points_back: i64,
     pub points_missing: i64,
+    #[sqlx(try_from = "Text")]
     pub reason: String,
     pub asked_by: UserId,
     pub created_at: At,
@@ -243,9 +259,9 @@ pub(in crate::payments) async fn order_refunds(
 pub(in crate::payments) struct BackRow {
     pub order_id: OrderId,
     pub amount_fen: Money,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub reason: RefundReason,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
     pub created_at: At,
     pub confirmed_at: Option<At>,

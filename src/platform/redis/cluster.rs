@@ -24,14 +24,14 @@ use deadpool_redis::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use deadpool_redis::redis::cluster_async::ClusterConnection;
 use deadpool_redis::redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use deadpool_redis::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict, IntoConnectionInfo,
-    Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, Value, cmd, from_redis_value, pipe,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict, Pipeline, RedisError,
+    RedisFuture, RedisResult, ServerErrorKind, Value, cmd, from_redis_value, pipe,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::shared::{Shareable, Shared};
-use super::{CONNECT_TIMEOUT, POOL_SIZE, RESPONSE_TIMEOUT};
+use super::{CONNECT_TIMEOUT, POOL_SIZE, RESPONSE_TIMEOUT, place, tcp_settings};
 
 /// The connections to all nodes have failed when they are not there after this long: those to the nodes that are named,
 /// an answer that tells of the others, and those to these.
@@ -82,8 +82,7 @@ impl Cluster {
     /// Connects to the cluster that `url` names; `None` when it names none.
     pub(super) async fn connect(url: &str) -> anyhow::Result<Option<Self>> {
         let Some(nodes) = nodes_of(url) else { return Ok(None) };
-        let nodes: RedisResult<Vec<ConnectionInfo>> =
-            nodes.iter().map(|node| node.as_str().into_connection_info()).collect();
+        let nodes: RedisResult<Vec<ConnectionInfo>> = nodes.iter().map(|node| place(node)).collect();
         let nodes = nodes.context("parsing REDIS_URL")?;
         ensure!(
             nodes.iter().all(|node| node.redis_settings().db() == 0),
@@ -153,7 +152,10 @@ impl Shareable for ClusterCommands {
 impl ClusterCommands {
     /// Connects to every node of the cluster that these lead to. Those that are silent are left out.
     async fn to(nodes: &[ConnectionInfo], response_timeout: Option<Duration>) -> RedisResult<Self> {
-        let mut builder = ClusterClientBuilder::new(nodes.to_vec()).retries(0).connection_timeout(CONNECT_TIMEOUT);
+        let mut builder = ClusterClientBuilder::new(nodes.to_vec())
+            .retries(0)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .tcp_settings(tcp_settings());
         if let Some(timeout) = response_timeout {
             builder = builder.response_timeout(timeout);
         }

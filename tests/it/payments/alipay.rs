@@ -6,6 +6,7 @@ mod notifies;
 mod refunds;
 
 use onrush::payments::Gateway;
+use onrush::platform::text::Text;
 use reqwest::Url;
 
 use super::*;
@@ -86,7 +87,7 @@ async fn a_page_that_is_paid_gives_the_course() {
     })
     .await;
     assert_eq!(h.count("SELECT COUNT(*) FROM user_courses").await, 1);
-    let trade_no: String =
+    let Text(trade_no) =
         sqlx::query_scalar("SELECT gateway_trade_no FROM payments").fetch_one(&h.app.db).await.unwrap();
     assert_eq!(trade_no, notify.get("trade_no"));
     all_is_well(&h, &alipay).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join_all};
 use onrush::payments::Gateway;
+use onrush::platform::text::Text;
 use tokio::task::JoinError;
 
 use super::late::order_of;
@@ -464,7 +465,9 @@ async fn billed(shop: &Shop) -> Started {
 async fn differences(shop: &Shop) -> Vec<(String, String)> {
     payments::reconcile(&shop.h.app).await.unwrap();
     let all = "SELECT number, kind FROM payment_differences WHERE gateway = ?";
-    sqlx::query_as(all).bind(shop.gateway.as_str()).fetch_all(&shop.h.app.db).await.unwrap()
+    let all: Vec<(Text, Text)> =
+        sqlx::query_as(all).bind(shop.gateway.as_str()).fetch_all(&shop.h.app.db).await.unwrap();
+    all.into_iter().map(|(number, kind)| (number.into(), kind.into())).collect()
 }
 
 async fn a_bill_that_fits_has_no_differences(shop: Arc<Shop>) {
@@ -509,9 +512,9 @@ async fn traces_are_the_same(shop: Arc<Shop>) {
     let traces = "SELECT p.status, p.resolution, p.amount_fen, p.currency, CAST(o.status AS SIGNED), n.outcome, \
                   p.gateway_trade_no IS NOT NULL AND p.next_query_at IS NULL AND o.paid_at = p.paid_at \
                   FROM payments p JOIN orders o ON o.id = p.order_id JOIN payment_notifications n ON n.payment_id = p.id";
-    let traces: Vec<(String, String, i64, String, i64, String, bool)> =
+    let traces: Vec<(Text, Text, i64, Text, i64, Text, bool)> =
         sqlx::query_as(traces).fetch_all(&shop.h.app.db).await.unwrap();
-    let text = str::to_owned;
+    let text = |text: &str| Text(text.to_owned());
     assert_eq!(traces, [(text("paid"), text("order"), of.fen, text("CNY"), 1, text("settled"), true)]);
 }
 

@@ -7,6 +7,7 @@ mod sdk;
 
 use super::*;
 use crate::support::gateways::stripe::{Manner, Stripe};
+use onrush::platform::text::Text;
 
 /// A service with a Stripe of its own.
 pub(super) struct Shop {
@@ -60,7 +61,7 @@ impl Shop {
     async fn state(&self, payment: &str) -> String {
         let id: OrderId = payment.parse().unwrap();
         let statement = sqlx::query_scalar("SELECT status FROM payments WHERE id = ?").bind(id);
-        statement.fetch_one(&self.h.app.db).await.unwrap()
+        statement.fetch_one(&self.h.app.db).await.map(|Text(status)| status).unwrap()
     }
 
     async fn notifications(&self, outcome: &str) -> i64 {
@@ -151,7 +152,7 @@ async fn a_request_that_has_changed_since_its_answer_was_lost_opens_another_sess
     let answer = shop.pay(&no).await.expect(200);
     assert_eq!(shop.stripe.sessions(), 2);
     assert_eq!(shop.pay(&no).await.expect(200).body, answer.body);
-    let kept: String = sqlx::query_scalar("SELECT gateway_ref FROM payments").fetch_one(&shop.h.app.db).await.unwrap();
+    let Text(kept) = sqlx::query_scalar("SELECT gateway_ref FROM payments").fetch_one(&shop.h.app.db).await.unwrap();
     assert!(answer.text_of("pay_url").contains(&kept));
     assert_eq!(shop.deliver(&shop.stripe.pay(&kept)).await.status, 200);
     assert_eq!(shop.status(&no).await, "paid");
@@ -262,7 +263,7 @@ async fn a_session_that_is_opened_while_its_order_is_closed_is_expired() {
     let (paying, cancelled) = tokio::join!(shop.pay(&no), cancelled);
     cancelled.expect(200);
     paying.problem(409, "order_state");
-    let kept: String = sqlx::query_scalar("SELECT gateway_ref FROM payments").fetch_one(&shop.h.app.db).await.unwrap();
+    let Text(kept) = sqlx::query_scalar("SELECT gateway_ref FROM payments").fetch_one(&shop.h.app.db).await.unwrap();
     assert_eq!(shop.stripe.object(&kept)["status"], "expired");
     assert_eq!((shop.status(&no).await.as_str(), shop.stripe.sessions()), ("cancelled", 1));
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use onrush::jobs;
 use onrush::platform::clock::At;
+use onrush::platform::text::Text;
 use serde_json::{Value, json};
 
 use super::{Desk, MINUTE, set_clock};
@@ -131,7 +132,8 @@ async fn a_clock_that_jumps_ahead_and_back_repeats_nothing() {
 /// How far the holder of the lease has come: (term, holder).
 async fn lease(h: &Harness) -> (i64, String) {
     let lease = sqlx::query_as("SELECT term, holder FROM leases WHERE name = 'scheduler'");
-    lease.fetch_optional(&h.app.db).await.unwrap().unwrap_or_default()
+    let lease: Option<(i64, Text)> = lease.fetch_optional(&h.app.db).await.unwrap();
+    lease.map(|(term, Text(holder))| (term, holder)).unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use onrush::jobs;
 use onrush::platform::clock::{At, Clock};
 use onrush::platform::db;
 use onrush::serve::{Role as Does, Serving};
-use sqlx::{Connection, QueryBuilder};
+use sqlx::{Connection, Executor, QueryBuilder};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
@@ -114,11 +114,11 @@ impl Harness {
         if addresses.clean_up {
             // A server for tests need not survive a power cut. One that forbids this is only slower.
             for relax in ["SET GLOBAL innodb_flush_log_at_trx_commit = 0", "SET GLOBAL sync_binlog = 0"] {
-                let _ = sqlx::raw_sql(relax).execute(&mut server).await;
+                let _ = server.execute(relax).await;
             }
         }
         let create = format!("CREATE DATABASE {database} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut server).await.expect("a database");
+        server.execute(create.as_str()).await.expect("a database");
         server.close().await.expect("a goodbye");
 
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -320,7 +320,7 @@ impl Drop for Harness {
         let (url, database) = (self.addresses.database(""), self.database.clone());
         let drop_database = async move {
             let mut server = sqlx::MySqlConnection::connect(&url).await?;
-            sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP DATABASE {database}"))).execute(&mut server).await
+            server.execute(format!("DROP DATABASE {database}").as_str()).await
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         if let Ok(runtime) = runtime {

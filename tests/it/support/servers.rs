@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use onrush::dev::servers::{Care, Server, Servers, database_url};
+use onrush::dev::servers::{Care, Reach, Server, Servers, database_url};
 use tempfile::TempDir;
 
 use super::Cluster;
@@ -38,7 +38,7 @@ pub fn servers() -> Addresses {
             let started = runtime.block_on(Cluster::start_in(dir.clone(), 0, Care::Fast));
             cluster.insert(started).url()
         } else {
-            let redis = Server::redis(&dir, Care::Fast).expect("a private Redis");
+            let redis = Server::redis(&dir, Care::Fast, &reach()).expect("a private Redis");
             let url = redis.url().to_owned();
             servers.push(redis);
             url
@@ -46,7 +46,7 @@ pub fn servers() -> Addresses {
         let named = std::env::var("ONRUSH_TEST_DATABASE_URL").ok().filter(|url| !url.is_empty());
         let clean_up = named.is_some();
         let mysql = named.unwrap_or_else(|| {
-            let mysql = Server::mysql(&dir, Care::Fast).expect("a private MySQL");
+            let mysql = Server::mysql(&dir, Care::Fast, &reach()).expect("a private MySQL");
             let url = mysql.url().to_owned();
             servers.push(mysql);
             url
@@ -65,6 +65,15 @@ pub fn on_a_cluster() -> bool {
     }
 }
 
+/// How the tests reach their servers: over TCP as production does, encrypted when `ONRUSH_TEST_TLS` names a directory with
+/// the servers' certificate.
+pub fn reach() -> Reach {
+    match std::env::var_os("ONRUSH_TEST_TLS").filter(|dir| !dir.is_empty()) {
+        Some(dir) => Reach::Tls(dir.into()),
+        None => Reach::Tcp,
+    }
+}
+
 /// Servers for one test alone, which may stop, kill, start and empty them: [`PrivateServers::change`].
 pub struct PrivateServers {
     servers: Option<Servers>,
@@ -77,7 +86,7 @@ impl PrivateServers {
         let dir = new_dir();
         let path = dir.path().to_owned();
         // Safe: a server that is killed has its data when it starts again.
-        let servers = blocking(move || Servers::start(&path, Care::Safe)).await;
+        let servers = blocking(move || Servers::start(&path, Care::Safe, &reach())).await;
         Self { servers: Some(servers.expect("private servers for one test")), dir }
     }
 
@@ -111,7 +120,7 @@ impl PrivateRedis {
     pub async fn start() -> Self {
         let dir = new_dir();
         let path = dir.path().to_owned();
-        let server = blocking(move || Server::redis(&path, Care::Safe)).await;
+        let server = blocking(move || Server::redis(&path, Care::Safe, &Reach::Socket)).await;
         Self { server: Some(server.expect("a private Redis for one test")), _dir: dir }
     }
 

@@ -1,5 +1,6 @@
 //! How the sandbox treats refunds: what becomes of them is what a person makes of it.
 
+use crate::platform::text::Text;
 use serde::Serialize;
 
 /// What the gateway does with the refunds of a trade.
@@ -33,9 +34,9 @@ impl Refunding {
     }
 }
 
-impl TryFrom<String> for Refunding {
+impl TryFrom<Text> for Refunding {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         let all = [Self::AtOnce, Self::Slowly, Self::Never];
         all.into_iter().find(|one| one.as_str() == text).ok_or(format!("unknown treatment of refunds {text:?}"))
     }
@@ -64,9 +65,9 @@ impl RefundStatus {
     }
 }
 
-impl TryFrom<String> for RefundStatus {
+impl TryFrom<Text> for RefundStatus {
     type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(Text(text): Text) -> Result<Self, String> {
         let all = [Self::Pending, Self::Done, Self::Declined];
         all.into_iter().find(|one| one.as_str() == text).ok_or(format!("unknown refund status {text:?}"))
     }

@@ -12,6 +12,7 @@ use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::money::Money;
+use crate::platform::text::Text;
 
 /// The believed bill of a day, and its digest.
 pub(in crate::payments::reconcile) async fn believed(
@@ -173,7 +174,7 @@ pub(in crate::payments::reconcile) async fn days_since(
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct Which {
     pub id: BillId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub day: Day,
 }
@@ -219,7 +220,8 @@ pub(in crate::payments::reconcile) async fn numbers(
             "SELECT number FROM payment_bill_lines WHERE bill_id = ? AND kind = ? AND number > ? ORDER BY number LIMIT ?"
         }
     };
-    query_scalar(statement).bind(bill).bind(what.as_str()).bind(after.unwrap_or("")).bind(limit).fetch_all(conn).await
+    let page = query_scalar::<_, Text>(statement).bind(bill).bind(what.as_str()).bind(after.unwrap_or("")).bind(limit);
+    Ok(page.fetch_all(conn).await?.into_iter().map(String::from).collect())
 }
 
 /// Bills whose lines are of no use: abandoned ones, and replaced ones whose successor has been laid beside our books.
@@ -291,7 +293,7 @@ pub(in crate::payments::reconcile) async fn kept(
     differing.push_bind(gateway.as_str()).push(" AND what = ").push_bind(what.as_str()).push(" AND number IN ");
     db::push_in(&mut differing, numbers.iter().map(String::as_str));
     let recurs = db::recurs(numbers.len());
-    let mut kept: Vec<String> = differing.build_query_scalar().persistent(recurs).fetch_all(&mut *conn).await?;
+    let mut kept: Vec<Text> = differing.build_query_scalar().persistent(recurs).fetch_all(&mut *conn).await?;
     // The younger lines are found by their numbers: bills grow in number every day, lines of a number do not.
     let mut younger = QueryBuilder::<MySql>::new(
         "SELECT l.number FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) \
@@ -300,8 +302,8 @@ pub(in crate::payments::reconcile) async fn kept(
     younger.push_bind(gateway.as_str()).push(" AND b.day >= ").push_bind(from);
     younger.push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
     db::push_in(&mut younger, numbers.iter().map(String::as_str));
-    kept.extend(younger.build_query_scalar::<String>().persistent(recurs).fetch_all(conn).await?);
-    Ok(kept.into_iter().collect())
+    kept.extend(younger.build_query_scalar::<Text>().persistent(recurs).fetch_all(conn).await?);
+    Ok(kept.into_iter().map(String::from).collect())
 }
 
 /// Deletes the lines of these numbers from all bills of a gateway of days before `before`; how many. Those of one number go
@@ -341,10 +343,10 @@ pub(in crate::payments::reconcile) async fn mark_pruned(conn: &mut Conn, id: Bil
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct BillRow {
     pub id: BillId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub day: Day,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: BillStatus,
     pub payments: i64,
     pub payments_fen: Money,

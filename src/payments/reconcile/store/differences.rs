@@ -10,15 +10,17 @@ use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::money::Money;
+use crate::platform::text::{OptionalText, Text};
 
 /// A difference that is known.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct Known {
     pub id: DifferenceId,
+    #[sqlx(try_from = "Text")]
     pub number: String,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub kind: DifferenceKind,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: DifferenceStatus,
     pub theirs_fen: Option<Money>,
     pub ours_fen: Option<Money>,
@@ -169,10 +171,11 @@ pub(in crate::payments::reconcile) async fn vanish(conn: &mut Conn, id: Differen
 /// A number to look at again.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct Again {
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub what: What,
+    #[sqlx(try_from = "Text")]
     pub number: String,
 }
 
@@ -196,9 +199,11 @@ pub(in crate::payments::reconcile) async fn to_check(
 
 /// Open differences of each gateway that has some.
 pub(in crate::payments::reconcile) async fn count_open(conn: &mut Conn) -> sqlx::Result<Vec<(String, i64)>> {
-    query_as("SELECT gateway, COUNT(*) FROM payment_differences WHERE status = 'open' GROUP BY gateway")
-        .fetch_all(conn)
-        .await
+    let open: Vec<(Text, i64)> =
+        query_as("SELECT gateway, COUNT(*) FROM payment_differences WHERE status = 'open' GROUP BY gateway")
+            .fetch_all(conn)
+            .await?;
+    Ok(open.into_iter().map(|(gateway, count)| (gateway.into(), count)).collect())
 }
 
 /// open → resolved, by a person.
@@ -226,26 +231,31 @@ pub(in crate::payments::reconcile) async fn resolve(
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct DifferenceRow {
     pub id: DifferenceId,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub what: What,
+    #[sqlx(try_from = "Text")]
     pub number: String,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub kind: DifferenceKind,
-    #[sqlx(try_from = "String")]
+    #[sqlx(try_from = "Text")]
     pub status: DifferenceStatus,
     pub day: Day,
+    #[sqlx(try_from = "Text")]
     pub payment_no: String,
+    #[sqlx(try_from = "Text")]
     pub merchant_no: String,
     pub theirs_fen: Option<Money>,
     pub ours_fen: Option<Money>,
+    #[sqlx(try_from = "OptionalText")]
     pub ours_status: Option<String>,
     pub found_at: At,
     pub checked_at: At,
     pub vanished_at: Option<At>,
     pub resolved_at: Option<At>,
     pub resolved_by: Option<UserId>,
+    #[sqlx(try_from = "Text")]
     pub note: String,
 }
 

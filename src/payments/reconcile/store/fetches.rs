@@ -7,6 +7,7 @@ use crate::payments::model::Gateway;
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::Conn;
+use crate::platform::text::Text;
 
 /// Who fetches a bill.
 #[derive(Debug, Clone, Copy)]
@@ -78,11 +79,13 @@ pub(in crate::payments::reconcile) async fn end(
 /// How far it is.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct FetchRow {
+    #[sqlx(try_from = "Text")]
     pub status: String,
     pub task_key: Uuid,
     pub is_task: bool,
     pub asked_at: At,
     pub ended_at: Option<At>,
+    #[sqlx(try_from = "Text")]
     pub error: String,
 }
 
@@ -108,12 +111,13 @@ pub(in crate::payments::reconcile) async fn lost(
     before: At,
     limit: u32,
 ) -> sqlx::Result<Vec<(String, Day)>> {
-    query_as(
+    let lost: Vec<(Text, Day)> = query_as(
         "SELECT gateway, day FROM payment_bill_fetches WHERE status = 'fetching' AND asked_at <= ? \
          ORDER BY asked_at LIMIT ?",
     )
     .bind(before)
     .bind(limit)
     .fetch_all(conn)
-    .await
+    .await?;
+    Ok(lost.into_iter().map(|(gateway, day)| (gateway.into(), day)).collect())
 }

@@ -1,5 +1,7 @@
 //! Lines of bills that are old enough go; what a person has still to look at stays.
 
+use onrush::platform::text::Text;
+
 use super::*;
 
 async fn prune(desk: &Desk) -> Value {
@@ -8,7 +10,8 @@ async fn prune(desk: &Desk) -> Value {
 
 async fn lines(desk: &Desk) -> Vec<String> {
     let statement = sqlx::query_scalar("SELECT number FROM payment_bill_lines ORDER BY number");
-    statement.fetch_all(&desk.h.app.db).await.unwrap()
+    let lines: Vec<Text> = statement.fetch_all(&desk.h.app.db).await.unwrap();
+    lines.into_iter().map(String::from).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

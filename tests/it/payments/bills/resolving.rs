@@ -1,6 +1,7 @@
 //! What a person sees of a difference, and does about it.
 
 use super::*;
+use onrush::platform::text::Text;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_difference_is_resolved_once_with_a_note() {
@@ -144,8 +145,11 @@ async fn numbers_of_differences_move_once_and_those_of_our_payments_stay() {
     for _ in 0..2 {
         sqlx::query(statement.trim_end().trim_end_matches(';')).execute(&h.app.db).await.unwrap();
         let rows = sqlx::query_as("SELECT number, payment_no, merchant_no FROM payment_differences ORDER BY number");
-        let rows: Vec<(String, String, String)> = rows.fetch_all(&h.app.db).await.unwrap();
-        let moved = |at: usize| (before[at].0.to_owned(), String::new(), before[at].1.to_owned());
-        assert_eq!(rows, [("a".to_owned(), ours.clone(), String::new()), moved(1), moved(2), moved(3)]);
+        let rows: Vec<(Text, Text, Text)> = rows.fetch_all(&h.app.db).await.unwrap();
+        let row = |number: &str, payment: &str, merchant: &str| {
+            [number, payment, merchant].map(|text| Text(text.to_owned())).into()
+        };
+        let moved = |at: usize| row(before[at].0, "", before[at].1);
+        assert_eq!(rows, [row("a", &ours, ""), moved(1), moved(2), moved(3)]);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use onrush::payments::{BillLine, Gateway};
+use onrush::platform::text::Text;
 
 use super::super::crossing::{self, Between};
 use super::super::{alipay, stripe, wechat, *};
@@ -384,7 +385,7 @@ impl Shop {
         match &self.fake {
             Fake::Sandbox(_) => {
                 let status = "SELECT status FROM sandbox_trades WHERE merchant_no = ?";
-                let status: String = sqlx::query_scalar(status).bind(&of.no).fetch_one(&self.h.app.db).await.unwrap();
+                let Text(status) = sqlx::query_scalar(status).bind(&of.no).fetch_one(&self.h.app.db).await.unwrap();
                 status == "waiting"
             }
             Fake::Alipay(alipay) => alipay.status(&of.no) == Some("WAIT_BUYER_PAY"),

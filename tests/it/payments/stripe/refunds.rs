@@ -1,6 +1,7 @@
 //! Money that goes back through Stripe, and the day's bill.
 
 use super::*;
+use onrush::platform::text::Text;
 
 /// A payment at Stripe of an order that the sandbox has paid as well: its money goes back. The refund's number.
 async fn paid_twice(shop: &Shop, price_fen: i64) -> (Started, String) {
@@ -22,11 +23,9 @@ async fn paid_twice(shop: &Shop, price_fen: i64) -> (Started, String) {
 /// The state of a refund, and whether the gateway is at it.
 async fn state(shop: &Shop, refund: &str) -> (String, bool) {
     let id: OrderId = refund.parse().unwrap();
-    sqlx::query_as("SELECT status, asked_at IS NOT NULL FROM refunds WHERE id = ?")
-        .bind(id)
-        .fetch_one(&shop.h.app.db)
-        .await
-        .unwrap()
+    let state = sqlx::query_as("SELECT status, asked_at IS NOT NULL FROM refunds WHERE id = ?").bind(id);
+    let (Text(status), asked) = state.fetch_one(&shop.h.app.db).await.unwrap();
+    (status, asked)
 }
 
 /// Stripe's id of a refund.
@@ -130,7 +129,7 @@ async fn a_refund_that_stripe_refuses_waits_for_a_person() {
     shop.deliver(&event).await.expect(200);
     assert_eq!(drive(&shop).await, 1);
     assert_eq!(state(&shop, &refund).await.0, "failed");
-    let why: String = sqlx::query_scalar("SELECT last_error FROM refunds").fetch_one(&shop.h.app.db).await.unwrap();
+    let Text(why) = sqlx::query_scalar("SELECT last_error FROM refunds").fetch_one(&shop.h.app.db).await.unwrap();
     assert!(why.contains("charge_already_refunded"), "{why}");
     assert_eq!(drive(&shop).await, 0);
 }
