@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::model::{Account, NewToken, Phone, Token, User, UserId};
 use crate::platform::clock::At;
-use crate::platform::db::{Conn, push_in, recurs};
+use crate::platform::db::{Conn, push_in};
 use crate::platform::id::Id;
 
 /// Inserts a user; a taken number violates `uq_users_phone`.
@@ -34,7 +34,7 @@ pub(super) async fn find_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Opt
 pub(super) async fn find_users(conn: &mut Conn, ids: &[UserId]) -> sqlx::Result<Vec<User>> {
     let mut query = QueryBuilder::new("SELECT id, phone, nickname, role, created_at FROM users WHERE id IN ");
     push_in(&mut query, ids.iter().copied());
-    query.build_query_as().persistent(recurs(ids.len())).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// The id of the user with a phone number.

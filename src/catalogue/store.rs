@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::model::{AnyCourse, Chapter, ChapterId, Course, CourseForSale, CourseId, MyCourse, NewCourse};
 use crate::auth::UserId;
 use crate::platform::clock::At;
-use crate::platform::db::{Conn, push_in, recurs};
+use crate::platform::db::{Conn, insert_parts, push_in};
 
 /// Rows or ids of one statement.
 pub(super) const PAGE: usize = 500;
@@ -27,11 +27,13 @@ pub(super) async fn insert_course(conn: &mut Conn, course: &NewCourse, now: At) 
 
 /// Inserts chapters of a course.
 pub(super) async fn insert_chapters(conn: &mut Conn, course: CourseId, chapters: &[Chapter]) -> sqlx::Result<()> {
-    let mut query = QueryBuilder::<MySql>::new("INSERT INTO chapters (id, course_id, position, title) ");
-    query.push_values(chapters, |mut row, chapter| {
-        row.push_bind(chapter.id).push_bind(course).push_bind(chapter.position).push_bind(&chapter.title);
-    });
-    query.build().persistent(false).execute(conn).await?;
+    for part in insert_parts(chapters) {
+        let mut query = QueryBuilder::<MySql>::new("INSERT INTO chapters (id, course_id, position, title) ");
+        query.push_values(part, |mut row, chapter| {
+            row.push_bind(chapter.id).push_bind(course).push_bind(chapter.position).push_bind(&chapter.title);
+        });
+        query.build().execute(&mut *conn).await?;
+    }
     Ok(())
 }
 
@@ -90,7 +92,7 @@ pub(super) async fn courses_for_sale(conn: &mut Conn, courses: &[CourseId]) -> s
     let mut query =
         QueryBuilder::<MySql>::new("SELECT id, title, price_fen FROM courses WHERE published = 1 AND id IN ");
     push_in(&mut query, courses.iter().copied());
-    query.build_query_as().persistent(recurs(courses.len())).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// The ones of `courses` that some order gave the user.
@@ -98,7 +100,7 @@ pub(super) async fn owned(conn: &mut Conn, user: UserId, courses: &[CourseId]) -
     let mut query = QueryBuilder::<MySql>::new("SELECT DISTINCT course_id FROM user_courses WHERE user_id = ");
     query.push_bind(user).push(" AND course_id IN ");
     push_in(&mut query, courses.iter().copied());
-    query.build_query_scalar().persistent(recurs(courses.len())).fetch_all(conn).await
+    query.build_query_scalar().fetch_all(conn).await
 }
 
 /// The ones of `users` to whom some order gave the course.
@@ -106,17 +108,20 @@ pub(super) async fn owners(conn: &mut Conn, course: CourseId, users: &[UserId]) 
     let mut query = QueryBuilder::<MySql>::new("SELECT DISTINCT user_id FROM user_courses WHERE course_id = ");
     query.push_bind(course).push(" AND user_id IN ");
     push_in(&mut query, users.iter().copied());
-    query.build_query_scalar().persistent(recurs(users.len())).fetch_all(conn).await
+    query.build_query_scalar().fetch_all(conn).await
 }
 
 /// Inserts grants; those that are there stay as they are.
 pub(super) async fn insert_grants(conn: &mut Conn, grants: &[(UserId, CourseId, Uuid)], now: At) -> sqlx::Result<()> {
-    let mut query = QueryBuilder::<MySql>::new("INSERT INTO user_courses (user_id, course_id, order_id, granted_at) ");
-    query.push_values(grants, |mut row, (user, course, order)| {
-        row.push_bind(*user).push_bind(*course).push_bind(*order).push_bind(now);
-    });
-    query.push(" ON DUPLICATE KEY UPDATE granted_at = granted_at");
-    query.build().persistent(false).execute(conn).await?;
+    for part in insert_parts(grants) {
+        let mut query =
+            QueryBuilder::<MySql>::new("INSERT INTO user_courses (user_id, course_id, order_id, granted_at) ");
+        query.push_values(part, |mut row, (user, course, order)| {
+            row.push_bind(*user).push_bind(*course).push_bind(*order).push_bind(now);
+        });
+        query.push(" ON DUPLICATE KEY UPDATE granted_at = granted_at");
+        query.build().execute(&mut *conn).await?;
+    }
     Ok(())
 }
 
@@ -124,7 +129,7 @@ pub(super) async fn insert_grants(conn: &mut Conn, grants: &[(UserId, CourseId, 
 pub(super) async fn chapter_ids(conn: &mut Conn, courses: &[CourseId]) -> sqlx::Result<Vec<(CourseId, ChapterId)>> {
     let mut query = QueryBuilder::<MySql>::new("SELECT course_id, id FROM chapters WHERE course_id IN ");
     push_in(&mut query, courses.iter().copied());
-    query.build_query_as().persistent(false).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// Inserts grants of chapters; those that are there stay as they are, what was learned too.
@@ -132,12 +137,15 @@ pub(super) async fn insert_chapter_grants(
     conn: &mut Conn,
     grants: &[(UserId, ChapterId, CourseId)],
 ) -> sqlx::Result<()> {
-    let mut query = QueryBuilder::<MySql>::new("INSERT INTO user_course_chapters (user_id, chapter_id, course_id) ");
-    query.push_values(grants, |mut row, (user, chapter, course)| {
-        row.push_bind(*user).push_bind(*chapter).push_bind(*course);
-    });
-    query.push(" ON DUPLICATE KEY UPDATE completed_at = completed_at");
-    query.build().persistent(false).execute(conn).await?;
+    for part in insert_parts(grants) {
+        let mut query =
+            QueryBuilder::<MySql>::new("INSERT INTO user_course_chapters (user_id, chapter_id, course_id) ");
+        query.push_values(part, |mut row, (user, chapter, course)| {
+            row.push_bind(*user).push_bind(*chapter).push_bind(*course);
+        });
+        query.push(" ON DUPLICATE KEY UPDATE completed_at = completed_at");
+        query.build().execute(&mut *conn).await?;
+    }
     Ok(())
 }
 
@@ -154,7 +162,7 @@ pub(super) async fn delete_chapter_grants(conn: &mut Conn, order: Uuid, courses:
         " AND NOT EXISTS (SELECT 1 FROM user_courses o \
          WHERE o.user_id = c.user_id AND o.course_id = c.course_id AND o.order_id <> c.order_id)",
     );
-    query.build().persistent(false).execute(conn).await?;
+    query.build().execute(conn).await?;
     Ok(())
 }
 
@@ -163,6 +171,6 @@ pub(super) async fn delete_grants(conn: &mut Conn, order: Uuid, courses: &[Cours
     let mut query = QueryBuilder::<MySql>::new("DELETE FROM user_courses WHERE order_id = ");
     query.push_bind(order).push(" AND course_id IN ");
     push_in(&mut query, courses.iter().copied());
-    query.build().persistent(false).execute(conn).await?;
+    query.build().execute(conn).await?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::Result;
 use crate::platform::clock::At;
-use crate::platform::db::{CHUNK, Conn, push_in, recurs};
+use crate::platform::db::{Conn, insert_parts, push_in};
 use crate::platform::money::CURRENCY;
 
 /// Reads whole orders. A macro, because a statement must be known when it is compiled; and not `*`, so that a column
@@ -27,15 +27,15 @@ macro_rules! select_orders {
     };
 }
 
-/// Adds orders, [`CHUNK`] in a statement.
+/// Adds orders, many in a statement.
 pub async fn insert_orders(conn: &mut Conn, orders: &[Order]) -> Result<()> {
-    for chunk in orders.chunks(CHUNK) {
+    for part in insert_parts(orders) {
         let mut query = QueryBuilder::new(
             "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen,
                 payable_fen, points_used, points_earned, currency, user_coupon_id, hold_no, created_at, expires_at,
                 paid_at) ",
         );
-        query.push_values(chunk, |mut row, order| {
+        query.push_values(part, |mut row, order| {
             row.push_bind(order.id)
                 .push_bind(order.user_id)
                 .push_bind(order.kind.as_str())
@@ -53,19 +53,19 @@ pub async fn insert_orders(conn: &mut Conn, orders: &[Order]) -> Result<()> {
                 .push_bind(order.expires_at)
                 .push_bind(order.paid_at);
         });
-        query.build().persistent(recurs(chunk.len())).execute(&mut *conn).await.context("adding orders")?;
+        query.build().execute(&mut *conn).await.context("adding orders")?;
     }
     Ok(())
 }
 
-/// Adds items, [`CHUNK`] in a statement.
+/// Adds items, many in a statement.
 pub async fn insert_items(conn: &mut Conn, items: &[Item]) -> Result<()> {
-    for chunk in items.chunks(CHUNK) {
+    for part in insert_parts(items) {
         let mut query = QueryBuilder::new(
             "INSERT INTO order_items (order_id, position, course_id, title, price_fen, coupon_discount_fen,
                 points_discount_fen, payable_fen) ",
         );
-        query.push_values(chunk, |mut row, item| {
+        query.push_values(part, |mut row, item| {
             row.push_bind(item.order_id)
                 .push_bind(item.position)
                 .push_bind(item.course_id)
@@ -75,7 +75,7 @@ pub async fn insert_items(conn: &mut Conn, items: &[Item]) -> Result<()> {
                 .push_bind(item.points_discount)
                 .push_bind(item.payable);
         });
-        query.build().persistent(recurs(chunk.len())).execute(&mut *conn).await.context("adding order items")?;
+        query.build().execute(&mut *conn).await.context("adding order items")?;
     }
     Ok(())
 }
@@ -145,8 +145,7 @@ pub async fn items(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Item>> {
     );
     push_in(&mut query, orders.iter().copied());
     query.push(" ORDER BY order_id, position");
-    let items =
-        query.build_query_as().persistent(recurs(orders.len())).fetch_all(conn).await.context("reading order items")?;
+    let items = query.build_query_as().fetch_all(conn).await.context("reading order items")?;
     Ok(items)
 }
 
@@ -158,12 +157,7 @@ pub async fn paid_not_granted(conn: &mut Conn, user: UserId, courses: &[CourseId
     );
     query.push_bind(Status::Paid).push(" AND o.user_id = ").push_bind(user).push(" AND i.course_id IN ");
     push_in(&mut query, courses.iter().copied());
-    let owed = query
-        .build_query_scalar()
-        .persistent(recurs(courses.len()))
-        .fetch_all(conn)
-        .await
-        .context("reading paid courses")?;
+    let owed = query.build_query_scalar().fetch_all(conn).await.context("reading paid courses")?;
     Ok(owed)
 }
 
@@ -286,7 +280,7 @@ pub async fn lock_unstarted_due(conn: &mut Conn, ids: &[OrderId], now: At) -> Re
     query.push(" AND status = ").push_bind(Status::Unpaid);
     query.push(" AND pay_started_at IS NULL AND expires_at <= ").push_bind(now);
     query.push(" FOR UPDATE SKIP LOCKED");
-    let locked = query.build_query_scalar().persistent(false).fetch_all(conn).await.context("locking due orders")?;
+    let locked = query.build_query_scalar().fetch_all(conn).await.context("locking due orders")?;
     Ok(locked)
 }
 
@@ -297,7 +291,7 @@ pub async fn time_out_page(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<
     query.push(" WHERE status = ").push_bind(Status::Unpaid);
     query.push(" AND pay_started_at IS NULL AND expires_at <= ").push_bind(now).push(" AND id IN ");
     push_in(&mut query, ids.iter().copied());
-    let moved = query.build().persistent(false).execute(conn).await.context("timing orders out")?;
+    let moved = query.build().execute(conn).await.context("timing orders out")?;
     Ok(moved.rows_affected())
 }
 
@@ -307,7 +301,7 @@ pub async fn lock_to_grant(conn: &mut Conn, ids: &[OrderId]) -> Result<Vec<Order
     query.push_bind(Status::Paid).push(" AND granted_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
     query.push(" ORDER BY id FOR UPDATE");
-    let locked = query.build_query_as().persistent(false).fetch_all(conn).await.context("locking orders to grant")?;
+    let locked = query.build_query_as().fetch_all(conn).await.context("locking orders to grant")?;
     Ok(locked)
 }
 
@@ -316,7 +310,7 @@ pub async fn mark_granted(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<u
     let mut query = QueryBuilder::new("UPDATE orders SET granted_at = ");
     query.push_bind(now).push(" WHERE granted_at IS NULL AND status = ").push_bind(Status::Paid).push(" AND id IN ");
     push_in(&mut query, ids.iter().copied());
-    let marked = query.build().persistent(false).execute(conn).await.context("marking orders granted")?;
+    let marked = query.build().execute(conn).await.context("marking orders granted")?;
     Ok(marked.rows_affected())
 }
 
@@ -327,7 +321,7 @@ pub async fn lock_to_release(conn: &mut Conn, ids: &[OrderId]) -> Result<Vec<Ord
     query.push(" AND released_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
     query.push(" ORDER BY id FOR UPDATE");
-    let locked = query.build_query_as().persistent(false).fetch_all(conn).await.context("locking orders to release")?;
+    let locked = query.build_query_as().fetch_all(conn).await.context("locking orders to release")?;
     Ok(locked)
 }
 
@@ -338,7 +332,7 @@ pub async fn mark_released(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<
     push_in(&mut query, [Status::Cancelled, Status::TimedOut]);
     query.push(" AND id IN ");
     push_in(&mut query, ids.iter().copied());
-    let marked = query.build().persistent(false).execute(conn).await.context("marking orders released")?;
+    let marked = query.build().execute(conn).await.context("marking orders released")?;
     Ok(marked.rows_affected())
 }
 

@@ -9,7 +9,7 @@ use sqlx::{FromRow, QueryBuilder, query, query_as, query_scalar};
 use super::model::{Gateway, NotificationId, Payment, PaymentId};
 use crate::orders::OrderId;
 use crate::platform::clock::At;
-use crate::platform::db::{Conn, push_in, recurs};
+use crate::platform::db::{Conn, push_in};
 use crate::platform::text::Text;
 
 /// Reads whole payments. A macro, because a statement must be known when it is compiled.
@@ -81,7 +81,7 @@ pub(super) async fn started_at(conn: &mut Conn, orders: &[OrderId]) -> sqlx::Res
     let mut query =
         QueryBuilder::new("SELECT order_id, gateway FROM payments WHERE status = 'started' AND order_id IN ");
     push_in(&mut query, orders.iter().copied());
-    query.build_query_as().persistent(recurs(orders.len())).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// Money came in: once, whatever the payment's state was before.

@@ -28,6 +28,7 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// Opens a pool of at most `size` connections; a request waits at most `acquire_timeout` for one.
 pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow::Result<Db> {
     let options = MySqlConnectOptions::from_str(url).context("parsing DATABASE_URL")?;
+    let options = options.statement_cache_capacity(STATEMENTS_KEPT);
     let place = match options.get_socket() {
         Some(socket) => socket.display().to_string(),
         None => format!("{}:{}", options.get_host(), options.get_port()),
@@ -157,8 +158,9 @@ pub fn trouble(error: &sqlx::Error) -> Trouble {
             match number {
                 // ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, and MariaDB's ER_CHECKREAD ("record has changed since last read").
                 1205 | 1213 | 1020 => Trouble::Contention,
-                // too many connections, server shutdown, killed, read-only (a fail-over under way)
-                1040 | 1053 | 1927 | 1290 | 1836 => Trouble::Unavailable,
+                // too many connections, server shutdown, killed, read-only (a fail-over under way), and as many prepared
+                // statements as the server takes (OPERATIONS.md says what to set)
+                1040 | 1053 | 1927 | 1290 | 1836 | 1461 => Trouble::Unavailable,
                 _ => Trouble::Fault,
             }
         }
@@ -170,24 +172,73 @@ pub fn trouble(error: &sqlx::Error) -> Trouble {
 /// table's statistics, which are wrong while it grows, and then reads all that an activity has for each batch.
 pub const CHUNK: usize = 128;
 
-/// Whether a statement of `rows` rows will be met again, so that the server should keep it prepared: one row, or a
-/// whole chunk. Every other length would only push those out of the connection's cache.
-pub fn recurs(rows: usize) -> bool {
-    rows == 1 || rows == CHUNK
+/// The lengths that `IN` lists have: a list is filled up to the next one. Each length is a statement of its own to the
+/// server, so few lengths mean statements that stay prepared. One that is prepared for a single use and closed costs a
+/// round trip more each time.
+const LIST_LENGTHS: [usize; 6] = [1, 2, 4, 8, 32, CHUNK];
+/// The numbers of rows that multi-row inserts have: up to the first exactly, then the largest that fits.
+const INSERT_LENGTHS: [usize; 5] = [8, 16, 32, 64, CHUNK];
+
+/// Statements that a connection keeps prepared, at most; the one that was not used for longest makes room. The server's
+/// `max_prepared_stmt_count` (16,382 unless set) counts those of all connections.
+pub const STATEMENTS_KEPT: usize = 160;
+
+/// Divides the rows of an insert into parts whose statements stay prepared: 50 rows go as 32, 16 and 2.
+pub fn insert_parts<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+    let mut left = rows;
+    std::iter::from_fn(move || {
+        let longest = INSERT_LENGTHS.into_iter().rev().find(|length| *length <= left.len()).unwrap_or(left.len());
+        let (part, rest) = left.split_at(longest);
+        left = rest;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// How many times a transaction that met contention is run in all.
 pub const CONTENTION_ATTEMPTS: u32 = 5;
 
-/// Pushes `(?, ?, …)` for an `IN` list. The list must not be empty: `IN ()` is not SQL.
+/// Pushes `(?, ?, …)` for an `IN` list, filled up with its last value to a length that is met again. The list must not
+/// be empty: `IN ()` is not SQL.
 pub fn push_in<'q, T>(query: &mut sqlx::QueryBuilder<'q, sqlx::MySql>, values: impl IntoIterator<Item = T>)
 where
-    T: 'q + sqlx::Encode<'q, sqlx::MySql> + sqlx::Type<sqlx::MySql> + Send,
+    T: 'q + Clone + sqlx::Encode<'q, sqlx::MySql> + sqlx::Type<sqlx::MySql> + Send,
 {
     query.push("(");
     let mut list = query.separated(", ");
+    let (mut count, mut last) = (0, None);
     for value in values {
+        last = Some(value.clone());
         list.push_bind(value);
+        count += 1;
+    }
+    // A value that stands in a list twice finds what it finds once.
+    if let Some(last) = last {
+        (count..list_length(count)).for_each(|_| {
+            list.push_bind(last.clone());
+        });
     }
     query.push(")");
+}
+
+/// The length that a list of so many values is filled up to.
+fn list_length(count: usize) -> usize {
+    LIST_LENGTHS.into_iter().find(|length| *length >= count).unwrap_or_else(|| count.next_multiple_of(CHUNK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_and_inserts_have_few_lengths() {
+        let lists: std::collections::BTreeSet<usize> = (1..=CHUNK).map(list_length).collect();
+        assert_eq!(lists, LIST_LENGTHS.into());
+        assert!((1..=1000).all(|count| (count..count + CHUNK).contains(&list_length(count))));
+        for count in 0..=500 {
+            let rows: Vec<usize> = (0..count).collect();
+            let parts: Vec<&[usize]> = insert_parts(&rows).collect();
+            assert_eq!(parts.concat(), rows, "every row once, in order");
+            assert!(parts.iter().all(|part| part.len() <= 8 || INSERT_LENGTHS.contains(&part.len())), "{parts:?}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::auth::UserId;
 use crate::error::Result;
 use crate::orders::OrderId;
 use crate::platform::clock::At;
-use crate::platform::db::{Conn, push_in, recurs};
+use crate::platform::db::{Conn, insert_parts, push_in};
 
 const COLUMNS: &str = "SELECT id, course_id, title, price_fen, stock, stock_left, returns, per_user_limit, \
      pay_deadline_s, starts_at, ends_at, closed_at, created_at FROM seckill_activities ";
@@ -155,7 +155,7 @@ pub async fn entries_of(conn: &mut Conn, activity: ActivityId, users: &[UserId])
     );
     query.push_bind(activity).push(" AND user_id IN ");
     push_in(&mut query, users.iter().copied());
-    Ok(query.build_query_as().persistent(recurs(users.len())).fetch_all(conn).await?)
+    Ok(query.build_query_as().fetch_all(conn).await?)
 }
 
 /// Those of the entries that are there; `ids` is not empty.
@@ -165,7 +165,7 @@ pub async fn find_entries(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<(Entry
         "SELECT id, user_id, order_id, live IS NULL AND gate_returned_at IS NOT NULL FROM seckill_entries WHERE id IN ",
     );
     push_in(&mut query, ids.iter().copied());
-    Ok(query.build_query_as().persistent(recurs(ids.len())).fetch_all(conn).await?)
+    Ok(query.build_query_as().fetch_all(conn).await?)
 }
 
 pub async fn find_entry_by_order(conn: &mut Conn, order: OrderId) -> Result<Option<Entry>> {
@@ -182,13 +182,15 @@ pub async fn insert_entries(
     entries: &[(EntryId, UserId, OrderId)],
     now: At,
 ) -> Result<()> {
-    let mut query = QueryBuilder::<MySql>::new(
-        "INSERT INTO seckill_entries (id, activity_id, user_id, order_id, live, created_at) ",
-    );
-    query.push_values(entries, |mut row, (id, user, order)| {
-        row.push_bind(*id).push_bind(activity).push_bind(*user).push_bind(*order).push_bind(1i8).push_bind(now);
-    });
-    query.build().persistent(recurs(entries.len())).execute(conn).await?;
+    for part in insert_parts(entries) {
+        let mut query = QueryBuilder::<MySql>::new(
+            "INSERT INTO seckill_entries (id, activity_id, user_id, order_id, live, created_at) ",
+        );
+        query.push_values(part, |mut row, (id, user, order)| {
+            row.push_bind(*id).push_bind(activity).push_bind(*user).push_bind(*order).push_bind(1i8).push_bind(now);
+        });
+        query.build().execute(&mut *conn).await?;
+    }
     Ok(())
 }
 
@@ -198,7 +200,7 @@ pub async fn live_entries_of_orders(conn: &mut Conn, orders: &[OrderId]) -> Resu
         "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE live = 1 AND order_id IN ",
     );
     push_in(&mut query, orders.iter().copied());
-    Ok(query.build_query_as().persistent(false).fetch_all(conn).await?)
+    Ok(query.build_query_as().fetch_all(conn).await?)
 }
 
 /// Makes a live entry one that was given back; false when it was before.
@@ -258,7 +260,7 @@ pub async fn mark_returned(conn: &mut Conn, ids: &[EntryId], now: At) -> Result<
     let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_entries SET gate_returned_at = ");
     query.push_bind(now).push(" WHERE released_at IS NOT NULL AND gate_returned_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
-    query.build().persistent(false).execute(conn).await?;
+    query.build().execute(conn).await?;
     Ok(())
 }
 

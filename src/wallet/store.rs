@@ -8,7 +8,7 @@ use super::model::{Coupon, CouponId, Credit, LedgerLine, NewCoupon, Reason, Term
 use crate::auth::UserId;
 use crate::error::Result;
 use crate::platform::clock::At;
-use crate::platform::db::{self, Conn, push_in};
+use crate::platform::db::{self, Conn, insert_parts, push_in};
 use crate::platform::id::Id;
 
 /// Adds a coupon.
@@ -154,7 +154,7 @@ pub async fn take_coupon(conn: &mut Conn, user: UserId, id: UserCouponId, order:
 pub async fn free_coupons(conn: &mut Conn, orders: &[Uuid]) -> Result<()> {
     let mut query = QueryBuilder::new("UPDATE user_coupons SET order_id = NULL, used_at = NULL WHERE order_id IN ");
     push_in(&mut query, orders.iter().copied());
-    query.build().persistent(false).execute(conn).await.context("freeing coupons")?;
+    query.build().execute(conn).await.context("freeing coupons")?;
     Ok(())
 }
 
@@ -215,19 +215,21 @@ pub async fn insert_debit(
 /// Writes ledger lines with these ids; a line whose (user, reason, reference) is there already is left as it is. The
 /// list must not be empty.
 pub async fn insert_credits(conn: &mut Conn, credits: &[(Id<LedgerLine>, Credit)], now: At) -> Result<()> {
-    let mut query =
-        QueryBuilder::new("INSERT INTO points_ledger (id, user_id, delta, reason, ref_id, created_at) VALUES ");
-    let mut rows = query.separated(", ");
-    for (id, credit) in credits {
-        rows.push("(").push_bind_unseparated(*id);
-        rows.push_unseparated(", ").push_bind_unseparated(credit.user);
-        rows.push_unseparated(", ").push_bind_unseparated(credit.points);
-        rows.push_unseparated(", ").push_bind_unseparated(credit.reason.text());
-        rows.push_unseparated(", ").push_bind_unseparated(credit.reference);
-        rows.push_unseparated(", ").push_bind_unseparated(now).push_unseparated(")");
+    for part in insert_parts(credits) {
+        let mut query =
+            QueryBuilder::new("INSERT INTO points_ledger (id, user_id, delta, reason, ref_id, created_at) VALUES ");
+        let mut rows = query.separated(", ");
+        for (id, credit) in part {
+            rows.push("(").push_bind_unseparated(*id);
+            rows.push_unseparated(", ").push_bind_unseparated(credit.user);
+            rows.push_unseparated(", ").push_bind_unseparated(credit.points);
+            rows.push_unseparated(", ").push_bind_unseparated(credit.reason.text());
+            rows.push_unseparated(", ").push_bind_unseparated(credit.reference);
+            rows.push_unseparated(", ").push_bind_unseparated(now).push_unseparated(")");
+        }
+        query.push(" ON DUPLICATE KEY UPDATE delta = delta");
+        query.build().execute(&mut *conn).await.context("writing the points ledger")?;
     }
-    query.push(" ON DUPLICATE KEY UPDATE delta = delta");
-    query.build().persistent(false).execute(conn).await.context("writing the points ledger")?;
     Ok(())
 }
 
@@ -241,7 +243,7 @@ pub async fn add_credits(conn: &mut Conn, ids: impl IntoIterator<Item = Id<Ledge
     push_in(&mut query, ids);
     // in one order for everybody, so that two batches with the same users do not deadlock
     query.push(" GROUP BY user_id ORDER BY user_id ON DUPLICATE KEY UPDATE balance = balance + VALUES(balance)");
-    query.build().persistent(false).execute(conn).await.context("adding points")?;
+    query.build().execute(conn).await.context("adding points")?;
     Ok(())
 }
 

@@ -45,6 +45,6 @@ pub async fn mark_items_refunded(
     let mut query = QueryBuilder::new("UPDATE order_items SET refund_id = ");
     query.push_bind(refund).push(" WHERE refund_id IS NULL AND order_id = ").push_bind(id).push(" AND course_id IN ");
     push_in(&mut query, courses.iter().copied());
-    let noted = query.build().persistent(false).execute(conn).await.context("noting refunded items")?;
+    let noted = query.build().execute(conn).await.context("noting refunded items")?;
     Ok(noted.rows_affected())
 }

@@ -64,7 +64,7 @@ pub(super) async fn theirs(
     query.push_bind(gateway.as_str()).push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
     db::push_in(&mut query, numbers.iter().map(String::as_str));
     query.push(" GROUP BY l.number");
-    let rows: Vec<Theirs> = query.build_query_as().persistent(db::recurs(numbers.len())).fetch_all(conn).await?;
+    let rows: Vec<Theirs> = query.build_query_as().fetch_all(conn).await?;
     Ok(rows.into_iter().map(|row| (row.number.clone(), row)).collect())
 }
 
@@ -104,7 +104,7 @@ pub(super) async fn ours(
         What::Refund => " AND r.id IN ",
     });
     db::push_in(&mut query, ids.iter().copied());
-    let rows: Vec<EntryRow> = query.build_query_as().persistent(db::recurs(ids.len())).fetch_all(conn).await?;
+    let rows: Vec<EntryRow> = query.build_query_as().fetch_all(conn).await?;
     let entry = |row: EntryRow| -> Result<Entry, String> {
         let state = match what {
             What::Payment => PaymentStatus::try_from(Text(row.status.clone()))?.into(),
@@ -129,8 +129,7 @@ pub(super) async fn by_trade(
     let mut query = QueryBuilder::<MySql>::new("SELECT gateway_trade_no, id FROM payments WHERE gateway = ");
     query.push_bind(gateway.as_str()).push(" AND gateway_trade_no IN ");
     db::push_in(&mut query, trade_nos.iter().copied());
-    let rows: Vec<(Text, PaymentId)> =
-        query.build_query_as().persistent(db::recurs(trade_nos.len())).fetch_all(conn).await?;
+    let rows: Vec<(Text, PaymentId)> = query.build_query_as().fetch_all(conn).await?;
     Ok(rows.into_iter().map(|(number, id)| (number.into(), id)).collect())
 }
 

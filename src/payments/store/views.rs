@@ -6,7 +6,7 @@ use crate::auth::UserId;
 use crate::orders::{OrderId, OrderRefundId};
 use crate::payments::model::{Gateway, NotificationId, PaymentId, RefundId, RefundReason, RefundStatus};
 use crate::platform::clock::At;
-use crate::platform::db::{Conn, push_in, recurs};
+use crate::platform::db::{Conn, push_in};
 use crate::platform::money::Money;
 use crate::platform::text::{OptionalText, Text};
 
@@ -74,7 +74,7 @@ pub(in crate::payments) async fn payments(
         query.push(" AND resolution = ").push_bind(resolution);
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
-    query.build_query_as().persistent(false).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// A payment.
@@ -134,7 +134,7 @@ pub(in crate::payments) async fn notifications(
         query.push(" AND outcome = ").push_bind(outcome);
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
-    query.build_query_as().persistent(false).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// A message.
@@ -209,7 +209,7 @@ pub(in crate::payments) async fn refunds(
         query.push(" AND r.status = ").push_bind(status.as_str());
     }
     query.push(" ORDER BY r.id DESC LIMIT ").push_bind(limit);
-    query.build_query_as().persistent(false).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// A refund.
@@ -287,5 +287,5 @@ pub(in crate::payments) async fn money_back(
     );
     push_in(&mut query, orders.iter().copied());
     query.push(") back WHERE place <= ").push_bind(each).push(" ORDER BY order_id, place");
-    query.build_query_as().persistent(recurs(orders.len())).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }

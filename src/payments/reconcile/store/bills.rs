@@ -10,7 +10,7 @@ use crate::payments::reconcile::compare::What;
 use crate::payments::reconcile::{BillId, BillStatus};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
-use crate::platform::db::{self, Conn};
+use crate::platform::db::{self, Conn, insert_parts};
 use crate::platform::money::Money;
 use crate::platform::text::Text;
 
@@ -77,14 +77,19 @@ pub(in crate::payments::reconcile) async fn insert_lines(
     bill: BillId,
     lines: &[(&(What, String), &Line)],
 ) -> sqlx::Result<()> {
-    let mut insert = QueryBuilder::<MySql>::new(
-        "INSERT INTO payment_bill_lines (bill_id, kind, number, merchant_no, amount_fen, line_count, at) ",
-    );
-    insert.push_values(lines, |mut row, ((what, number), line)| {
-        row.push_bind(bill).push_bind(what.as_str()).push_bind(number.as_str()).push_bind(line.merchant_no.as_str());
-        row.push_bind(line.amount).push_bind(line.count).push_bind(line.at);
-    });
-    insert.build().persistent(db::recurs(lines.len())).execute(conn).await?;
+    for part in insert_parts(lines) {
+        let mut insert = QueryBuilder::<MySql>::new(
+            "INSERT INTO payment_bill_lines (bill_id, kind, number, merchant_no, amount_fen, line_count, at) ",
+        );
+        insert.push_values(part, |mut row, ((what, number), line)| {
+            row.push_bind(bill)
+                .push_bind(what.as_str())
+                .push_bind(number.as_str())
+                .push_bind(line.merchant_no.as_str());
+            row.push_bind(line.amount).push_bind(line.count).push_bind(line.at);
+        });
+        insert.build().execute(&mut *conn).await?;
+    }
     Ok(())
 }
 
@@ -292,8 +297,7 @@ pub(in crate::payments::reconcile) async fn kept(
     );
     differing.push_bind(gateway.as_str()).push(" AND what = ").push_bind(what.as_str()).push(" AND number IN ");
     db::push_in(&mut differing, numbers.iter().map(String::as_str));
-    let recurs = db::recurs(numbers.len());
-    let mut kept: Vec<Text> = differing.build_query_scalar().persistent(recurs).fetch_all(&mut *conn).await?;
+    let mut kept: Vec<Text> = differing.build_query_scalar().fetch_all(&mut *conn).await?;
     // The younger lines are found by their numbers: bills grow in number every day, lines of a number do not.
     let mut younger = QueryBuilder::<MySql>::new(
         "SELECT l.number FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) \
@@ -302,7 +306,7 @@ pub(in crate::payments::reconcile) async fn kept(
     younger.push_bind(gateway.as_str()).push(" AND b.day >= ").push_bind(from);
     younger.push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
     db::push_in(&mut younger, numbers.iter().map(String::as_str));
-    kept.extend(younger.build_query_scalar::<Text>().persistent(recurs).fetch_all(conn).await?);
+    kept.extend(younger.build_query_scalar::<Text>().fetch_all(conn).await?);
     Ok(kept.into_iter().map(String::from).collect())
 }
 
@@ -325,7 +329,7 @@ pub(in crate::payments::reconcile) async fn prune_lines(
     delete.push_bind(gateway.as_str()).push(" AND b.day < ").push_bind(before);
     delete.push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
     db::push_in(&mut delete, numbers.iter().map(String::as_str));
-    let done = delete.build().persistent(db::recurs(numbers.len())).execute(conn).await?;
+    let done = delete.build().execute(conn).await?;
     Ok(done.rows_affected())
 }
 
@@ -380,7 +384,7 @@ pub(in crate::payments::reconcile) async fn list(
         query.push(" AND b.gateway = ").push_bind(gateway.as_str());
     }
     query.push(" ORDER BY b.id DESC LIMIT ").push_bind(limit);
-    query.build_query_as().persistent(false).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// The bill of a day that is believed, as a person sees it.

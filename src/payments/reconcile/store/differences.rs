@@ -49,7 +49,7 @@ pub(in crate::payments::reconcile) async fn lock(
     query.push_bind(gateway.as_str()).push(" AND what = ").push_bind(what.as_str()).push(" AND number IN ");
     db::push_in(&mut query, numbers.iter().map(String::as_str));
     query.push(" ORDER BY id FOR UPDATE");
-    query.build_query_as().persistent(db::recurs(numbers.len())).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// What is written down of a difference.
@@ -292,7 +292,7 @@ pub(in crate::payments::reconcile) async fn list(
         }
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
-    query.build_query_as().persistent(false).fetch_all(conn).await
+    query.build_query_as().fetch_all(conn).await
 }
 
 /// A difference, held until the transaction ends.
