@@ -5,6 +5,7 @@
 
 mod alipay;
 mod gateways;
+mod limits;
 mod settings;
 mod stripe;
 mod wechat;
@@ -22,9 +23,11 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::alipay::{Alipay, alipay_merchant};
 use self::gateways::{Section, read_apart};
+pub use self::limits::Limits;
 use self::settings::{COMMON_NAMES, SETTINGS};
 pub use self::stripe::Stripe;
 pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
+use crate::platform::address::Networks;
 use crate::platform::jwt::TokenKeys;
 use crate::platform::telemetry::LogFormat;
 
@@ -58,6 +61,8 @@ pub struct Config {
     pub payments: Payments,
     /// The task engine.
     pub engine: Engine,
+    /// Requests a minute.
+    pub limits: Limits,
     /// Logs.
     pub log: Log,
     /// The business time zone (reports, birthdays, cron).
@@ -84,8 +89,8 @@ pub struct Http {
     pub max_waiting: usize,
     /// Longest the process takes to stop after SIGTERM, in seconds.
     pub drain_s: u64,
-    /// Takes the client's address from `X-Forwarded-For` (its last entry). Only behind a proxy that sets it.
-    pub trust_forwarded_for: bool,
+    /// Networks of the proxies in front, whose word about a client's address (`X-Forwarded-For`) is taken.
+    pub trusted_proxies: Networks,
 }
 
 /// `ONRUSH_DATABASE__*`
@@ -112,9 +117,12 @@ pub struct Auth {
     pub access_token_s: u64,
     /// Life of a refresh token, in seconds.
     pub refresh_token_s: u64,
-    /// Failed logins of one phone number in [`Auth::login_window_s`] before it must wait.
+    /// Failed logins of one phone number from one address, or one known device, in [`Auth::login_window_s`] before the
+    /// next one is slowed down.
     pub login_attempts: u32,
-    /// Logins and registrations from one address in the window before it must wait.
+    /// Failed logins of one phone number in a day, wherever they come from, before the next one is slowed down.
+    pub login_attempts_per_number: u32,
+    /// Failed logins from one address in the window before it must wait.
     pub login_attempts_per_address: u32,
     /// The window, in seconds.
     pub login_window_s: u64,
@@ -186,6 +194,8 @@ pub struct Payments {
     pub gateway_failures_max: u32,
     /// For so long, in milliseconds; then one call finds out whether it answers again.
     pub gateway_pause_ms: u64,
+    /// A person's request asks a gateway about a payment once in so long, in milliseconds; 0: each request does.
+    pub ask_again_after_ms: u64,
     /// A started payment is asked about for the first time after this long, in seconds; then at growing intervals.
     pub query_after_s: u64,
     /// Lines of bills are kept for so many days.
@@ -249,11 +259,23 @@ fn page<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Er
 impl Config {
     /// Reads the settings. `overrides` are what the command line or `onrush dev` set, as (`section.name`, value).
     pub fn load(file: Option<&Path>, overrides: &[(&str, String)]) -> anyhow::Result<Self> {
+        Self::load_over(&[], file, overrides)
+    }
+
+    /// As [`Config::load`], with other defaults: what the file and the environment say wins.
+    pub fn load_over(
+        defaults: &[(&str, &str)],
+        file: Option<&Path>,
+        overrides: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         let mut builder = config::Config::builder();
         for setting in SETTINGS {
             if let Some(default) = setting.default {
                 builder = builder.set_default(setting.name, default).context("setting the defaults")?;
             }
+        }
+        for (name, value) in defaults {
+            builder = builder.set_default(*name, *value).with_context(|| format!("setting {name}"))?;
         }
         if let Some(file) = file {
             builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
@@ -342,9 +364,9 @@ mod tests {
 
     #[test]
     fn text_from_the_environment_becomes_numbers_and_booleans() {
-        let config = with(&[("http.timeout_s", "7"), ("http.trust_forwarded_for", "true")]).unwrap();
+        let config = with(&[("http.timeout_s", "7"), ("payments.sandbox", "false")]).unwrap();
         assert_eq!(config.http.timeout_s, 7);
-        assert!(config.http.trust_forwarded_for);
+        assert!(!config.payments.sandbox);
     }
 
     #[test]
@@ -354,7 +376,9 @@ mod tests {
             ("http.listen", "nonsense"),
             ("http.timeout_s", "abc"),
             ("http.drain_s", "1.5"),
-            ("http.trust_forwarded_for", "perhaps"),
+            ("http.trusted_proxies", "0.0.0.0/0"),
+            ("http.trust_forwarded_for", "true"),
+            ("payments.sandbox", "perhaps"),
             ("http.timout_s", "3"),
             ("surprise.party", "3"),
             ("log.format", "xml"),
@@ -371,7 +395,9 @@ mod tests {
             "ONRUSH_HTTP__LISTEN must be an address and a port, such as 0.0.0.0:8080",
             "ONRUSH_HTTP__TIMEOUT_S must be a whole number from 1 to 300, such as 10",
             "ONRUSH_HTTP__DRAIN_S must be a whole number from 1 to 600, such as 25",
-            "ONRUSH_HTTP__TRUST_FORWARDED_FOR must be true or false",
+            "ONRUSH_HTTP__TRUSTED_PROXIES must be networks, and not everybody, such as 10.0.0.0/8,fd00::/8",
+            "ONRUSH_HTTP__TRUST_FORWARDED_FOR is not a setting any more: take it out, and for `true` name the proxies' networks in ONRUSH_HTTP__TRUSTED_PROXIES, such as 10.0.0.0/8",
+            "ONRUSH_PAYMENTS__SANDBOX must be true or false",
             "ONRUSH_HTTP__TIMOUT_S is not a setting; did you mean ONRUSH_HTTP__TIMEOUT_S?",
             "ONRUSH_SURPRISE__PARTY is not a setting",
             "ONRUSH_LOG__FORMAT must be one of: pretty, json",

@@ -405,11 +405,28 @@ impl From<Faults> for Refusal {
 /// The header that carries the request id.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// The header that says how much is left of the limits that the request counts for.
+pub const RATE_LIMIT: &str = "ratelimit";
+/// The header that says what these limits are.
+pub const RATE_LIMIT_POLICY: &str = "ratelimit-policy";
+
 /// Writes the body of a refusal, and logs an internal error, once. Other answers pass as they are.
-pub fn problems(mut response: Response, request_id: &str) -> Response {
+pub fn problems(response: Response, request_id: &str) -> Response {
     if response.status().is_success() {
         return response;
     }
+    // A refusal counts too.
+    let limits = [RATE_LIMIT, RATE_LIMIT_POLICY].map(|name| (name, response.headers().get(name).cloned()));
+    let mut written = written(response, request_id);
+    for (name, value) in limits {
+        if let Some(value) = value {
+            written.headers_mut().insert(name, value);
+        }
+    }
+    written
+}
+
+fn written(mut response: Response, request_id: &str) -> Response {
     if let Some(Carried(error)) = response.extensions_mut().remove::<Carried>() {
         return match &*error {
             Error::Refused(refusal) => render(refusal, request_id),

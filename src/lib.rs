@@ -12,6 +12,7 @@
 //! * [`routes`] and [`jobs`]: every route and every background task, in one list each.
 //! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
 //!   audit of all that they did, there and in the features ([`audit`]).
+//! * [`limits`]: how many requests of each kind an account and an address may make in a minute.
 //! * [`serve`]: runs all that, by role, and stops it in order.
 //! * [`dev`]: what `onrush dev` needs: private servers, demo data, the sandbox payment gateway.
 //! * [`check`]: the invariants that must always hold, proved on a live system.
@@ -37,6 +38,7 @@ pub mod check;
 pub mod dev;
 pub mod edge;
 pub mod jobs;
+pub mod limits;
 pub mod ops;
 pub mod routes;
 pub mod serve;

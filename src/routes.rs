@@ -32,6 +32,7 @@ use crate::catalogue;
 use crate::dev::sandbox;
 use crate::edge;
 use crate::error::{self, Error, Kind};
+use crate::limits;
 use crate::ops;
 use crate::orders;
 use crate::payments;
@@ -158,6 +159,7 @@ fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) 
     let bearer = SecurityScheme::Http(Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build());
     api.components.get_or_insert_default().add_security_scheme("bearer", bearer);
     ops::describe_problems(&mut api);
+    limits::describe(&mut api);
     (router, api)
 }
 
@@ -165,7 +167,8 @@ fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) 
 pub fn router(app: &App) -> Router {
     let (detached, _) = split(detached());
     let (hot, _) = split(hot());
-    let detached = bounded(app, detached);
+    let limited = || from_fn_with_state(app.clone(), limits::limit);
+    let (detached, hot) = (bounded(app, detached.layer(limited())), hot.layer(limited()));
     let swagger = utoipa_swagger_ui::SwaggerUi::new("/docs")
         .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     let mut routes = Router::new().nest(API, detached).merge(hot).merge(swagger);

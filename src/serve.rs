@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use crate::app::App;
+use crate::platform::address::warn_if_nobody_is_trusted;
 use crate::platform::loops::Pulse;
 use crate::platform::telemetry;
 use crate::{engine, jobs, ops, routes};
@@ -68,6 +69,7 @@ impl Serving {
         let address = listener.local_addr().context("reading the address that is listened on")?;
         let router = if roles.contains(&Role::Api) {
             start_listening(app);
+            warn_if_nobody_is_trusted(&app.config.http.public_url, &app.config.http.trusted_proxies);
             routes::router(app)
         } else {
             routes::operations_router(app)

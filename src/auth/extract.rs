@@ -2,15 +2,17 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
-use axum::http::HeaderMap;
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap, header};
 
-use super::model::{Claims, Role, UserId, address_bucket};
+use super::model::{Claims, Role, UserId};
 use crate::app::App;
 use crate::error::{Error, Kind};
+use crate::platform::address::{self, subscriber};
+use crate::platform::seldom::Seldom;
 
 /// The user of a valid access token; without one the request is refused with 401.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +27,10 @@ impl FromRequestParts<App> for CurrentUser {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        // Whoever counts this user's requests has verified the token before.
+        if let Some(known) = parts.extensions.get::<Self>() {
+            return Ok(*known);
+        }
         let token = bearer(parts).ok_or(Kind::Unauthenticated)?;
         let claims: Claims = app.tokens.verify(token).map_err(|_| Kind::TokenInvalid)?;
         if claims.is_expired(app.clock.now()) {
@@ -58,6 +64,8 @@ impl FromRequestParts<App> for Admin {
 
 /// Where attempts of a client whose address is not known are counted, all in one place.
 const UNKNOWN: &str = "unknown";
+/// A peer that nobody trusts and that speaks for others is told of once in so long.
+const UNHEARD_PAUSE: Duration = Duration::from_secs(600);
 
 /// The client's address, as attempts are counted by it.
 #[derive(Debug, Clone)]
@@ -68,11 +76,11 @@ impl FromRequestParts<App> for ClientAddress {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
         let ClientIp(address) = ClientIp::from_request_parts(parts, app).await?;
-        Ok(Self(address.map_or_else(|| UNKNOWN.to_owned(), address_bucket)))
+        Ok(Self(address.map_or_else(|| UNKNOWN.to_owned(), |address| subscriber(address).to_string())))
     }
 }
 
-/// The client's own address, where it is known.
+/// The client's own address, where it is known: the one that limits, logs and gateways are told.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientIp(pub Option<IpAddr>);
 
@@ -80,37 +88,25 @@ impl FromRequestParts<App> for ClientIp {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
-        let forwarded = if app.config.http.trust_forwarded_for { forwarded_for(&parts.headers) } else { None };
-        let peer = || parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
-        Ok(Self(forwarded.or_else(peer)))
+        Ok(Self(client_ip(app, &parts.extensions, &parts.headers)))
     }
 }
 
-/// The last entry of the last `X-Forwarded-For`: our own proxy's word. The entries before it are the client's to invent.
-fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
-    let last = headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?.rsplit(',').next()?.trim();
-    last.parse().ok().or_else(|| last.parse::<SocketAddr>().ok().map(|address| address.ip()))
+/// As [`ClientIp`], of a request that is not taken apart.
+pub fn client_ip(app: &App, extensions: &Extensions, headers: &HeaderMap) -> Option<IpAddr> {
+    let ConnectInfo(peer) = extensions.get::<ConnectInfo<SocketAddr>>()?;
+    let trusted = &app.config.http.trusted_proxies;
+    if address::is_unheard(peer.ip(), headers, trusted) && app.local::<Unheard>().0.may(app.clock.now(), UNHEARD_PAUSE)
+    {
+        tracing::warn!(
+            peer = %peer.ip(),
+            "a peer that ONRUSH_HTTP__TRUSTED_PROXIES does not name sends X-Forwarded-For, which is not believed: if it is \
+             your proxy, all its clients count as one address; name its network"
+        );
+    }
+    Some(address::client(peer.ip(), headers, trusted))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(values: &[&str]) -> Option<String> {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append("x-forwarded-for", value.parse().unwrap());
-        }
-        forwarded_for(&headers).map(|address| address.to_string())
-    }
-
-    #[test]
-    fn only_the_last_forwarded_address_counts() {
-        assert_eq!(read(&["198.51.100.1, 192.0.2.7"]).as_deref(), Some("192.0.2.7"));
-        assert_eq!(read(&["198.51.100.1", "203.0.113.9,192.0.2.8"]).as_deref(), Some("192.0.2.8"));
-        assert_eq!(read(&["192.0.2.7:4711"]).as_deref(), Some("192.0.2.7"));
-        assert_eq!(read(&["[2001:db8::1]:4711"]).as_deref(), Some("2001:db8::1"));
-        assert_eq!(read(&["192.0.2.7, nonsense"]), None);
-        assert_eq!(read(&[]), None);
-    }
-}
+/// When a peer was last told of that speaks for others and is not trusted.
+#[derive(Default)]
+struct Unheard(Seldom);

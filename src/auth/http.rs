@@ -1,14 +1,15 @@
 //! Handlers of `/auth` and `/me`. Shapes that hold a password or a token do not print themselves.
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use super::device::{self, DeviceToken};
 use super::extract::ClientAddress;
 use super::model::{Phone, RefreshToken, User};
 use super::session::Session;
-use super::{CurrentUser, Registration, session};
+use super::{Caller, CurrentUser, Registration, session};
 use crate::app::App;
 use crate::error::{Problem, Result};
 use crate::platform::extract::{Input, Json, Shape};
@@ -44,6 +45,11 @@ pub struct LoginRequest {
     #[garde(length(chars, min = 8), length(bytes, max = 72))]
     #[schema(min_length = 8, max_length = 72, example = "a long password")]
     password: String,
+    /// What the last login on this device was given, where there was one and no cookie brings it: strangers who guess
+    /// passwords of this number cannot make this device wait. One that is not valid any more counts as none.
+    #[garde(inner(custom(is_device_token)))]
+    #[schema(pattern = r"^[0-9a-f]{32}\.[0-9]{1,12}\.[0-9a-f]{64}$")]
+    device_token: Option<String>,
 }
 
 /// A refresh token.
@@ -65,6 +71,11 @@ fn is_refresh_token(text: &str, (): &()) -> garde::Result {
     if good { Ok(()) } else { Err(garde::Error::new("must be the 64 hex digits of a refresh token")) }
 }
 
+fn is_device_token(text: &str, (): &()) -> garde::Result {
+    let good = DeviceToken::is_shaped(text);
+    if good { Ok(()) } else { Err(garde::Error::new("must be as a login gave it")) }
+}
+
 /// A login's tokens.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct SessionResponse {
@@ -80,6 +91,36 @@ pub struct SessionResponse {
     refresh_token: String,
     /// Life of the refresh token, in seconds.
     refresh_expires_in_s: u64,
+}
+
+/// A login's tokens, and what this device shows at the next login of this number.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct LoginResponse {
+    #[serde(flatten)]
+    session: SessionResponse,
+    /// Keep it on this device, also after a logout, and send it with the next login: the same as the cookie
+    /// `onrush_device`, for clients without cookies. It proves nothing but that this device was here.
+    device_token: String,
+    #[serde(skip)]
+    cookie: Option<HeaderValue>,
+}
+
+impl LoginResponse {
+    fn new(app: &App, session: Session, device: &DeviceToken) -> Self {
+        let device_token = device.as_str().to_owned();
+        Self { session: SessionResponse::new(app, session), device_token, cookie: device.cookie(app) }
+    }
+}
+
+impl IntoResponse for LoginResponse {
+    fn into_response(mut self) -> Response {
+        let cookie = self.cookie.take();
+        let mut response = ([(header::CACHE_CONTROL, "no-store")], axum::Json(self)).into_response();
+        if let Some(cookie) = cookie {
+            response.headers_mut().insert(header::SET_COOKIE, cookie);
+        }
+        response
+    }
 }
 
 impl SessionResponse {
@@ -105,34 +146,43 @@ impl IntoResponse for SessionResponse {
 
 /// Registers an account and logs it in. Repeated, it answers `phone_taken`: log in instead.
 #[utoipa::path(post, path = "/auth/register", tag = "auth", request_body = RegisterRequest, responses(
-    (status = 201, body = SessionResponse, description = "Registered and logged in"),
+    (status = 201, body = LoginResponse, description = "Registered and logged in",
+        headers(("Set-Cookie" = String, description = "`onrush_device`: what this device shows at its next login"))),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "`phone_taken`"),
-    (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts` from this address: `Retry-After` says when the next one counts"),
 ))]
 pub async fn register(
     State(app): State<App>,
-    ClientAddress(address): ClientAddress,
     Input(Json(body)): Input<Json<RegisterRequest>>,
-) -> Result<(StatusCode, SessionResponse)> {
+) -> Result<(StatusCode, LoginResponse)> {
     let registration =
         Registration { phone: body.phone, password: body.password, nickname: body.nickname.unwrap_or_default() };
-    let session = super::register(&app, &address, registration).await?;
-    Ok((StatusCode::CREATED, SessionResponse::new(&app, session)))
+    let (session, device) = super::register(&app, registration).await?;
+    Ok((StatusCode::CREATED, LoginResponse::new(&app, session, &device)))
 }
 
 /// Logs in. Each login is a family of refresh tokens of its own; others stay as they are.
-#[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest, responses(
-    (status = 200, body = SessionResponse, description = "Logged in"),
+///
+/// After some failed logins of a number the next ones are slowed down: the answer takes up to three seconds longer, or is
+/// 429 with `Retry-After`. The right password is then as good as before. A device that shows a token of a former login
+/// of this number (the cookie `onrush_device`, or `device_token`) is not slowed down by failures of others.
+#[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest,
+    params(("onrush_device" = Option<String>, Cookie, description = "As the last login on this device set it; one that is not valid counts as none")),
+    responses(
+    (status = 200, body = LoginResponse, description = "Logged in",
+        headers(("Set-Cookie" = String, description = "`onrush_device`: what this device shows at its next login"))),
     (status = 401, body = Problem, content_type = "application/problem+json", description = "`wrong_credentials`: the number or the password, never which"),
-    (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts` on this number or from this address: `Retry-After` says when the next one counts"),
+    (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: too many failed logins of this number, or from this address. `Retry-After` says when the next one is judged",
+        headers(("Retry-After" = u64, description = "Seconds"))),
 ))]
 pub async fn login(
     State(app): State<App>,
     ClientAddress(address): ClientAddress,
+    headers: HeaderMap,
     Input(Json(body)): Input<Json<LoginRequest>>,
-) -> Result<SessionResponse> {
-    let session = super::login(&app, &address, &body.phone, body.password).await?;
-    Ok(SessionResponse::new(&app, session))
+) -> Result<LoginResponse> {
+    let from = Caller { address, devices: device::shown(&headers, body.device_token) };
+    let (session, device) = super::login(&app, &from, &body.phone, body.password).await?;
+    Ok(LoginResponse::new(&app, session, &device))
 }
 
 /// Exchanges a refresh token, once, for a new pair. A token that comes twice ends its login, also when both come at

@@ -6,9 +6,11 @@
 //!   are a family; using one of them twice ends the family, because the service cannot tell a thief from the owner.
 //!   So of two simultaneous uses of the same token the first to lock the user's row gets a new pair, and the second
 //!   ends that pair as well: whoever is the owner logs in again. A front end refreshes one at a time.
-//! * **Guessing** is limited per phone number (failed logins) and per client address (logins and registrations), in
-//!   Redis. Without Redis nobody logs in: that is better than unlimited guessing.
+//! * **Guessing** is slowed down per phone number and client address, and per number, and refused per client address, in
+//!   Redis, by failed logins alone; a device that the owner logged in on before ([`device`]) has a count of its own, so
+//!   nobody locks anybody out. Without Redis nobody logs in: that is better than unlimited guessing.
 
+mod device;
 mod extract;
 pub mod http;
 mod model;
@@ -17,7 +19,7 @@ mod redis;
 mod session;
 mod store;
 
-pub use extract::{Admin, ClientIp, CurrentUser};
+pub use extract::{Admin, ClientIp, CurrentUser, client_ip};
 pub use model::{Phone, Role, User, UserId};
 
 use anyhow::Context;
@@ -27,7 +29,9 @@ use crate::app::App;
 use crate::error::{Error, Kind, Result, invalid, retrying};
 use crate::platform::clock::At;
 use crate::platform::db;
+use device::DeviceToken;
 use model::Claims;
+use redis::Judged;
 use session::Session;
 
 /// Characters of a nickname, at most: the column's width.
@@ -52,39 +56,50 @@ struct Registration {
 }
 
 /// Makes an account and logs it in.
-async fn register(app: &App, address: &str, registration: Registration) -> Result<Session> {
-    redis::count_address(app, address).await?;
+async fn register(app: &App, registration: Registration) -> Result<(Session, DeviceToken)> {
     let Registration { phone, password, nickname } = registration;
     let hash = password::hash(app, password).await?;
     let now = app.clock.now();
+    let device = device::token(app, &phone, None)?;
     let user = User::new(phone, &nickname, Role::User, now);
-    retrying(async || {
+    let session = retrying(async || {
         let mut tx = app.db.begin().await?;
         insert(&mut tx, &user, &hash).await?;
         let session = session::open(app, &mut tx, user.clone(), now).await?;
         tx.commit().await.context("committing a registration")?;
         Ok(session)
     })
-    .await
+    .await?;
+    Ok((session, device))
+}
+
+/// Where a login comes from.
+struct Caller {
+    /// As attempts are counted by it.
+    address: String,
+    /// What its device shows: tokens of former logins.
+    devices: Vec<String>,
 }
 
 /// Logs a user in. A wrong number and a wrong password are answered alike, and as slowly.
-async fn login(app: &App, address: &str, phone: &Phone, password: String) -> Result<Session> {
-    redis::count_address(app, address).await?;
-    redis::count_phone(app, phone).await?;
-    let judged = authenticate(app, phone, password).await;
-    let noted = match &judged {
-        Ok(_) => redis::forgive_phone(app, phone).await,
-        Err(error) if error.kind() == Kind::WrongCredentials => Ok(()),
-        Err(_) => redis::uncount_phone(app, phone).await,
+async fn login(app: &App, from: &Caller, phone: &Phone, password: String) -> Result<(Session, DeviceToken)> {
+    let known = device::known(app, phone, &from.devices)?;
+    let attempt = redis::attempt(app, &from.address, known.as_ref(), phone).await?;
+    let checked = authenticate(app, phone, password).await;
+    let judged = match &checked {
+        Ok(_) => Judged::Right,
+        Err(error) if error.kind() == Kind::WrongCredentials => Judged::Wrong,
+        Err(_) => Judged::Not,
     };
-    if let Err(error) = noted {
-        // The count stays too high until its window ends: strict, and no reason to refuse this login.
-        tracing::warn!(%error, "login attempts could not be taken back");
+    if let Err(error) = attempt.end(app, judged).await {
+        // The count stays too high until its time is over: strict, and no reason to refuse this login.
+        tracing::warn!(%error, "a login attempt could not be ended");
     }
-    let user = judged?;
+    let user = checked?;
+    let device = device::token(app, phone, known)?;
     let mut conn = app.db.acquire().await?;
-    session::open(app, &mut conn, user, app.clock.now()).await
+    let session = session::open(app, &mut conn, user, app.clock.now()).await?;
+    Ok((session, device))
 }
 
 async fn authenticate(app: &App, phone: &Phone, password: String) -> Result<User> {

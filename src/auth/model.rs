@@ -1,7 +1,5 @@
 //! Types and pure rules of accounts and tokens.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -224,17 +222,6 @@ pub(super) struct Token {
     pub used_at: Option<At>,
 }
 
-/// The name under which attempts from an address are counted. A subscriber of IPv6 has a whole /64 to call from.
-pub(super) fn address_bucket(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => {
-            let network = u128::from(v6) & !u128::from(u64::MAX);
-            format!("{}/64", Ipv6Addr::from(network))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,14 +273,5 @@ mod tests {
         assert_eq!(a.len(), 64);
         assert!(a.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase()));
         assert_ne!(a, b);
-    }
-
-    #[test]
-    fn addresses_are_counted_by_subscriber() {
-        let bucket = |text: &str| address_bucket(text.parse().unwrap());
-        assert_eq!(bucket("192.0.2.7"), "192.0.2.7");
-        assert_eq!(bucket("::ffff:192.0.2.7"), "192.0.2.7");
-        assert_eq!(bucket("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(bucket("2001:db8:1:2::9"), bucket("2001:db8:1:2:ffff::1"));
     }
 }

@@ -1,56 +1,107 @@
-//! Attempts to log in and to register, counted in Redis per phone number and per client address.
+//! Attempts to log in, counted in Redis.
 //!
-//! An attempt is counted before it is judged: a thousand guesses at once are a thousand attempts. Keys:
-//! `<prefix>:attempts:phone:<digits>` and `<prefix>:attempts:address:<address>`, each on its own in every script.
+//! An attempt is counted before it is judged: a thousand guesses at once are a thousand attempts. What is counted:
+//!
+//! * by **number and address**, strictly: after some failed logins the next ones are slowed down;
+//! * by **number** alone, over all addresses and a day, looser: so that a thousand addresses guess no more than about a
+//!   thousand passwords a day;
+//! * by **address** alone: failed logins only, and those that are being judged.
+//!
+//! A device on which the owner logged in before has a count of its own in place of all three, and those of one number
+//! together another: strangers can neither use it up nor make it wait. Slowing is a growing pause, so the right password
+//! is never refused for good.
+//!
+//! The keys share a hash tag, since one script counts them: logins are few, because each costs a password's hash.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
-use ::redis::{AsyncCommands, Script};
+use ::redis::Script;
 use anyhow::Context;
 
+use super::device::DeviceId;
 use super::model::Phone;
 use crate::app::App;
 use crate::error::{Kind, Result, refuse};
 
 static ATTEMPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/attempt.lua")));
-static UNCOUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/uncount.lua")));
+static JUDGED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/judged.lua")));
 
-/// Counts an attempt from an address; one too many is refused.
-pub(super) async fn count_address(app: &App, address: &str) -> Result<()> {
-    let key = format!("{}:attempts:address:{address}", app.redis.prefix());
-    count(app, &key, app.config.auth.login_attempts_per_address).await
+/// A pause up to this is waited for; for a longer one the client is told to come back.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// The longest pause between two attempts of one number from one address.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause between two attempts of one number from anywhere: less than a thousand in a day.
+const LONGEST_PAUSE_OF_NUMBER: Duration = Duration::from_secs(90);
+/// Attempts of one number from anywhere are counted for so long.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A login that is counted, and not judged yet.
+pub(super) struct Attempt(Vec<String>);
+
+/// How it was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// The password is the number's.
+    Right,
+    /// It is not, or nobody has the number.
+    Wrong,
+    /// Nobody looked: too many at once, or a server was away.
+    Not,
 }
 
-/// Counts an attempt on a phone number; one too many is refused.
-pub(super) async fn count_phone(app: &App, phone: &Phone) -> Result<()> {
-    count(app, &phone_key(app, phone), app.config.auth.login_attempts).await
-}
-
-/// Forgets the attempts on a phone number: its owner has come in.
-pub(super) async fn forgive_phone(app: &App, phone: &Phone) -> Result<()> {
-    let () = app.redis.commands().del(phone_key(app, phone)).await.context("forgetting login attempts")?;
-    Ok(())
-}
-
-/// Takes back an attempt on a phone number that could not be judged.
-pub(super) async fn uncount_phone(app: &App, phone: &Phone) -> Result<()> {
-    let mut commands = app.redis.commands();
-    let call: Result<(), _> = UNCOUNT.key(phone_key(app, phone)).invoke_async(&mut commands).await;
-    Ok(call.context("taking a login attempt back")?)
-}
-
-fn phone_key(app: &App, phone: &Phone) -> String {
-    format!("{}:attempts:phone:{}", app.redis.prefix(), phone.as_str())
-}
-
-async fn count(app: &App, key: &str, limit: u32) -> Result<()> {
-    let window_ms = app.config.auth.login_window_s * 1000;
-    let mut call = ATTEMPT.key(key);
-    call.arg(window_ms);
-    let (attempts, left_ms): (u64, u64) =
-        call.invoke_async(&mut app.redis.commands()).await.context("counting login attempts")?;
-    if attempts > u64::from(limit) {
-        return Err(refuse(Kind::TooManyAttempts, "").retry_after(left_ms.div_ceil(1000).max(1)).into());
+/// Counts a login of `phone`, and waits for its turn; one too many is refused.
+pub(super) async fn attempt(app: &App, address: &str, device: Option<&DeviceId>, phone: &Phone) -> Result<Attempt> {
+    let key = |what: &str| format!("{}:{{logins}}:{what}", app.redis.prefix());
+    let phone = phone.as_str();
+    let keys = match device {
+        Some(device) => vec![key(&format!("device:{phone}:{}", device.as_str())), key(&format!("known:{phone}"))],
+        None => vec![
+            key(&format!("from:{phone}:{address}")),
+            key(&format!("number:{phone}")),
+            key(&format!("address:{address}")),
+        ],
+    };
+    let auth = &app.config.auth;
+    let mut call = ATTEMPT.prepare_invoke();
+    for key in &keys {
+        call.key(key);
     }
-    Ok(())
+    call.arg(app.clock.now().ms()).arg(ms(LONGEST_WAIT));
+    call.arg(auth.login_window_s * 1000).arg(auth.login_attempts).arg(ms(LONGEST_PAUSE));
+    call.arg(ms(DAY)).arg(auth.login_attempts_per_number).arg(ms(LONGEST_PAUSE_OF_NUMBER));
+    call.arg(auth.login_attempts_per_address);
+    let (verdict, ms): (u8, u64) =
+        call.invoke_async(&mut app.redis.commands()).await.context("counting login attempts")?;
+    match verdict {
+        0 if ms == 0 => {}
+        0 => tokio::time::sleep(Duration::from_millis(ms)).await,
+        1 => {
+            let refusal = refuse(Kind::TooManyAttempts, "too many failed logins: wait before the next one");
+            return Err(refusal.retry_after(ms.div_ceil(1000).max(1)).into());
+        }
+        _ => return Err(refuse(Kind::Overloaded, "too many logins of this address at once").retry_after(1).into()),
+    }
+    Ok(Attempt(keys))
+}
+
+fn ms(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Attempt {
+    /// Says how it was judged. Not said, it counts as a failed one.
+    pub(super) async fn end(self, app: &App, judged: Judged) -> Result<()> {
+        let mut call = JUDGED.prepare_invoke();
+        for key in &self.0 {
+            call.key(key);
+        }
+        call.arg(match judged {
+            Judged::Right => "right",
+            Judged::Wrong => "wrong",
+            Judged::Not => "unjudged",
+        });
+        let () = call.invoke_async(&mut app.redis.commands()).await.context("ending a login attempt")?;
+        Ok(())
+    }
 }

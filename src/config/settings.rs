@@ -8,6 +8,7 @@ use config::{Source, Value};
 use jiff::tz::TimeZone;
 use sqlx::mysql::MySqlConnectOptions;
 
+use crate::platform::address::Networks;
 use crate::platform::jwt::{TokenKeys, Tokens};
 use crate::platform::{redis, telemetry};
 
@@ -64,7 +65,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("http.max_in_flight", "4096", Whole(1, 1_000_000)),
     set("http.max_waiting", "20000", Whole(1, 1_000_000)),
     set("http.drain_s", "25", Whole(1, 600)),
-    set("http.trust_forwarded_for", "false", Flag),
+    set(
+        "http.trusted_proxies",
+        "",
+        Text("networks, and not everybody", "10.0.0.0/8,fd00::/8", |t| t.parse::<Networks>().is_ok()),
+    ),
     set("database.pool_size", "20", Whole(2, 1000)),
     set("database.acquire_timeout_ms", "3000", Whole(1, 60_000)),
     set("auth.jwt_secret", "", Any("at least 32 bytes")),
@@ -73,6 +78,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("auth.access_token_s", "900", Whole(1, 86_400)),
     set("auth.refresh_token_s", "2592000", Whole(1, 31_622_400)),
     set("auth.login_attempts", "5", Whole(1, 1_000_000)),
+    set("auth.login_attempts_per_number", "30", Whole(1, 1_000_000)),
     set("auth.login_attempts_per_address", "60", Whole(1, 1_000_000)),
     set("auth.login_window_s", "300", Whole(1, 86_400)),
     set("orders.pay_deadline_s", "1800", Whole(1, 604_800)),
@@ -100,6 +106,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("payments.gateway_timeout_ms", "5000", Whole(1, 60_000)),
     set("payments.gateway_failures_max", "10", Whole(1, 1000)),
     set("payments.gateway_pause_ms", "5000", Whole(100, 600_000)),
+    set("payments.ask_again_after_ms", "3000", Whole(0, 60_000)),
     set("payments.query_after_s", "20", Whole(1, 3600)),
     // A person may fetch the bills of 366 days, and their lines may be on days around them.
     set("payments.bill_lines_kept_days", "400", Whole(400, 36_500)),
@@ -138,6 +145,19 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("engine.result_ttl_s", "86400", Whole(1, 2_592_000)),
     set("engine.lease_ms", "5000", Whole(500, 600_000)),
     set("engine.max_deliveries", "5", Whole(1, 100)),
+    set("limits.register_per_address", "120", Whole(0, 10_000_000)),
+    set("limits.refresh_per_address", "3000", Whole(0, 10_000_000)),
+    set("limits.quote_per_account", "240", Whole(0, 10_000_000)),
+    set("limits.quote_per_address", "6000", Whole(0, 10_000_000)),
+    set("limits.order_per_account", "60", Whole(0, 10_000_000)),
+    set("limits.order_per_address", "1200", Whole(0, 10_000_000)),
+    set("limits.pay_per_account", "60", Whole(0, 10_000_000)),
+    set("limits.pay_per_address", "1200", Whole(0, 10_000_000)),
+    set("limits.claim_per_account", "60", Whole(0, 10_000_000)),
+    set("limits.claim_per_address", "3000", Whole(0, 10_000_000)),
+    set("limits.submit_per_address", "12000", Whole(0, 10_000_000)),
+    set("limits.poll_per_account", "1200", Whole(0, 10_000_000)),
+    set("limits.poll_per_address", "120000", Whole(0, 10_000_000)),
     set("log.format", "pretty", OneOf(&["pretty", "json"])),
     set("log.filter", "info", Text("a filter of log lines", "info,sqlx=warn", telemetry::is_filter)),
 ];
@@ -146,6 +166,12 @@ const URL: &str = "an address without a trailing slash";
 
 /// Settings whose variables everybody calls by another name.
 pub(super) const COMMON_NAMES: &[(&str, &str)] = &[("database_url", "DATABASE_URL"), ("redis_url", "REDIS_URL")];
+
+/// Settings of former versions, and what to write instead.
+const REPLACED: &[(&str, &str)] = &[(
+    "http.trust_forwarded_for",
+    "take it out, and for `true` name the proxies' networks in ONRUSH_HTTP__TRUSTED_PROXIES, such as 10.0.0.0/8",
+)];
 
 impl Setting {
     fn fits(&self, text: &str) -> bool {
@@ -189,7 +215,9 @@ pub(super) fn faults(raw: &config::Config, file: Option<&Path>) -> anyhow::Resul
         }
     }
     for (name, value) in &given {
-        if SETTINGS.iter().all(|setting| setting.name != name) {
+        if let Some((_, instead)) = REPLACED.iter().find(|(former, _)| former == name) {
+            faults.push(format!("{} is not a setting any more: {instead}", place(name, value, file)));
+        } else if SETTINGS.iter().all(|setting| setting.name != name) {
             let meant = nearest(name).map(|near| format!("; did you mean {}?", variable_of(near)));
             faults.push(format!("{} is not a setting{}", place(name, value, file), meant.unwrap_or_default()));
         }

@@ -24,6 +24,8 @@ use crate::serve::{Role, Serving, until_told_to_stop};
 const DATABASE: &str = "onrush";
 /// When the port is taken, this many after it are tried.
 const PORTS_TRIED: u16 = 50;
+/// Only this machine reaches the playground, so whoever does may be a proxy, or play one.
+const LOOPBACK: &str = "127.0.0.0/8,::1";
 /// How often the servers are looked at: one that ended by itself is started again.
 const REVIVE_PERIOD: Duration = Duration::from_secs(1);
 
@@ -188,7 +190,7 @@ async fn configure(
     if let Some(seconds) = options.pay_deadline_s {
         overrides.push(("orders.pay_deadline_s", seconds.to_string()));
     }
-    Config::load(Some(settings), &overrides)
+    Config::load_over(&[("http.trusted_proxies", LOOPBACK)], Some(settings), &overrides)
 }
 
 /// Listens on `port` of this machine alone, or on the next free one.

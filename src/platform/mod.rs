@@ -2,6 +2,7 @@
 //!
 //! Nothing in here imports anything else of the crate.
 
+pub mod address;
 pub mod certificate;
 pub mod clock;
 pub mod crowd;
@@ -17,6 +18,7 @@ pub mod page;
 pub mod redis;
 pub mod rsa;
 pub mod rules;
+pub mod seldom;
 pub mod signed;
 pub mod telemetry;
 pub mod text;

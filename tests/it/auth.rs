@@ -1,6 +1,5 @@
 //! Accounts, logins and tokens.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use onrush::auth::{self, Role, UserId};
@@ -29,12 +28,6 @@ async fn refresh(h: &Harness, token: &str) -> Answer {
 
 async fn logout(h: &Harness, token: &str) -> Answer {
     h.post("/auth/logout", (), json!({"refresh_token": token})).await
-}
-
-/// With as many logins as `settings` say.
-async fn limited(settings: &[(&'static str, &str)]) -> Harness {
-    let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    Harness::with(Options { settings, ..Options::default() }).await
 }
 
 fn fields(answer: &Answer) -> Vec<&str> {
@@ -302,84 +295,6 @@ async fn a_logout_with_a_used_token_ends_the_login_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_with_too_many_failed_logins_waits_and_others_do_not() {
-    let h = limited(&[("auth.login_attempts", "3"), ("auth.login_window_s", "2")]).await;
-    register(&h, PHONE).await.expect(201);
-    register(&h, "13800000002").await.expect(201);
-    for _ in 0..3 {
-        login(&h, PHONE, "not the password").await.problem(401, "wrong_credentials");
-    }
-    // The right password does not help either: whoever guesses must not learn that it is right.
-    let refused = login(&h, PHONE, PASSWORD).await.problem(429, "too_many_attempts");
-    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=2).contains(&wait), "{wait}");
-    login(&h, "13800000002", PASSWORD).await.expect(200);
-    h.eventually(async || login(&h, PHONE, PASSWORD).await.status == 200).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn failed_logins_at_once_are_all_counted_and_a_right_one_forgives_them() {
-    let h = limited(&[("auth.login_attempts", "3")]).await;
-    register(&h, PHONE).await.expect(201);
-    for _ in 0..3 {
-        login(&h, PHONE, "not the password").await.problem(401, "wrong_credentials");
-        login(&h, PHONE, "not the password").await.problem(401, "wrong_credentials");
-        login(&h, PHONE, PASSWORD).await.expect(200);
-    }
-    let guesses = futures_util::future::join_all((0..12).map(|_| login(&h, PHONE, "not the password"))).await;
-    assert_eq!(guesses.iter().filter(|answer| answer.status == 401).count(), 3);
-    assert_eq!(guesses.iter().filter(|answer| answer.status == 429).count(), 9);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_address_with_too_many_logins_and_registrations_waits() {
-    let settings = [("auth.login_attempts_per_address", "4"), ("http.trust_forwarded_for", "true")];
-    let h = limited(&settings).await;
-    let from = async |path: &str, address: &str, phone: &str| {
-        let body = json!({"phone": phone, "password": PASSWORD});
-        // What the client writes before our proxy's word changes nothing.
-        let forwarded = format!("198.51.100.{}, {address}", phone.len());
-        send(h.request(Method::POST, path, ()).header("x-forwarded-for", forwarded).json(&body)).await
-    };
-    from("/auth/register", "192.0.2.1", "13800000001").await.expect(201);
-    from("/auth/register", "192.0.2.1", "13800000002").await.expect(201);
-    from("/auth/login", "192.0.2.1", "13800000001").await.expect(200);
-    from("/auth/login", "192.0.2.1", "13800000003").await.problem(401, "wrong_credentials");
-    let refused = from("/auth/login", "192.0.2.1", "13800000001").await.problem(429, "too_many_attempts");
-    assert!(refused.header("retry-after").is_some());
-    from("/auth/register", "192.0.2.1", "13800000004").await.problem(429, "too_many_attempts");
-    from("/auth/login", "192.0.2.2", "13800000001").await.expect(200);
-    assert_eq!(h.count("SELECT COUNT(*) FROM users").await, 2);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_forwarded_address_is_not_believed_without_the_setting() {
-    let h = limited(&[("auth.login_attempts_per_address", "2")]).await;
-    for n in 0..4 {
-        let body = json!({"phone": PHONE, "password": PASSWORD});
-        let request = h.request(Method::POST, "/auth/login", ()).header("x-forwarded-for", format!("192.0.2.{n}"));
-        assert_eq!(send(request.json(&body)).await.status, if n < 2 { 401 } else { 429 });
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_counter_of_attempts_has_an_expiry() {
-    let h = Harness::new().await;
-    register(&h, PHONE).await.expect(201);
-    login(&h, PHONE, "not the password").await.problem(401, "wrong_credentials");
-    let mut redis = h.app.redis.commands();
-    let pattern = format!("{}:attempts:*", h.app.redis.prefix());
-    let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
-    let prefix = h.app.redis.prefix();
-    let expected = [format!("{prefix}:attempts:address:127.0.0.1"), format!("{prefix}:attempts:phone:{PHONE}")];
-    assert_eq!(keys.iter().collect::<HashSet<_>>(), expected.iter().collect());
-    for key in keys {
-        let left: i64 = redis::cmd("PTTL").arg(&key).query_async(&mut redis).await.unwrap();
-        assert!((1..=300_000).contains(&left), "{key} {left}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn without_redis_nobody_guesses_and_tokens_still_hold() {
     let mut servers = PrivateServers::start().await;
     let h = Harness::with(Options { servers: Some(servers.addresses()), ..Options::default() }).await;
@@ -391,25 +306,6 @@ async fn without_redis_nobody_guesses_and_tokens_still_hold() {
     refresh(&h, &new.text_of("refresh_token")).await.expect(200);
     servers.change(|s| s.redis.start()).await;
     h.eventually(async || login(&h, PHONE, PASSWORD).await.status == 200).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_that_logs_in_at_once_is_served_or_told_to_come_back() {
-    // More than the largest machine lets in.
-    let h = Harness::new().await;
-    register(&h, PHONE).await.expect(201);
-    let guesses = (0..500).map(|_| login(&h, PHONE, "not the password"));
-    let answers = futures_util::future::join_all(guesses).await;
-    let judged = answers.iter().filter(|answer| answer.status == 401).count();
-    assert!((1..500).contains(&judged), "{judged}");
-    for answer in answers.into_iter().filter(|answer| answer.status != 401) {
-        assert!(answer.problem(503, "overloaded").header("retry-after").is_some());
-    }
-    // Who was told to come back is not counted among the failed logins.
-    let counter = format!("{}:attempts:phone:{PHONE}", h.app.redis.prefix());
-    let counted: usize = redis::cmd("GET").arg(counter).query_async(&mut h.app.redis.commands()).await.unwrap();
-    assert_eq!(counted, judged);
-    login(&h, PHONE, PASSWORD).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! What the service takes on, and what it says when that is too much: sizes, times, origins, and its own pages.
 
+mod counted;
+
 use std::time::Duration;
 
 use axum::body::Bytes;

@@ -14,6 +14,7 @@ mod crashes;
 mod engine;
 mod input;
 mod limits;
+mod logins;
 mod operations;
 mod orders;
 mod outages;

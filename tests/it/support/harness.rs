@@ -44,6 +44,23 @@ pub const JWT_SECRET: &str = "a-secret-of-the-tests-with-32-bytes-or-more";
 /// What the sandbox of a test signs with.
 pub const SANDBOX_SECRET: &str = "a-sandbox-secret-of-the-tests";
 
+/// Limits of requests.
+const UNLIMITED: [&str; 13] = [
+    "limits.register_per_address",
+    "limits.refresh_per_address",
+    "limits.quote_per_account",
+    "limits.quote_per_address",
+    "limits.order_per_account",
+    "limits.order_per_address",
+    "limits.pay_per_account",
+    "limits.pay_per_address",
+    "limits.claim_per_account",
+    "limits.claim_per_address",
+    "limits.submit_per_address",
+    "limits.poll_per_account",
+    "limits.poll_per_address",
+];
+
 /// What a test may want otherwise.
 #[derive(Default)]
 pub struct Options {
@@ -132,10 +149,14 @@ impl Harness {
             ("database.acquire_timeout_ms", "20000".to_owned()),
             ("auth.jwt_secret", JWT_SECRET.to_owned()),
             ("auth.login_attempts", "1000".to_owned()),
+            ("auth.login_attempts_per_number", "1000000".to_owned()),
             ("auth.login_attempts_per_address", "1000000".to_owned()),
+            ("payments.ask_again_after_ms", "0".to_owned()),
             ("payments.sandbox", "true".to_owned()),
             ("payments.sandbox_secret", SANDBOX_SECRET.to_owned()),
         ];
+        // A test that hammers says so by its own settings.
+        settings.extend(UNLIMITED.map(|name| (name, "0".to_owned())));
         settings.extend(options.settings);
         let config = Config::load(None, &settings).expect("settings");
         let clock = if options.system_clock { Clock::System } else { Clock::manual() };

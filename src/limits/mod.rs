@@ -1,0 +1,286 @@
+//! How many requests of each kind an account and an address may make in a minute.
+//!
+//! One layer around the routes: it knows by the route what is to be counted ([`ROUTES`]), counts it before anything else
+//! is done, refuses one too many with 429, and says with every answer how much is left (`RateLimit`, `RateLimit-Policy`:
+//! draft-ietf-httpapi-ratelimit-headers-10).
+//!
+//! Where it is counted: in **Redis**, for all processes together, on routes that touch MySQL anyway; in this process's
+//! **memory** on the hot routes, which keep their one round trip. A request that one of its limits refuses is counted by
+//! none. While Redis is away, requests pass: orders and payments do not depend on it. Only registrations then wait, as
+//! logins do (those have counts of their own, of failures: [`auth`](crate::auth)).
+
+mod describe;
+mod memory;
+mod rate;
+mod redis;
+
+pub use describe::describe;
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::App;
+use crate::auth::{self, CurrentUser};
+use crate::config::Limits;
+use crate::error::{Error, Kind, RATE_LIMIT, RATE_LIMIT_POLICY, Result, refuse};
+use crate::platform::address::subscriber;
+use memory::Buckets;
+use rate::{Rate, WINDOW_S};
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Action {
+    Register,
+    Refresh,
+    Quote,
+    Order,
+    Pay,
+    Claim,
+    Submit,
+    Poll,
+}
+
+/// The routes whose requests are counted. What is not here costs little, or has a limit of its own.
+const ROUTES: &[(&Method, &str, Action)] = &[
+    (&Method::POST, "/api/v1/auth/register", Action::Register),
+    (&Method::POST, "/api/v1/auth/refresh", Action::Refresh),
+    (&Method::POST, "/api/v1/orders/quote", Action::Quote),
+    (&Method::POST, "/api/v1/orders", Action::Order),
+    (&Method::POST, "/api/v1/orders/{no}/pay", Action::Pay),
+    (&Method::POST, "/api/v1/orders/{no}/cancel", Action::Pay),
+    (&Method::POST, "/api/v1/coupons/{id}/claim", Action::Claim),
+    (&Method::POST, "/api/v1/seckill/activities/{id}/submissions", Action::Submit),
+    (&Method::GET, "/api/v1/tasks/{id}", Action::Poll),
+];
+
+impl Action {
+    fn of(method: &Method, path: &str) -> Option<Self> {
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
+        ROUTES.iter().find(|(known, route, _)| *route == path && *known == method).map(|(_, _, action)| *action)
+    }
+
+    /// As settings, headers and metrics call it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Refresh => "refresh",
+            Self::Quote => "quote",
+            Self::Order => "order",
+            Self::Pay => "pay",
+            Self::Claim => "claim",
+            Self::Submit => "submit",
+            Self::Poll => "poll",
+        }
+    }
+
+    /// What an account and an address may do; `None`: as much as they like, or counted elsewhere (submissions of an
+    /// account: by the gate; refreshes: by their token, which works once).
+    fn rates(self, limits: &Limits) -> (Option<Rate>, Option<Rate>) {
+        let (account, address) = match self {
+            Self::Register => (0, limits.register_per_address),
+            Self::Refresh => (0, limits.refresh_per_address),
+            Self::Quote => (limits.quote_per_account, limits.quote_per_address),
+            Self::Order => (limits.order_per_account, limits.order_per_address),
+            Self::Pay => (limits.pay_per_account, limits.pay_per_address),
+            Self::Claim => (limits.claim_per_account, limits.claim_per_address),
+            Self::Submit => (0, limits.submit_per_address),
+            Self::Poll => (limits.poll_per_account, limits.poll_per_address),
+        };
+        (Rate::of(account), Rate::of(address))
+    }
+
+    /// Whether it is counted in memory: the hot routes.
+    const fn is_hot(self) -> bool {
+        matches!(self, Self::Submit | Self::Poll)
+    }
+
+    /// Whether it waits while nobody can count, and is not counted when it could not be done.
+    const fn is_strict(self) -> bool {
+        matches!(self, Self::Register)
+    }
+}
+
+/// Whose requests are counted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Who {
+    /// A user's id.
+    Account(u128),
+    /// A subscriber's address, as one of IPv6.
+    Address(u128),
+}
+
+impl Who {
+    fn address(address: IpAddr) -> Self {
+        Self::Address(match subscriber(address) {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
+            IpAddr::V6(v6) => v6.into(),
+        })
+    }
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Account(id) => write!(f, "account:{id:032x}"),
+            Self::Address(address) => write!(f, "address:{address:032x}"),
+        }
+    }
+}
+
+/// Requests of one kind by one account or address.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    action: Action,
+    who: Who,
+    rate: Rate,
+}
+
+impl Bucket {
+    /// What clients call its limit: `"order"`, `"order-address"`.
+    fn suffix(&self) -> &'static str {
+        match self.who {
+            Who::Account(_) => "",
+            Who::Address(_) => "-address",
+        }
+    }
+}
+
+/// The layer.
+pub async fn limit(State(app): State<App>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>();
+    let Some(action) = path.and_then(|path| Action::of(request.method(), path.as_str())) else {
+        return next.run(request).await;
+    };
+    let (mut parts, body) = request.into_parts();
+    let buckets = buckets(&app, action, &mut parts).await;
+    if buckets.is_empty() {
+        return next.run(Request::from_parts(parts, body)).await;
+    }
+    let counted = match count(&app, action, &buckets).await {
+        Ok(counted) => counted,
+        Err(error) => return error.into_response(),
+    };
+    let refusal = counted.as_ref().and_then(|counted| counted.refusal(action, &buckets));
+    let was_refused = refusal.is_some();
+    let mut response = match refusal {
+        Some(error) => error.into_response(),
+        None => next.run(Request::from_parts(parts, body)).await,
+    };
+    if action.is_strict() && !was_refused && response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        // It was not done. What cannot be taken back comes back by itself.
+        if let Err(error) = redis::take_back(&app, &buckets).await {
+            tracing::debug!(error = format!("{error:#}"), "a request could not be taken back");
+        }
+    }
+    if let Some(counted) = counted {
+        counted.tell(&buckets, response.headers_mut());
+    }
+    response
+}
+
+/// Where the request is counted: by account, where a valid token names one, and by address.
+async fn buckets(app: &App, action: Action, parts: &mut Parts) -> Vec<Bucket> {
+    let (account, address) = action.rates(&app.config.limits);
+    let mut buckets = Vec::with_capacity(2);
+    if let Some(rate) = account
+        && let Ok(user) = CurrentUser::from_request_parts(parts, app).await
+    {
+        // The handler need not verify the token again. One that is not valid it refuses itself.
+        parts.extensions.insert(user);
+        buckets.push(Bucket { action, who: Who::Account(user.id.uuid().as_u128()), rate });
+    }
+    if let Some(rate) = address
+        && let Some(client) = auth::client_ip(app, &parts.extensions, &parts.headers)
+    {
+        buckets.push(Bucket { action, who: Who::address(client), rate });
+    }
+    buckets
+}
+
+/// What counting came to: for how long each bucket is not empty.
+struct Counted {
+    used_us: Vec<i64>,
+    /// Whether the request is one too many.
+    full: bool,
+}
+
+async fn count(app: &App, action: Action, buckets: &[Bucket]) -> Result<Option<Counted>> {
+    if action.is_hot() {
+        return Ok(Some(count_here(app, buckets)));
+    }
+    let added = if action.is_strict() {
+        Some(redis::add(app, buckets).await?)
+    } else {
+        redis::add_if_it_answers(app, buckets).await
+    };
+    Ok(added.map(|added| Counted { used_us: added.used_us, full: !added.yes }))
+}
+
+fn count_here(app: &App, buckets: &[Bucket]) -> Counted {
+    let (table, now_us) = (app.local::<Buckets>(), app.clock.now().ms() * 1000);
+    let mut used_us = Vec::with_capacity(buckets.len());
+    for (at, bucket) in buckets.iter().enumerate() {
+        match table.add(bucket.action, bucket.who, bucket.rate, now_us) {
+            memory::Added::Yes(used) => used_us.push(used),
+            memory::Added::Full(used) => {
+                for before in &buckets[..at] {
+                    table.take_back(before.action, before.who, before.rate);
+                }
+                used_us.push(used);
+                return Counted { used_us, full: true };
+            }
+        }
+    }
+    Counted { used_us, full: false }
+}
+
+impl Counted {
+    /// The refusal of one too many.
+    fn refusal(&self, action: Action, buckets: &[Bucket]) -> Option<Error> {
+        if !self.full {
+            return None;
+        }
+        let full = buckets.iter().zip(&self.used_us).filter(|(bucket, used)| bucket.rate.remaining(**used) == 0);
+        let wait = full.map(|(bucket, used)| bucket.rate.retry_after_s(*used)).max().unwrap_or(1);
+        metrics::counter!("onrush_limited_total", "limit" => action.name()).increment(1);
+        Some(refuse(Kind::TooManyAttempts, "too many requests of this kind in a minute").retry_after(wait).into())
+    }
+
+    /// Says what is left.
+    fn tell(&self, buckets: &[Bucket], headers: &mut HeaderMap) {
+        let (mut policies, mut left) = (String::with_capacity(64), String::with_capacity(64));
+        for (at, (bucket, used_us)) in buckets.iter().zip(&self.used_us).enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            let (name, suffix) = (bucket.action.name(), bucket.suffix());
+            let (remaining, reset_s) = (bucket.rate.remaining(*used_us), (used_us.max(&0) + 999_999) / 1_000_000);
+            // Writing into a string does not fail.
+            let _ = write!(policies, "{comma}\"{name}{suffix}\";q={};w={WINDOW_S}", bucket.rate.quota);
+            let _ = write!(left, "{comma}\"{name}{suffix}\";r={remaining};t={reset_s}");
+        }
+        for (name, text) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, left)] {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscriber_has_one_bucket() {
+        let who = |text: &str| Who::address(text.parse().unwrap());
+        assert_eq!(who("192.0.2.1"), who("::ffff:192.0.2.1"));
+        assert_ne!(who("192.0.2.1"), who("192.0.2.2"));
+        assert_eq!(who("2001:db8::1"), who("2001:db8::ffff"));
+        assert_ne!(who("2001:db8::1"), who("2001:db8:0:1::1"));
+    }
+}
