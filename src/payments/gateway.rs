@@ -219,3 +219,9 @@ fn left_alone(gateway: Gateway) -> Error {
     let why = "it has not answered, and is left alone for a while";
     refuse(Kind::GatewayUnavailable, "").because(why).retry_after(RETRY_AFTER_S).into()
 }
+
+/// As [`unavailable`], of a gateway that lives and wants fewer calls of this kind.
+fn held(gateway: Gateway, left_s: u64) -> Error {
+    tracing::debug!(gateway = gateway.as_str(), left_s, "payment gateway is not called so often");
+    refuse(Kind::GatewayUnavailable, "").because("it wants fewer calls").retry_after(left_s).into()
+}

@@ -17,6 +17,7 @@
 //! Nobody calls a gateway inside a transaction. A lost callback is found by [`query_started`]; what Redis lost of the
 //! work to do, by [`sweep_due`] and [`redrive_late`].
 
+mod asks;
 mod close;
 mod gateway;
 pub mod http;
@@ -56,11 +57,16 @@ use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::orders::{self, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::money::CURRENCY;
+use asks::Opening;
 use gateway::Asked;
 use model::{Payment, PaymentStatus};
 
 /// Attempts that one request makes when the gateway says that the one before is over.
 const PAY_ROUNDS: usize = 3;
+/// A request that finds another one having the same trade opened waits so long, and looks again;
+const OPENING_WAIT: Duration = Duration::from_millis(200);
+/// so often.
+const OPENING_WAITS: u32 = 20;
 /// Longest subject of a trade, in characters.
 const SUBJECT_CHARS: usize = 60;
 
@@ -115,14 +121,31 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<S
             "cannot be h5 here: the address that the buyer's request comes from is not known",
         ));
     }
-    for _ in 0..PAY_ROUNDS {
-        let (payment, subject) = match retrying(|| begin(app, user, order, way)).await? {
+    let (mut rounds, mut waits) = (0, 0);
+    while rounds < PAY_ROUNDS {
+        let begun = retrying(|| begin(app, user, order, way)).await?;
+        let (payment, subject) = match begun {
             Begun::Attempt(payment, subject) => (*payment, subject),
+            Begun::Opened(payment, with) => {
+                return Ok(Started { payment_no: payment.id, with, expires_at: payment.expires_at });
+            }
+            Begun::BeingOpened if waits < OPENING_WAITS => {
+                waits += 1;
+                tokio::time::sleep(OPENING_WAIT).await;
+                continue;
+            }
+            Begun::BeingOpened => {
+                let refusal =
+                    refuse(Kind::GatewayUnavailable, "the gateway was asked a moment ago and has not answered");
+                return Err(refusal.retry_after(1).into());
+            }
             Begun::InTheWay(payment) => {
                 close::end(app, &payment).await?;
+                rounds += 1;
                 continue;
             }
         };
+        rounds += 1;
         // Outside the transaction. When we die here, the repeat creates the same trade.
         let (with, asked) = match gateway::create(app, &payment, &subject).await {
             Ok(created) => created,
@@ -132,7 +155,7 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<S
             }
         };
         match asked {
-            Asked::Waiting if is_started(app, payment.id).await? => {
+            Asked::Waiting if asks::keep_opened(app, payment.id, &with).await? => {
                 return Ok(Started { payment_no: payment.id, with, expires_at: payment.expires_at });
             }
             // The order was closed before its trade was opened: nobody is to pay for it (`close::end`).
@@ -186,6 +209,10 @@ async fn is_started(app: &App, id: PaymentId) -> Result<bool> {
 enum Begun {
     /// Go on with this attempt, new or as it was; and its subject.
     Attempt(Box<Payment>, String),
+    /// Its trade was opened a moment ago, and the buyer goes on so.
+    Opened(Box<Payment>, PayWith),
+    /// Another request is having it opened.
+    BeingOpened,
     /// End this one, which goes another way.
     InTheWay(Box<Payment>),
 }
@@ -210,7 +237,17 @@ async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Beg
     let started = store::started_payments(&mut tx, order.id).await.context("reading an order's payments")?;
     if let Some(payment) = started.into_iter().find(|payment| payment.gateway == way.gateway) {
         let payment = Box::new(payment);
-        return Ok(if way.is_of(&payment) { Begun::Attempt(payment, subject) } else { Begun::InTheWay(payment) });
+        if !way.is_of(&payment) {
+            return Ok(Begun::InTheWay(payment));
+        }
+        return Ok(match asks::opening(app, &mut tx, payment.id, now).await? {
+            Opening::Kept(with) => Begun::Opened(payment, with),
+            Opening::Theirs => Begun::BeingOpened,
+            Opening::Ours => {
+                tx.commit().await?;
+                Begun::Attempt(payment, subject)
+            }
+        });
     }
     if !orders::mark_pay_started(&mut tx, order.id, now).await? {
         return Err(Kind::OrderExpired.into());
@@ -236,7 +273,8 @@ async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Beg
     Ok(Begun::Attempt(Box::new(payment), subject))
 }
 
-/// The order that a payment is for, as it is now; asks the gateway first when nothing has been heard. Nothing that a
+/// The order that a payment is for, as it is now; asks the gateway first when nothing has been heard, and nobody asked a
+/// moment ago. Nothing that a
 /// browser brings along is believed: it only names the payment.
 pub async fn returned(app: &App, gateway: Gateway, payment: PaymentId) -> Result<orders::Order> {
     let mut conn = app.db.acquire().await?;
@@ -244,6 +282,7 @@ pub async fn returned(app: &App, gateway: Gateway, payment: PaymentId) -> Result
     let payment = payment.filter(|payment| payment.gateway == gateway).ok_or(Kind::NotFound)?;
     drop(conn);
     if payment.status == PaymentStatus::Started
+        && asks::may_ask(app, payment.id).await?
         && let Err(error) = settle::ask(app, &payment).await
     {
         // The notify or a later question will tell.

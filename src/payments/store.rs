@@ -1,5 +1,6 @@
 //! One SQL statement a function. Whoever locks an order and a payment locks the order first, and a refund after both.
 
+pub(super) mod asks;
 pub(super) mod off;
 pub(super) mod refunds;
 pub(super) mod views;
@@ -27,7 +28,7 @@ macro_rules! select_payments {
 pub(super) async fn insert_payment(conn: &mut Conn, payment: &Payment, now: At, next_query_at: At) -> sqlx::Result<()> {
     query(
         "INSERT INTO payments (id, order_id, gateway, channel, amount_fen, currency, status, payer_openid, payer_address, \
-         created_at, expires_at, next_query_at) VALUES (?, ?, ?, ?, ?, ?, 'started', ?, ?, ?, ?, ?)",
+         created_at, expires_at, next_query_at, opening_at) VALUES (?, ?, ?, ?, ?, ?, 'started', ?, ?, ?, ?, ?, ?)",
     )
     .bind(payment.id)
     .bind(payment.order_id)
@@ -40,6 +41,8 @@ pub(super) async fn insert_payment(conn: &mut Conn, payment: &Payment, now: At, 
     .bind(now)
     .bind(payment.expires_at)
     .bind(next_query_at)
+    // Whoever starts it opens its trade.
+    .bind(now)
     .execute(conn)
     .await?;
     Ok(())

@@ -1,6 +1,7 @@
 //! Money: paying in the sandbox, what callbacks may and may not do, and that no fen is lost or counted twice.
 
 mod alipay;
+mod asks;
 mod bills;
 mod callbacks;
 mod closing;

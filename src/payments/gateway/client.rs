@@ -8,16 +8,19 @@
 //!   `payments.gateway_pause_ms` every call is then refused at once, so that a dead gateway holds no workers; after it
 //!   one call goes through, and what becomes of that one decides.
 //!
-//! An answer below 500 is an answer, whatever it says: the protocols give their refusals a meaning.
+//! An answer below 500 is an answer, whatever it says: the protocols give their refusals a meaning. So is 429, as far as
+//! the breaker is concerned: the gateway lives, and calls of other kinds may go through. What it refused is not called
+//! before the time that it names (`Retry-After`): it is tried again within the same call when there is time for that, and
+//! else calls of this kind, and of no other, are left alone until then.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use reqwest::RequestBuilder;
 
-use super::{Gateway, left_alone, unavailable};
+use super::{Gateway, RETRY_AFTER_S, held, left_alone, unavailable};
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::clock::At;
@@ -26,6 +29,8 @@ use crate::platform::clock::At;
 const TRIES: u32 = 3;
 /// The pause before the second try; it doubles.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A gateway that wants to be left alone is believed up to this long.
+const HELD_MAX: Duration = Duration::from_secs(60);
 /// Longest answer that is read where a call does not say otherwise, in bytes.
 const LIMIT_BYTES: usize = 1 << 20;
 
@@ -69,6 +74,10 @@ impl Reply {
 /// Calls a gateway. `request` makes the request, for each try anew: what is signed may hold the time.
 pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<RequestBuilder>) -> Result<Reply> {
     let breakers = app.local::<Breakers>();
+    if let Some(left_s) = breakers.held_s(call, app.clock.now()) {
+        count(call, "left_alone");
+        return Err(held(call.gateway, left_s));
+    }
     let Some(pass) = Pass::take(app, &breakers, call.gateway) else {
         count(call, "left_alone");
         return Err(left_alone(call.gateway));
@@ -88,7 +97,7 @@ pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<Re
             }
             Err(fault) => fault,
         };
-        let pause = PAUSE * 2u32.pow(tries - 1);
+        let pause = fault.held.unwrap_or(PAUSE * 2u32.pow(tries - 1));
         let harmless = fault.unsent || (call.idempotent && fault.may_pass);
         if !harmless || tries == TRIES || started.elapsed() + pause >= call.patience {
             break fault;
@@ -97,6 +106,19 @@ pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<Re
         tracing::debug!(gateway = call.gateway.as_str(), operation = call.operation, error = fault.why, "trying again");
         tokio::time::sleep(pause).await;
     };
+    if fault.is_busy {
+        pass.answered();
+        count(call, "busy");
+        breakers.hold(call, fault.held, app.clock.now());
+        let left_s = fault.held.map_or(RETRY_AFTER_S, |held| held.as_secs().max(1));
+        tracing::warn!(
+            gateway = call.gateway.as_str(),
+            operation = call.operation,
+            left_s,
+            "payment gateway wants fewer calls"
+        );
+        return Err(held(call.gateway, left_s));
+    }
     pass.failed();
     count(call, "failed");
     Err(unavailable(call.gateway, format!("{}: {} (try {tries})", call.operation, fault.why)))
@@ -115,13 +137,23 @@ struct Fault {
     unsent: bool,
     /// Another try may bring an answer.
     may_pass: bool,
+    /// It was 429: the gateway lives, and wants fewer calls.
+    is_busy: bool,
+    /// For how long, where it says so.
+    held: Option<Duration>,
+}
+
+impl Fault {
+    fn new(why: String, may_pass: bool) -> Self {
+        Self { why, unsent: false, may_pass, is_busy: false, held: None }
+    }
 }
 
 impl From<reqwest::Error> for Fault {
     fn from(error: reqwest::Error) -> Self {
         let unsent = error.is_connect();
         // Without the address: what a URL carries may be signed or secret.
-        Self { why: format!("{:#}", anyhow::Error::from(error.without_url())), unsent, may_pass: true }
+        Self { unsent, ..Self::new(format!("{:#}", anyhow::Error::from(error.without_url())), true) }
     }
 }
 
@@ -129,24 +161,39 @@ impl From<reqwest::Error> for Fault {
 async fn once(request: RequestBuilder, limit_bytes: usize) -> Result<Reply, Fault> {
     let mut response = request.send().await?;
     let (status, headers) = (response.status(), response.headers().clone());
-    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-        let may_pass = status.is_server_error();
-        return Err(Fault { why: format!("HTTP {}", status.as_u16()), unsent: false, may_pass });
+    let why = || format!("HTTP {}", status.as_u16());
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let held = retry_after(&headers);
+        // Without a time of its own it is not asked again at once.
+        return Err(Fault { is_busy: true, held, ..Fault::new(why(), held.is_some()) });
+    }
+    if status.is_server_error() {
+        return Err(Fault::new(why(), true));
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > limit_bytes {
             let why = format!("its answer is longer than {limit_bytes} bytes");
-            return Err(Fault { why, unsent: false, may_pass: false });
+            return Err(Fault::new(why, false));
         }
     }
     Ok(Reply { status, headers, body })
 }
 
+/// For how long a gateway wants to be left alone: the seconds of `Retry-After`, within reason. (None of them sends a date.)
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(HELD_MAX))
+}
+
 /// What this process knows of each gateway.
 #[derive(Default)]
-struct Breakers(Mutex<HashMap<Gateway, Breaker>>);
+struct Breakers {
+    each: Mutex<HashMap<Gateway, Breaker>>,
+    /// Calls of a kind that the gateway wants none of before this.
+    held: Mutex<HashMap<(Gateway, &'static str), At>>,
+}
 
 /// Whether a gateway is called.
 #[derive(Debug, Default)]
@@ -213,7 +260,21 @@ impl Breaker {
 
 impl Breakers {
     fn all(&self) -> MutexGuard<'_, HashMap<Gateway, Breaker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.each.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No call of this kind for so long.
+    fn hold(&self, call: &Call, length: Option<Duration>, now: At) {
+        if let Some(length) = length {
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.insert((call.gateway, call.operation), now.plus(length));
+        }
+    }
+
+    /// For how many seconds no call of this kind is made.
+    fn held_s(&self, call: &Call, now: At) -> Option<u64> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(&(call.gateway, call.operation)).filter(|until| **until > now).map(|until| until.retry_after_s(now))
     }
 }
 

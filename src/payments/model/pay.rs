@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::platform::text::Text;
-use serde::Serialize;
 
 /// A way to pay at a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -60,7 +61,8 @@ impl TryFrom<Text> for Channel {
 }
 
 /// What the front end needs to go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PayWith {
     /// A page to lead the browser to.
     Url(String),
@@ -72,7 +74,7 @@ pub enum PayWith {
 
 /// The arguments of `WeixinJSBridge`'s `getBrandWCPayRequest` and of a mini program's `wx.requestPayment`, under the
 /// names that they have there (WeChat Pay: "JSAPI调起支付").
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JsapiParams {
     /// The application's id.

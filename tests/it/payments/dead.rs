@@ -21,6 +21,10 @@ enum Way {
     Hang,
     /// Says too much.
     Flood,
+    /// Says 429, and to come back in half a minute.
+    Throttle,
+    /// Says 429, and not when to come back.
+    ThrottleAnyhow,
 }
 
 /// A gateway that behaves so; and how many requests it had.
@@ -42,6 +46,14 @@ async fn gateway(way: Way) -> (String, Arc<AtomicUsize>) {
                     }
                     Way::Cut => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{").await,
                     Way::Hang => std::future::pending().await,
+                    Way::Throttle => {
+                        let head =
+                            b"HTTP/1.1 429 Slow\r\nretry-after: 30\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                        stream.write_all(head).await
+                    }
+                    Way::ThrottleAnyhow => {
+                        stream.write_all(b"HTTP/1.1 429 Slow\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await
+                    }
                     Way::Flood => {
                         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n").await;
                         stream.write_all(&vec![b' '; 3_000_000]).await
@@ -100,4 +112,44 @@ async fn a_gateway_that_does_not_answer_is_left_alone_and_then_asked_once() {
     let other = h.another().await;
     pay(&other, &alice, &no).await.problem(503, "gateway_unavailable");
     assert_eq!(count.load(Ordering::SeqCst), 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_wants_fewer_calls_is_obeyed_and_not_taken_for_dead() {
+    let (address, count) = gateway(Way::Throttle).await;
+    // Half a minute is longer than a call may take.
+    let settings = vec![
+        ("payments.sandbox_url", address),
+        ("payments.gateway_failures_max", "1".to_owned()),
+        ("payments.gateway_timeout_ms", "10000".to_owned()),
+    ];
+    let h = service_with(settings).await;
+    let alice = h.register().await;
+    let no = order(&h, &alice, 500).await;
+    let refused = pay(&h, &alice, &no).await.problem(503, "gateway_unavailable");
+    assert_eq!((count.load(Ordering::SeqCst), refused.header("retry-after")), (1, Some("30")));
+    h.advance(Duration::from_secs(10));
+    let refused = pay(&h, &alice, &no).await.problem(503, "gateway_unavailable");
+    assert_eq!((count.load(Ordering::SeqCst), refused.header("retry-after")), (1, Some("20")), "not before its time");
+    // Calls of another kind go through: it lives.
+    let payment = h.count("SELECT COUNT(*) FROM payments").await;
+    assert_eq!(payment, 1);
+    h.post(&format!("/orders/{no}/cancel"), &alice, json!({})).await.problem(503, "gateway_unavailable");
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+    h.advance(Duration::from_secs(20));
+    pay(&h, &alice, &no).await.problem(503, "gateway_unavailable");
+    assert_eq!(count.load(Ordering::SeqCst), 3, "its time has come");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_refused_call_too_many_holds_up_nobody_else() {
+    let (address, count) = gateway(Way::ThrottleAnyhow).await;
+    let settings = vec![("payments.sandbox_url", address), ("payments.gateway_failures_max", "1".to_owned())];
+    let h = service_with(settings).await;
+    let alice = h.register().await;
+    for asked in 1..4 {
+        let no = order(&h, &alice, 500).await;
+        pay(&h, &alice, &no).await.problem(503, "gateway_unavailable");
+        assert_eq!(count.load(Ordering::SeqCst), asked);
+    }
 }

@@ -13,7 +13,7 @@ use onrush::platform::text::Text;
 pub(super) struct Shop {
     pub(super) h: Harness,
     pub(super) stripe: Stripe,
-    alice: Person,
+    pub(super) alice: Person,
 }
 
 /// A payment that was started there.
