@@ -20,6 +20,7 @@ mod orders;
 mod outages;
 mod payments;
 mod playground;
+mod proxy;
 mod reports;
 mod schedules;
 mod seckill;

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use super::servers::{Addresses, blocking, servers};
-use super::{Client, Process};
+use super::{Client, Process, Proxy, logs};
 
 /// A condition that does not come true within this long fails its test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -121,6 +121,7 @@ impl Harness {
     }
 
     pub async fn with(options: Options) -> Self {
+        logs::show();
         let addresses = match options.servers {
             Some(addresses) => addresses,
             None => blocking(servers).await,
@@ -194,16 +195,31 @@ impl Harness {
 
     /// As [`Self::another`], with some settings otherwise.
     pub async fn another_with(&self, more: &[(&'static str, &str)]) -> Self {
-        let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let settings: Vec<_> = self.settings.iter().cloned().chain(more).collect();
+        self.beside(more.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), false).await
+    }
+
+    /// Another service, which gateways call at its own address or at this one's.
+    async fn beside(&self, more: Vec<(&'static str, String)>, is_called: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
+        let mut settings: Vec<_> = self.settings.iter().cloned().chain(more).collect();
+        if is_called {
+            settings.push(("http.public_url", base.clone()));
+        }
         let config = Config::load(None, &settings).expect("settings");
         let app = App::connect(config, self.app.clock.clone()).await.expect("a service");
         let serving = Serving::start(&app, listener, &[Does::Api]).expect("a server");
         let addresses = Addresses { clean_up: false, ..self.addresses.clone() };
         let database = self.database.clone();
         Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
+    }
+
+    /// A proxy to MySQL, and another service as [`Self::another`] that reaches the database by it, and that gateways call.
+    /// This one's own words, as those of [`Self::count`], go past it.
+    pub async fn through_mysql_proxy(&self) -> (Proxy, Self) {
+        let way = Proxy::to(&self.addresses.mysql).await;
+        let through = self.beside(vec![("database_url", way.database(&self.database))], true).await;
+        (way, through)
     }
 
     /// Stops the service in order; true when nothing was left under way.

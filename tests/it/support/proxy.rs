@@ -1,12 +1,35 @@
-//! A way over TCP to a private Redis that a test can break: connections that are reset, that go silent as when the
-//! machine behind them is gone without a word, and an address that comes to lead elsewhere.
+//! A way over TCP to a Redis or a MySQL that a test can break: connections that are reset, that go silent as when the
+//! machine behind them is gone without a word, that are slow, and an address that comes to lead elsewhere. It follows what
+//! is said to MySQL ([`mysql`]), without TLS: it counts statements, holds one, fails one, or loses a COMMIT.
+//!
+//! ```ignore
+//! let h = Harness::new().await;
+//! // A second service on the database of `h`, whose every word to MySQL goes through the proxy.
+//! let (way, through) = h.through_mysql_proxy().await;
+//! way.forget_commands();
+//! through.post("/orders", &alice, body).await.expect(201);
+//! assert_eq!(way.round_trips(), 9, "{:#?}", way.commands());
+//!
+//! let held = way.hold("INSERT INTO user_courses");          // the next statement with this text waits
+//! let lost = way.lose_commit(LostAt::Answer, "INSERT INTO orders"); // COMMIT is done, and nobody hears of it
+//! let failed = way.deadlock("UPDATE payments");             // rolled back, and error 1213
+//! held.sprung().await;
+//! held.let_go();
+//! ```
+
+pub mod mysql;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use onrush::dev::servers::database_url;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
+
+pub use self::mysql::{Command, LostAt, Verb};
+use self::mysql::{Conversation, Deed, Follower, Said, To, Trap};
 
 /// What becomes of a connection.
 #[derive(Clone, Copy, PartialEq)]
@@ -21,7 +44,7 @@ struct Link {
     talk: Arc<Talk>,
 }
 
-/// What went over a connection.
+/// What went over a connection to Redis.
 #[derive(Default)]
 struct Talk {
     said: Mutex<Vec<u8>>,
@@ -34,46 +57,108 @@ impl Talk {
     }
 }
 
+/// Where a server is.
+#[derive(Clone)]
+enum Target {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Target {
+    /// Of `redis://127.0.0.1:PORT`, `mysql://USER@127.0.0.1:PORT`, `redis+unix:///PATH` or `mysql://USER@localhost?socket=/PATH`.
+    fn of(url: &str) -> Self {
+        if let Some(path) = url.strip_prefix("redis+unix://") {
+            return Self::Unix(path.into());
+        }
+        let (_, rest) = url.split_once("://").expect("a URL");
+        let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
+        if let Some(path) = options.split('&').find_map(|option| option.strip_prefix("socket=")) {
+            return Self::Unix(path.into());
+        }
+        let host = place.rsplit_once('@').map_or(place, |(_, host)| host);
+        Self::Tcp(host.split_once('/').map_or(host, |(host, _)| host).to_owned())
+    }
+
+    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Tcp(host) => {
+                let stream = TcpStream::connect(host).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        })
+    }
+}
+
 /// The way. It is gone when this is dropped.
 pub struct Proxy {
     port: u16,
-    target: Arc<Mutex<PathBuf>>,
+    /// Of the server that it was made for.
+    url: String,
+    target: Arc<Mutex<Target>>,
     links: Arc<Mutex<Vec<Link>>>,
+    delay: watch::Sender<Duration>,
+    follower: Arc<Follower>,
     listening: tokio::task::JoinHandle<()>,
 }
 
 impl Proxy {
-    /// To the server of this URL, which has a unix socket.
+    /// To the server of this URL.
     pub async fn to(url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let (target, links) = (Arc::new(Mutex::new(socket(url))), Arc::new(Mutex::new(Vec::new())));
-        let (to, all) = (target.clone(), links.clone());
+        let (target, links) = (Arc::new(Mutex::new(Target::of(url))), Arc::new(Mutex::new(Vec::new())));
+        let (delay, follower) = (watch::Sender::new(Duration::ZERO), Arc::new(Follower::default()));
+        let (to, all, slow) = (target.clone(), links.clone(), delay.subscribe());
+        let follows = url.starts_with("mysql").then(|| follower.clone());
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let path = to.lock().unwrap().clone();
+                let target = to.lock().unwrap().clone();
                 // A server that is away: the client sees the connection end.
-                let Ok(server) = UnixStream::connect(path).await else { continue };
-                let (fate, follows) = watch::channel(Fate::Flows);
+                let Ok(server) = target.connect().await else { continue };
+                let _ = client.set_nodelay(true);
+                let (fate, changes) = watch::channel(Fate::Flows);
                 let talk = Arc::new(Talk::default());
-                all.lock().unwrap().push(Link { fate, talk: talk.clone() });
-                tokio::spawn(carry(client, server, follows, talk));
+                let mut links: std::sync::MutexGuard<'_, Vec<Link>> = all.lock().unwrap();
+                let heard = match &follows {
+                    Some(follower) => Heard::MySql(follower.clone().conversation(links.len())),
+                    None => Heard::Redis(talk.clone()),
+                };
+                links.push(Link { fate, talk });
+                tokio::spawn(carry(client, server, changes, slow.clone(), heard));
             }
         });
-        Self { port, target, links, listening }
+        Self { port, url: url.to_owned(), target, links, delay, follower, listening }
     }
 
     pub fn port(&self) -> u16 {
         self.port
     }
 
+    /// The URL of the server by this way.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let Some(rest) = self.url.strip_prefix("mysql://") else { return format!("redis://127.0.0.1:{}", self.port) };
+        let user = rest.split_once('@').map_or("root", |(user, _)| user);
+        format!("mysql://{user}@127.0.0.1:{}?ssl-mode=disabled", self.port)
+    }
+
+    /// The URL of a database on MySQL by this way.
+    pub fn database(&self, name: &str) -> String {
+        database_url(&self.url(), name)
     }
 
     /// New connections go to another server; those that are open stay.
     pub fn lead_to(&self, url: &str) {
-        *self.target.lock().unwrap() = socket(url);
+        *self.target.lock().unwrap() = Target::of(url);
+    }
+
+    /// From now on each piece of what is said takes so much longer, either way.
+    pub fn slow_down(&self, each_way: Duration) {
+        self.delay.send_replace(each_way);
     }
 
     /// Nothing comes through the connections of now any more, and nobody is told.
@@ -104,6 +189,49 @@ impl Proxy {
         let links = self.links.lock().unwrap();
         links.iter().any(|link| link.talk.is_subscription() && contains(&link.talk.heard.lock().unwrap(), text))
     }
+
+    /// What MySQL was told to do by this way, since the last [`Proxy::forget_commands`].
+    pub fn commands(&self) -> Vec<Command> {
+        self.follower.commands()
+    }
+
+    /// How many of [`Proxy::commands`] had an answer that was waited for.
+    pub fn round_trips(&self) -> usize {
+        self.commands().iter().filter(|command| command.verb.is_answered()).count()
+    }
+
+    pub fn forget_commands(&self) {
+        self.follower.forget_commands();
+    }
+
+    /// Holds the next statement whose text has this in it, before MySQL hears of it: until [`Trap::let_go`], or until
+    /// what is returned here is dropped. Others go by.
+    pub fn hold(&self, text: &str) -> Trap {
+        self.follower.set(Deed::Hold, To::Itself, text)
+    }
+
+    /// Loses the next statement whose text has this in it, with its connection, once.
+    pub fn lose(&self, at: LostAt, text: &str) -> Trap {
+        self.follower.set(Deed::Lose(at), To::Itself, text)
+    }
+
+    /// Loses the next COMMIT of a transaction in which a statement had this in its text (any, when it is empty), with its
+    /// connection, once.
+    pub fn lose_commit(&self, at: LostAt, text: &str) -> Trap {
+        self.follower.set(Deed::Lose(at), To::ItsCommit, text)
+    }
+
+    /// Makes the next statement whose text has this in it the victim of a deadlock, once: the server rolls its transaction
+    /// back, and the client hears error 1213.
+    pub fn deadlock(&self, text: &str) -> Trap {
+        self.follower.set(Deed::Deadlock, To::Itself, text)
+    }
+
+    /// As [`Proxy::deadlock`], but the COMMIT of its transaction hears of it, as on a cluster that certifies transactions
+    /// there.
+    pub fn deadlock_at_commit(&self, text: &str) -> Trap {
+        self.follower.set(Deed::Deadlock, To::ItsCommit, text)
+    }
 }
 
 impl Drop for Proxy {
@@ -112,41 +240,102 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(mut client: TcpStream, mut server: UnixStream, mut fate: watch::Receiver<Fate>, talk: Arc<Talk>) {
-    let (mut up, mut down) = ([0; 16 << 10], [0; 16 << 10]);
-    loop {
-        let goes_on = tokio::select! {
+/// What is kept of what goes by.
+enum Heard {
+    Redis(Arc<Talk>),
+    MySql(Mutex<Conversation>),
+}
+
+/// How a direction of a connection ends.
+enum End {
+    Closed,
+    Reset,
+}
+
+async fn carry(
+    mut client: TcpStream,
+    server: Box<dyn Stream>,
+    mut fate: watch::Receiver<Fate>,
+    delay: watch::Receiver<Duration>,
+    heard: Heard,
+) {
+    let (mut from_server, mut to_server) = tokio::io::split(server);
+    let end = {
+        let (mut from_client, mut to_client) = client.split();
+        tokio::select! {
             biased;
-            changed = fate.changed() => {
-                if changed.is_ok() && *fate.borrow() == Fate::Silent {
-                    let _ = fate.wait_for(|fate| *fate == Fate::Reset).await;
-                }
-                let _ = client.set_zero_linger();
-                false
+            _ = fate.changed() => End::Reset,
+            end = up(&mut from_client, &mut to_server, &delay, &heard) => end,
+            end = down(&mut from_server, &mut to_client, &delay, &heard) => end,
+        }
+    };
+    if *fate.borrow() == Fate::Silent {
+        let _ = fate.wait_for(|fate| *fate == Fate::Reset).await;
+    }
+    if matches!(end, End::Reset) {
+        let _ = client.set_zero_linger();
+    }
+}
+
+/// What the client says.
+async fn up(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    delay: &watch::Receiver<Duration>,
+    heard: &Heard,
+) -> End {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let Some(read) = from.read(&mut buffer).await.ok().filter(|read| *read > 0) else { return End::Closed };
+        wait(delay).await;
+        let said = match heard {
+            Heard::Redis(talk) => {
+                talk.said.lock().unwrap().extend_from_slice(&buffer[..read]);
+                vec![Said::Pass(buffer[..read].to_vec())]
             }
-            read = client.read(&mut up) => pass(read, &up, &mut server, &talk.said).await,
-            read = server.read(&mut down) => pass(read, &down, &mut client, &talk.heard).await,
+            Heard::MySql(conversation) => conversation.lock().unwrap().said(&buffer[..read]),
         };
-        if !goes_on {
-            return;
+        for said in said {
+            match said {
+                Said::Pass(bytes) if to.write_all(&bytes).await.is_err() => return End::Closed,
+                Said::Pass(_) => {}
+                Said::Wait(trap) => trap.is_let_go().await,
+                Said::Lost => return End::Reset,
+            }
         }
     }
 }
 
-/// Passes on what was read; false at the end.
-async fn pass(
-    read: std::io::Result<usize>,
-    buffer: &[u8],
-    to: &mut (impl AsyncWriteExt + Unpin),
-    kept: &Mutex<Vec<u8>>,
-) -> bool {
-    let Some(read) = read.ok().filter(|read| *read > 0) else { return false };
-    kept.lock().unwrap().extend_from_slice(&buffer[..read]);
-    to.write_all(&buffer[..read]).await.is_ok()
+/// What the server answers.
+async fn down(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    delay: &watch::Receiver<Duration>,
+    heard: &Heard,
+) -> End {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let Some(read) = from.read(&mut buffer).await.ok().filter(|read| *read > 0) else { return End::Closed };
+        wait(delay).await;
+        let answer = match heard {
+            Heard::Redis(talk) => {
+                talk.heard.lock().unwrap().extend_from_slice(&buffer[..read]);
+                Some(buffer[..read].to_vec())
+            }
+            Heard::MySql(conversation) => conversation.lock().unwrap().answered(&buffer[..read]),
+        };
+        let Some(answer) = answer else { return End::Reset };
+        if to.write_all(&answer).await.is_err() {
+            return End::Closed;
+        }
+    }
 }
 
-fn socket(url: &str) -> PathBuf {
-    url.strip_prefix("redis+unix://").expect("a private Redis").into()
+async fn wait(delay: &watch::Receiver<Duration>) {
+    let delay = *delay.borrow();
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {
