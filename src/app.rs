@@ -16,6 +16,7 @@ use crate::platform::db::{self, Db};
 use crate::platform::jwt::Tokens;
 use crate::platform::loops::Loops;
 use crate::platform::redis::Redis;
+use crate::platform::ticket::Tickets;
 
 /// The process's connections, clock and settings.
 #[derive(Clone)]
@@ -35,6 +36,8 @@ pub struct Inner {
     pub engine: Engine,
     /// Signs and verifies access tokens.
     pub tokens: Tokens,
+    /// Gives and checks tickets, for those who can send no access token.
+    pub tickets: Tickets,
     /// Calls to payment gateways.
     pub http: reqwest::Client,
     /// The loops of this process.
@@ -56,7 +59,8 @@ impl App {
         let db = db::connect(config.database_url.expose_secret(), config.database.pool_size, acquire_timeout).await?;
         let redis = Redis::connect(config.redis_url.expose_secret(), &config.redis_prefix).await?;
         redis.require_safe_server().await?;
-        let tokens = Tokens::new(&config.auth.token_keys()?)?;
+        let keys = config.auth.token_keys()?;
+        let (tokens, tickets) = (Tokens::new(&keys)?, Tickets::new(&keys));
         let http = reqwest::Client::builder()
             .timeout(Duration::from_millis(config.payments.gateway_timeout_ms))
             .connect_timeout(Duration::from_millis(config.payments.gateway_timeout_ms.min(2000)))
@@ -72,6 +76,7 @@ impl App {
             redis,
             engine,
             tokens,
+            tickets,
             http,
             loops: Loops::default(),
             locals: RwLock::default(),

@@ -87,6 +87,8 @@ pub struct Http {
     pub max_in_flight: usize,
     /// Long polls and event streams at once; one more is answered at once, without waiting.
     pub max_waiting: usize,
+    /// Those of one account among them; one more is refused.
+    pub max_waiting_per_account: usize,
     /// Longest the process takes to stop after SIGTERM, in seconds.
     pub drain_s: u64,
     /// Networks of the proxies in front, whose word about a client's address (`X-Forwarded-For`) is taken.
@@ -164,6 +166,10 @@ pub struct Orders {
 pub struct Seckill {
     /// An instance that saw sold out answers so from memory for this long, in milliseconds (at most 200).
     pub sold_out_memory_ms: u64,
+    /// Submissions to one activity of one user in [`Seckill::submissions_window_s`] at one process; one more is refused.
+    pub submissions_max: u32,
+    /// The window, in seconds.
+    pub submissions_window_s: u64,
     /// Submissions placed in one transaction.
     pub batch_size: usize,
     /// Transactions of one activity under way at once in one process.

@@ -19,7 +19,9 @@ use uuid::Uuid;
 
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::platform::crowd::{Crowd, Place};
+use crate::platform::lang::Lang;
 use crate::routes::API;
+use crate::texts;
 
 /// The layer.
 pub async fn edge(State(crowd): State<Crowd>, mut request: Request, next: Next) -> Response {
@@ -28,6 +30,8 @@ pub async fn edge(State(crowd): State<Crowd>, mut request: Request, next: Next) 
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
+    // Where a sale's page asks, a refusal speaks to its buyer too.
+    let words = is_of_a_sale(route).then(|| texts::refusals(Lang::of(request.headers())));
     let span = tracing::info_span!("request", request.id = id, http.method = %method, http.route = route);
     let response = match enter(&crowd, route) {
         Ok(place) => {
@@ -38,7 +42,7 @@ pub async fn edge(State(crowd): State<Crowd>, mut request: Request, next: Next) 
         }
         Err(error) => error.into_response(),
     };
-    let mut response = span.in_scope(|| error::problems(response, &id));
+    let mut response = span.in_scope(|| error::problems(response, &id, words));
     response.headers_mut().insert(HeaderName::from_static(REQUEST_ID), header);
     record(&method, route, response.status(), started.elapsed());
     response
@@ -76,6 +80,12 @@ fn enter(crowd: &Crowd, route: &str) -> Result<Option<Arc<Place>>, Error> {
         return Err(refuse(Kind::Overloaded, "").retry_after(1).into());
     }
     Ok(place)
+}
+
+/// Whether the page of a sale asks here: for activities, and what became of a submission.
+fn is_of_a_sale(route: &str) -> bool {
+    let path = route.strip_prefix(API).unwrap_or_default();
+    path.starts_with("/seckill/") || path.starts_with("/tasks/")
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Response {

@@ -16,7 +16,7 @@ use crate::platform::db::{self, Trouble};
 use crate::platform::extract::{Faults, FieldFault, Why};
 
 macro_rules! refusals {
-    ($($(#[doc = $doc:literal])+ $kind:ident = $status:literal $name:literal $title:literal;)+) => {
+    ($($(#[doc = $doc:literal])+ $kind:ident = $status:literal $name:literal $title:literal $(=> $code:literal)?;)+) => {
         /// Why a request was refused.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Kind {
@@ -29,6 +29,10 @@ macro_rules! refusals {
             const fn row(self) -> (u16, &'static str, &'static str) {
                 match self { $(Self::$kind => ($status, $name, $title),)+ }
             }
+            /// What a page that waits for something does on hearing of it: 101 gives up, 102 goes on waiting.
+            pub const fn code(self) -> u16 {
+                match self { $(Self::$kind => or_give_up(&[$($code)?]),)+ }
+            }
             /// What the kind means, for a person: the words beside it in the table.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$kind => concat!($($doc),+).trim_ascii(),)+ }
@@ -37,7 +41,13 @@ macro_rules! refusals {
     };
 }
 
-// A macro, so that a refusal is one line and its row cannot be forgotten.
+/// What a page does, where a row does not say it.
+const fn or_give_up(code: &[u16]) -> u16 {
+    if let [code] = code { *code } else { 101 }
+}
+
+// A macro, so that a refusal is one line and its row cannot be forgotten. `=> 102`: a page that waits for something goes
+// on doing so; it gives up at the others. What a buyer reads of a kind is in `texts/refusals.rs`.
 refusals! {
     /// The body is not JSON.
     MalformedJson = 400 "malformed_json" "The body is not valid JSON";
@@ -89,6 +99,10 @@ refusals! {
     OrderState = 409 "order_state" "The order's state does not allow this";
     /// The order's time to pay is over.
     OrderExpired = 409 "order_expired" "The order's time to pay is over";
+    /// The order was closed by its user.
+    OrderCancelled = 409 "order_cancelled" "The order was cancelled";
+    /// The order's money went back to its user, or is on its way.
+    OrderRefunded = 409 "order_refunded" "The order was refunded";
     /// What is to be refunded was refunded before.
     AlreadyRefunded = 409 "already_refunded" "This has been refunded before";
     /// More would go back than is left of what was paid.
@@ -130,23 +144,27 @@ refusals! {
     /// A callback that verified but does not fit our books; kept for a person.
     CallbackFlagged = 422 "callback_flagged" "The callback does not match the payment";
     /// Too many tries; `Retry-After` says when the next one counts.
-    TooManyAttempts = 429 "too_many_attempts" "Too many attempts";
+    TooManyAttempts = 429 "too_many_attempts" "Too many attempts" => 102;
     /// A fault of ours; the log has the cause under the request id.
     Internal = 500 "internal" "Something went wrong on our side";
     /// A payment gateway does not answer.
     GatewayUnavailable = 503 "gateway_unavailable" "The payment gateway does not answer";
     /// The database or Redis cannot serve now.
-    Unavailable = 503 "unavailable" "The service cannot answer now";
+    Unavailable = 503 "unavailable" "The service cannot answer now" => 102;
     /// More requests than the process takes on.
-    Overloaded = 503 "overloaded" "The service is busy";
+    Overloaded = 503 "overloaded" "The service is busy" => 102;
     /// The request took longer than the limit; its effect, if any, stands.
-    Timeout = 503 "timeout" "The request took too long";
+    Timeout = 503 "timeout" "The request took too long" => 102;
 }
 
 impl Kind {
     /// The HTTP status.
     pub fn status(self) -> StatusCode {
         StatusCode::from_u16(self.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
     /// The stable name, `error` in the body.
     pub const fn name(self) -> &'static str {
@@ -344,6 +362,14 @@ pub struct Problem<'a> {
     pub error: &'a str,
     /// The id under which the log has this request.
     pub request_id: &'a str,
+    /// On the routes of a sale's page, as `GET /tasks/{id}` has it: 101, give up; 102, go on waiting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 101, maximum = 102, example = 101)]
+    pub code: Option<u16>,
+    /// On the routes of a sale's page, for its buyer: in Chinese, or in English when `Accept-Language` prefers it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "已售罄")]
+    pub msg: Option<&'a str>,
     /// Every fault of the request, where it could not be read or is not valid.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub errors: &'a [FieldFault],
@@ -410,14 +436,18 @@ pub const RATE_LIMIT: &str = "ratelimit";
 /// The header that says what these limits are.
 pub const RATE_LIMIT_POLICY: &str = "ratelimit-policy";
 
-/// Writes the body of a refusal, and logs an internal error, once. Other answers pass as they are.
-pub fn problems(response: Response, request_id: &str) -> Response {
+/// What a buyer is told of a kind, in their language.
+pub type Words = fn(Kind) -> &'static str;
+
+/// Writes the body of a refusal, with `words` for a buyer where a sale's page asks, and logs an internal error, once.
+/// Other answers pass as they are.
+pub fn problems(response: Response, request_id: &str, words: Option<Words>) -> Response {
     if response.status().is_success() {
         return response;
     }
     // A refusal counts too.
     let limits = [RATE_LIMIT, RATE_LIMIT_POLICY].map(|name| (name, response.headers().get(name).cloned()));
-    let mut written = written(response, request_id);
+    let mut written = written(response, request_id, words);
     for (name, value) in limits {
         if let Some(value) = value {
             written.headers_mut().insert(name, value);
@@ -426,10 +456,10 @@ pub fn problems(response: Response, request_id: &str) -> Response {
     written
 }
 
-fn written(mut response: Response, request_id: &str) -> Response {
+fn written(mut response: Response, request_id: &str, words: Option<Words>) -> Response {
     if let Some(Carried(error)) = response.extensions_mut().remove::<Carried>() {
         return match &*error {
-            Error::Refused(refusal) => render(refusal, request_id),
+            Error::Refused(refusal) => render(refusal, request_id, words),
             Error::Internal(cause) => {
                 let kind = error.kind();
                 if kind == Kind::Internal {
@@ -438,18 +468,18 @@ fn written(mut response: Response, request_id: &str) -> Response {
                     tracing::warn!(request.id = %request_id, error = format!("{cause:#}"), "request could not be served");
                 }
                 let retry_after_s = (kind == Kind::Unavailable).then_some(1);
-                render(&Refusal { retry_after_s, ..refuse(kind, "") }, request_id)
+                render(&Refusal { retry_after_s, ..refuse(kind, "") }, request_id, words)
             }
         };
     }
     if let Some(faults) = response.extensions_mut().remove::<Faults>() {
-        return render(&Refusal::from(faults), request_id);
+        return render(&Refusal::from(faults), request_id, words);
     }
-    foreign(response, request_id)
+    foreign(response, request_id, words)
 }
 
 /// Answers that axum and tower-http make by themselves (no route, wrong method, too large, timed out).
-fn foreign(response: Response, request_id: &str) -> Response {
+fn foreign(response: Response, request_id: &str, words: Option<Words>) -> Response {
     let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| !v.as_bytes().starts_with(b"text/plain"));
     let status = response.status();
     if ours || !(status.is_client_error() || status.is_server_error()) || response.extensions().get::<Plain>().is_some()
@@ -468,7 +498,7 @@ fn foreign(response: Response, request_id: &str) -> Response {
     };
     let allow = response.headers().get(header::ALLOW).cloned();
     let retry_after_s = (kind == Kind::Timeout).then_some(1);
-    let mut answer = render(&Refusal { retry_after_s, ..refuse(kind, "") }, request_id);
+    let mut answer = render(&Refusal { retry_after_s, ..refuse(kind, "") }, request_id, words);
     if let Some(allow) = allow {
         answer.headers_mut().insert(header::ALLOW, allow);
     }
@@ -480,9 +510,9 @@ fn foreign(response: Response, request_id: &str) -> Response {
 pub struct Plain;
 
 /// Most problems fit.
-const PROBLEM_SIZE: usize = 320;
+const PROBLEM_SIZE: usize = 384;
 
-fn render(refusal: &Refusal, request_id: &str) -> Response {
+fn render(refusal: &Refusal, request_id: &str, words: Option<Words>) -> Response {
     let (status, name, title) = refusal.kind.row();
     let problem = Problem {
         r#type: Docs(name),
@@ -491,6 +521,8 @@ fn render(refusal: &Refusal, request_id: &str) -> Response {
         detail: if refusal.detail.is_empty() { title } else { &refusal.detail },
         error: name,
         request_id,
+        code: words.map(|_| refusal.kind.code()),
+        msg: words.map(|words| words(refusal.kind)),
         errors: &refusal.errors,
         extra: Extra(refusal.extra.as_ref().map(|(name, value)| (*name, value))),
     };

@@ -5,6 +5,7 @@
 //!
 //! * [`platform`]: clock, ids, money, database, Redis, extractors, supervised loops. No business words.
 //! * [`config`], [`error`], [`app`]: every setting, every refusal, and what every handler is given.
+//! * [`texts`]: what people read, in Chinese and English.
 //! * [`idempotency`]: the first answer to a request, kept with its effect.
 //! * [`engine`]: the task engine on Redis Streams. No business words either.
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
@@ -24,6 +25,7 @@ pub mod engine;
 pub mod error;
 pub mod idempotency;
 pub mod platform;
+pub mod texts;
 
 pub mod auth;
 pub mod catalogue;

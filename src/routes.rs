@@ -252,7 +252,9 @@ mod tests {
             .merge(detached.layer(from_fn(run_detached)))
             .route("/hot", get(|| async { panic!("on purpose") as &str }))
             .route("/well", get(|| async { "well" }))
-            .layer(from_fn(async |request: Request, next: Next| error::problems(edge::run(request, next).await, "id")));
+            .layer(from_fn(async |request: Request, next: Next| {
+                error::problems(edge::run(request, next).await, "id", None)
+            }));
         let ask = async |path: &str| {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();
             routes.clone().oneshot(request).await.unwrap()

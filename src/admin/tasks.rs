@@ -69,7 +69,8 @@ pub async fn list(
 
 /// One task, with all that is known of it.
 #[utoipa::path(get, path = "/admin/tasks/{id}", tag = "admin", operation_id = "show_task", security(("bearer" = [])),
-    params(("id" = String, Path, description = "Its id: `<key>.<queue>`")),
+    params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
+        example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = TaskView, description = "The task"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -91,7 +92,8 @@ pub struct RevokedTask {
 /// Takes a task back: one that waits does not run, one that runs is told to stop and its handler decides. A repeat does
 /// no harm.
 #[utoipa::path(post, path = "/admin/tasks/{id}/revoke", tag = "admin", operation_id = "revoke_task", security(("bearer" = [])),
-    params(("id" = String, Path, description = "Its id: `<key>.<queue>`")),
+    params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
+        example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = RevokedTask, description = "What became of it"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
@@ -123,7 +125,8 @@ pub struct RetriedTask {
 /// Runs a task again that has ended or is a dead letter, under the same id, from its first attempt. What came before
 /// and after it in a chain or group is not repeated; a dead letter goes on in its chain or group.
 #[utoipa::path(post, path = "/admin/tasks/{id}/retry", tag = "admin", operation_id = "retry_task", security(("bearer" = [])),
-    params(("id" = String, Path, description = "Its id: `<key>.<queue>`")),
+    params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
+        example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = RetriedTask, description = "It is on its way"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),

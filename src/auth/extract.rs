@@ -12,6 +12,7 @@ use super::model::{Claims, Role, UserId};
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::platform::address::{self, subscriber};
+use crate::platform::clock::At;
 use crate::platform::seldom::Seldom;
 
 /// The user of a valid access token; without one the request is refused with 401.
@@ -21,6 +22,8 @@ pub struct CurrentUser {
     pub id: UserId,
     /// What they may do, as of when the token was made.
     pub role: Role,
+    /// From when on what they showed is refused: an answer that goes on for long ends then.
+    pub until: At,
 }
 
 impl FromRequestParts<App> for CurrentUser {
@@ -36,7 +39,7 @@ impl FromRequestParts<App> for CurrentUser {
         if claims.is_expired(app.clock.now()) {
             return Err(Kind::TokenExpired.into());
         }
-        Ok(Self { id: claims.sub, role: claims.role })
+        Ok(Self { id: claims.sub, role: claims.role, until: claims.expires_at() })
     }
 }
 

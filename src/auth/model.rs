@@ -172,6 +172,10 @@ impl Claims {
         Self { iss: Issuer::Onrush, sub, role, sid: Id::from_uuid(login), iat, exp }
     }
 
+    pub(super) fn expires_at(&self) -> At {
+        At::from_ms(self.exp.saturating_mul(1000))
+    }
+
     pub(super) fn is_expired(&self, now: At) -> bool {
         now.ms().div_euclid(1000) >= self.exp
     }

@@ -115,6 +115,11 @@ pub async fn owners(conn: &mut Conn, course: CourseId, users: &[UserId]) -> Resu
     Ok(owners)
 }
 
+/// Those who own `course`, above `after`, by user, at most `limit`.
+pub async fn owners_after(conn: &mut Conn, course: CourseId, after: UserId, limit: u32) -> Result<Vec<UserId>> {
+    Ok(store::owners_after(conn, course, after, limit).await.context("reading the owners of a course")?)
+}
+
 /// Gives each user the course and its chapters, in the name of the order. Again is the same: nothing changes.
 pub async fn grant(conn: &mut Conn, grants: &[(UserId, CourseId, Uuid)], now: At) -> Result<()> {
     // In one order for everybody, so that two grants of the same rows wait for each other instead of deadlocking.

@@ -111,6 +111,23 @@ pub(super) async fn owners(conn: &mut Conn, course: CourseId, users: &[UserId]) 
     query.build_query_scalar().fetch_all(conn).await
 }
 
+/// Those above `after` to whom some order gave the course, by user.
+pub(super) async fn owners_after(
+    conn: &mut Conn,
+    course: CourseId,
+    after: UserId,
+    limit: u32,
+) -> sqlx::Result<Vec<UserId>> {
+    sqlx::query_scalar(
+        "SELECT DISTINCT user_id FROM user_courses WHERE course_id = ? AND user_id > ? ORDER BY user_id LIMIT ?",
+    )
+    .bind(course)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+}
+
 /// Inserts grants; those that are there stay as they are.
 pub(super) async fn insert_grants(conn: &mut Conn, grants: &[(UserId, CourseId, Uuid)], now: At) -> sqlx::Result<()> {
     for part in insert_parts(grants) {
@@ -154,7 +171,7 @@ pub(super) async fn insert_chapter_grants(
 pub(super) async fn delete_chapter_grants(conn: &mut Conn, order: Uuid, courses: &[CourseId]) -> sqlx::Result<()> {
     let mut query = QueryBuilder::<MySql>::new(
         "DELETE g FROM user_course_chapters g \
-         JOIN user_courses c ON c.user_id = g.user_id AND c.course_id = g.course_id WHERE c.order_id = ",
+         JOIN user_courses c FORCE INDEX (ix_user_courses_order) ON c.user_id = g.user_id AND c.course_id = g.course_id WHERE c.order_id = ",
     );
     query.push_bind(order).push(" AND c.course_id IN ");
     push_in(&mut query, courses.iter().copied());
@@ -168,8 +185,11 @@ pub(super) async fn delete_chapter_grants(conn: &mut Conn, order: Uuid, courses:
 
 /// Deletes those of `courses` that an order gave.
 pub(super) async fn delete_grants(conn: &mut Conn, order: Uuid, courses: &[CourseId]) -> sqlx::Result<()> {
-    let mut query = QueryBuilder::<MySql>::new("DELETE FROM user_courses WHERE order_id = ");
-    query.push_bind(order).push(" AND course_id IN ");
+    let mut query = QueryBuilder::<MySql>::new(
+        // By the order: along the course's own index the grants of all its other owners would be locked.
+        "DELETE c FROM user_courses c FORCE INDEX (ix_user_courses_order) WHERE c.order_id = ",
+    );
+    query.push_bind(order).push(" AND c.course_id IN ");
     push_in(&mut query, courses.iter().copied());
     query.build().execute(conn).await?;
     Ok(())

@@ -64,6 +64,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("http.timeout_s", "10", Whole(1, 300)),
     set("http.max_in_flight", "4096", Whole(1, 1_000_000)),
     set("http.max_waiting", "20000", Whole(1, 1_000_000)),
+    set("http.max_waiting_per_account", "6", Whole(1, 1000)),
     set("http.drain_s", "25", Whole(1, 600)),
     set(
         "http.trusted_proxies",
@@ -88,6 +89,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("orders.owed_grace_s", "15", Whole(1, 3600)),
     set("orders.sweep_period_s", "10", Whole(1, 3600)),
     set("seckill.sold_out_memory_ms", "200", Whole(0, 200)),
+    set("seckill.submissions_max", "30", Whole(1, 60_000)),
+    set("seckill.submissions_window_s", "10", Whole(1, 3600)),
     set("seckill.batch_size", "512", Whole(1, 1000)),
     set("seckill.batches_in_flight", "4", Whole(1, 64)),
     set("seckill.tick_ms", "250", Whole(10, 1000)),

@@ -276,6 +276,34 @@ impl Engine {
         Ok(taken)
     }
 
+    /// Adds `member: true` to the results of those tasks of a queue that have ended well, where their records are kept:
+    /// what they ended with holds no longer, and whoever reads it has to ask elsewhere. Again is the same.
+    pub async fn mark_results(&self, queue: &QueueName, tasks: &[Uuid], member: &str) -> anyhow::Result<()> {
+        let keys = self.keys(queue);
+        for chunk in tasks.chunks(ENQUEUE_CHUNK) {
+            let names: Vec<String> = chunk.iter().map(|key| keys.task(key.as_simple())).collect();
+            let records: Vec<Option<String>> = redis::cmd("MGET")
+                .arg(&names)
+                .query_async(&mut self.redis.commands())
+                .await
+                .context("reading records")?;
+            let mut writing = redis::pipe();
+            for (name, record) in names.iter().zip(records) {
+                let record = record.and_then(|text| serde_json::from_str::<Record>(&text).ok());
+                let Some(mut record) = record.filter(|record| record.state == State::Success) else { continue };
+                let Some(result) = record.result.as_object_mut() else { continue };
+                if result.insert(member.to_owned(), Value::Bool(true)).is_none() {
+                    // One that has expired meanwhile stays away, and this one lives no longer than it would have.
+                    writing.cmd("SET").arg(name).arg(record.text()).arg("XX").arg("KEEPTTL").ignore();
+                }
+            }
+            if !writing.is_empty() {
+                writing.query_async::<()>(&mut self.redis.commands()).await.context("marking records")?;
+            }
+        }
+        Ok(())
+    }
+
     /// What Redis knows of a task, in one round trip (two for one that waits for its time); `None` when it knows
     /// nothing. Who asks at the same time is answered together.
     pub async fn status(&self, id: &TaskId) -> anyhow::Result<Option<Status>> {

@@ -20,7 +20,10 @@ pub use model::{
     Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
     SeckillOrder, Status, WhichOrders,
 };
-pub use refund::{TakeBack, finish_refund, grant_now, mark_refunding, take_back};
+pub use refund::{
+    TakeBack, TakenBack, finish_refund, forget_taken_back, grant_now, mark_refunding, refunded_seckill, statuses,
+    take_back, taken_back,
+};
 pub use views::{BackReason, BackStatus, BackView, ItemView, OrderFacts, OrderView};
 
 use std::collections::{BTreeMap, HashSet};

@@ -4,14 +4,17 @@
 //! of the last money being back: the coupon, and the points that the order had spent. Each is done once, by the item's
 //! `refund_id`, the guarded moves of the status and the unique key of the points ledger.
 
+use std::collections::HashMap;
+
 use super::jobs;
-use super::model::{Item, Order, OrderId, OrderRefundId};
+use super::model::{Item, Order, OrderId, OrderRefundId, Status};
 use super::store::refund as store;
+pub use super::store::refund::TakenBack;
 use crate::app::App;
 use crate::catalogue::{self, CourseId};
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
-use crate::platform::db::Conn;
+use crate::platform::db::{CHUNK, Conn};
 use crate::wallet::{self, Credit, Reason};
 
 /// What a refund takes back of an order.
@@ -38,9 +41,37 @@ pub async fn take_back(conn: &mut Conn, order: &Order, what: &TakeBack, now: At)
             return Err(anyhow::anyhow!("items of order {} changed under its lock", order.id).into());
         }
         catalogue::revoke(conn, order.id.uuid(), &what.courses).await?;
+        store::insert_taken_back(conn, order.id, order.user_id, &what.courses, now).await?;
     }
     let reason = Reason::OrderEarnedBack;
     wallet::take_points_there(conn, order.user_id, what.earned, reason, what.refund.uuid(), now).await
+}
+
+/// Courses that refunds took back, after one of them, at most `limit`, by order and course: each until it is forgotten.
+pub async fn taken_back(conn: &mut Conn, after: (OrderId, CourseId), limit: u32) -> Result<Vec<TakenBack>> {
+    store::taken_back(conn, after, limit).await
+}
+
+/// Forgets what was taken back of these orders before an instant: all who must hear of it have.
+pub async fn forget_taken_back(conn: &mut Conn, orders: &[OrderId], before: At) -> Result<()> {
+    if orders.is_empty() {
+        return Ok(());
+    }
+    store::forget_taken_back(conn, orders, before).await
+}
+
+/// Where orders are, of those that there are.
+pub async fn statuses(conn: &mut Conn, orders: &[OrderId]) -> Result<HashMap<OrderId, Status>> {
+    let mut all = HashMap::with_capacity(orders.len());
+    for page in orders.chunks(CHUNK) {
+        all.extend(store::statuses(conn, page).await?);
+    }
+    Ok(all)
+}
+
+/// Seckill orders made after `after` whose money went back, or is on its way, at most `limit`, by id.
+pub async fn refunded_seckill(conn: &mut Conn, after: OrderId, limit: u32) -> Result<Vec<OrderId>> {
+    store::refunded_seckill(conn, after, limit).await
 }
 
 /// paid → refunding: everything is taken back, its money is on the way.

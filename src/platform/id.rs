@@ -13,6 +13,8 @@ use sqlx::error::BoxDynError;
 use sqlx::mysql::{MySql, MySqlTypeInfo, MySqlValueRef};
 use uuid::Uuid;
 
+use super::clock::At;
+
 /// The id of a `K`. `K` is only a name that keeps the id of one kind of thing from being taken for another's.
 pub struct Id<K>(Uuid, PhantomData<fn() -> K>);
 
@@ -35,6 +37,12 @@ impl<K> Id<K> {
     /// The 128 bits.
     pub const fn uuid(self) -> Uuid {
         self.0
+    }
+
+    /// The smallest id that can be made at `at`.
+    pub fn first_of(at: At) -> Self {
+        let ms = u128::try_from(at.ms()).unwrap_or(0);
+        Self::from_uuid(Uuid::from_u128(ms << 80))
     }
 
     /// The smallest id: below every one that was ever made.

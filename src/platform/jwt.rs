@@ -13,6 +13,16 @@ pub enum TokenKeys {
     Pem(Vec<u8>, Vec<u8>),
 }
 
+impl TokenKeys {
+    /// What nobody else knows: other keys are derived from it.
+    pub fn private(&self) -> &[u8] {
+        match self {
+            Self::Secret(secret) => secret,
+            Self::Pem(private, _) => private,
+        }
+    }
+}
+
 /// Why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenFault {

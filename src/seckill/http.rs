@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::model::{Activity, ActivityId, Phase};
+use super::watcher::events_url;
 use super::{
     NewActivity, change_stock as change, close_activity as close, create_activity as create, store,
     submit as submit_to, window_faults,
@@ -16,9 +17,11 @@ use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
+use crate::platform::lang::Lang;
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::{in_our_time, words};
+use crate::texts;
 
 /// A seckill activity.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -107,11 +110,21 @@ pub async fn show_activity(
 pub struct Submitted {
     /// Always 100.
     pub code: i32,
-    /// For a person.
+    /// For a person, in Chinese, or in English when `Accept-Language` prefers it.
     #[schema(example = "正在排队")]
     pub msg: &'static str,
     /// The task to poll at `/tasks/{id}`.
+    #[schema(
+        pattern = r"^[0-9a-f]{32}\.seckill\.[0-9a-f]{32}$",
+        example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"
+    )]
     pub id: String,
+    /// Where a browser's `EventSource` hears of the task: it needs no header. Good for this task and for ten minutes; the
+    /// same submission again gets another one.
+    #[schema(
+        example = "https://shop.example.com/api/v1/tasks/019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002/events?ticket=AZqiO48AfMOh0sD_7gAAAQAAAABpAA"
+    )]
+    pub events_url: String,
 }
 
 /// Takes part: one unit is reserved and the order is queued. The same user again gets the same id.
@@ -120,16 +133,20 @@ pub struct Submitted {
     responses(
         (status = 202, body = Submitted, description = "In the queue: poll the task"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such activity"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`not_started` (with `starts_at` and `Retry-After`), `sold_out`, `limit_reached`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`not_started` (with `starts_at` and `Retry-After`), `sold_out`, `limit_reached`, `already_owned`, `order_refunded`: the unit that was won was refunded"),
         (status = 410, body = Problem, content_type = "application/problem+json", description = "`ended`"),
+        (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account submits too often; `Retry-After` says when the next one counts",
+            headers(("Retry-After" = u64, description = "Seconds until the next one is taken"))),
     ))]
 pub async fn submit(
     State(app): State<App>,
     user: CurrentUser,
+    lang: Lang,
     Input(Path(id)): Input<Path<ActivityId>>,
 ) -> Result<(StatusCode, Answer<Submitted>)> {
-    let task = submit_to(&app, id, user.id).await?;
-    Ok((StatusCode::ACCEPTED, Answer(Submitted { code: 100, msg: "正在排队", id: task.to_string() })))
+    let id = submit_to(&app, id, user.id).await?.to_string();
+    let events_url = events_url(&app, &id, user.id);
+    Ok((StatusCode::ACCEPTED, Answer(Submitted { code: 100, msg: texts::queued(lang), id, events_url })))
 }
 
 /// A new activity.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::model::{ActivityId, EntryId, Place, Placement, QUEUE};
+use super::model::{ActivityId, EntryId, Held, Place, Placement, QUEUE};
 use super::redis::Gate;
 use super::{placing, reconcile, store};
 use crate::app::App;
@@ -98,6 +98,7 @@ fn outcome(gate: &Gate, user: UserId, placement: &Placement) -> Outcome {
         Placement::Won { .. } => "won",
         Placement::SoldOut => "sold_out",
         Placement::AlreadyOwned => "already_owned",
+        Placement::Refunded => "order_refunded",
         Placement::LimitReached => "limit_reached",
         Placement::NoActivity => "no_activity",
     };
@@ -105,18 +106,24 @@ fn outcome(gate: &Gate, user: UserId, placement: &Placement) -> Outcome {
     match placement {
         Placement::Won { surplus: None, .. } => Outcome::Success(result),
         Placement::Won { surplus: Some(holder), .. } => {
-            let effects = vec![gate.return_unit(), gate.remember_user(user, 1, Some(*holder))];
+            let effects = vec![gate.return_unit(), gate.remember_user(user, 1, Held::Entry(*holder))];
             Outcome::SuccessWith { result, effects }
         }
         // The gate had promised more than there is: the unit never was, only the place is given up.
         Placement::SoldOut | Placement::NoActivity => {
             Outcome::Failure { result, effects: vec![gate.forget_user(user)] }
         }
+        // The next submission is refused at the gate: a place that was only given up would take a unit again and again.
         Placement::AlreadyOwned => {
-            Outcome::Failure { result, effects: vec![gate.return_unit(), gate.forget_user(user)] }
+            let effects = vec![gate.return_unit(), gate.remember_user(user, 0, Held::Owned)];
+            Outcome::Failure { result, effects }
+        }
+        Placement::Refunded => {
+            let effects = vec![gate.return_unit(), gate.remember_user(user, 1, Held::Refunded)];
+            Outcome::Failure { result, effects }
         }
         Placement::LimitReached => {
-            let effects = vec![gate.return_unit(), gate.remember_user(user, i64::from(i32::MAX), None)];
+            let effects = vec![gate.return_unit(), gate.remember_user(user, i64::from(i32::MAX), Held::Nothing)];
             Outcome::Failure { result, effects }
         }
     }

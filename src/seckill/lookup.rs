@@ -11,7 +11,7 @@ use super::store;
 use crate::app::App;
 use crate::auth::UserId;
 use crate::error::{Error, Kind, Result};
-use crate::orders::OrderId;
+use crate::orders::{self, OrderId, Status};
 
 /// A submission that has an order.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,8 @@ pub struct Placed {
     pub order: OrderId,
     /// Its unit is on sale again: it holds nobody's place any more.
     pub returned: bool,
+    /// Where the order is.
+    pub status: Status,
 }
 
 /// The order that a submission got. The statement runs in a task of its own: who asks may leave.
@@ -46,7 +48,12 @@ pub async fn order_of(app: &App, entry: EntryId) -> Result<Option<Placed>> {
 async fn orders_of(app: &App, entries: &[EntryId]) -> Result<Vec<Option<Placed>>> {
     let mut conn = app.db.acquire().await?;
     let found = store::find_entries(&mut conn, entries).await?;
-    let placed = |(id, user, order, returned)| (id, Placed { user, order, returned });
-    let found: HashMap<EntryId, Placed> = found.into_iter().map(placed).collect();
+    let orders: Vec<OrderId> = found.iter().map(|(_, _, order, _)| *order).collect();
+    let statuses = orders::statuses(&mut conn, &orders).await?;
+    let placed = |(id, user, order, returned)| {
+        let status = *statuses.get(&order)?;
+        Some((id, Placed { user, order, returned, status }))
+    };
+    let found: HashMap<EntryId, Placed> = found.into_iter().filter_map(placed).collect();
     Ok(entries.iter().map(|entry| found.get(entry).copied()).collect())
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::RedisError;
 
+use super::floods::Floods;
 use super::lookup::Placed;
 use super::model::{ActivityId, Admission, EntryId};
 use crate::auth::UserId;
@@ -30,6 +31,7 @@ pub struct Memory {
     sold_out: RwLock<HashMap<ActivityId, Arc<SoldOut>>>,
     unknown: RwLock<HashMap<ActivityId, Instant>>,
     hasher: RandomState,
+    floods: Floods,
     /// Submissions on their way to the gates.
     pub admissions: Arc<Together<ActivityId, (UserId, EntryId), Admission, RedisError>>,
     /// Those who wait for a gate to be built.
@@ -40,6 +42,8 @@ pub struct Memory {
     pub admitted: metrics::Counter,
     /// As [`Memory::admitted`].
     pub refused_sold_out: metrics::Counter,
+    /// As [`Memory::admitted`].
+    pub refused_floods: metrics::Counter,
 }
 
 /// The counter of submissions with this outcome.
@@ -53,11 +57,13 @@ impl Default for Memory {
             sold_out: RwLock::default(),
             unknown: RwLock::default(),
             hasher: RandomState::new(),
+            floods: Floods::default(),
             admissions: Arc::default(),
             building: Arc::default(),
             lookups: Arc::default(),
             admitted: submissions("admitted"),
             refused_sold_out: submissions(Kind::SoldOut.name()),
+            refused_floods: submissions(Kind::TooManyAttempts.name()),
         }
     }
 }
@@ -89,6 +95,11 @@ impl Told {
 }
 
 impl Memory {
+    /// Counts a submission of a user in a window of time: how many it makes, at least.
+    pub fn submitted(&self, activity: ActivityId, user: UserId, window: u64) -> u32 {
+        self.floods.count(self.hasher.hash_one((activity, user)), window)
+    }
+
     /// Whether this user may be told from memory that all is sold: it was seen less than `length` ago, and he was not
     /// told so a moment ago. Who holds a place and asks once more must hear of it, also while the crowd keeps asking.
     pub fn is_sold_out(&self, activity: ActivityId, user: UserId, length: Duration) -> bool {

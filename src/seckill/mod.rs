@@ -10,16 +10,20 @@
 //! * A unit came back in MySQL (unpaid, cancelled): `gate_returned_at` is NULL until it is on sale in Redis too.
 //! * Anything else: [`reconcile()`] compares and corrects, the safe direction (fewer) first.
 
+mod floods;
 pub mod http;
 pub mod jobs;
 mod lookup;
 mod memory;
 mod model;
+mod owners;
 mod placing;
 mod reconcile;
 mod redis;
+mod seats;
 mod store;
 pub mod tasks;
+mod watcher;
 
 pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place, Placement};
 pub use placing::{give_back, place, retake};
@@ -32,7 +36,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use self::memory::{Memory, submissions};
-use self::model::Admission;
+use self::model::{Admission, undone};
 use self::redis::Gate;
 use crate::app::App;
 use crate::audit::{self, Act};
@@ -44,9 +48,11 @@ use crate::platform::db;
 use crate::platform::extract::FieldFault;
 use crate::platform::money::Money;
 
-/// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered.
+/// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered, and none for
+/// who submits too often.
 pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<TaskId> {
     let memory = app.local::<Memory>();
+    refuse_floods(app, &memory, activity, user)?;
     let admission = answer(app, &memory, activity, user).await?;
     match admission.into_entry(app.clock.now()) {
         Ok(entry) => {
@@ -64,6 +70,19 @@ pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<Tas
     }
 }
 
+/// Counts a submission, and refuses it when this process has seen too many of its user: they cost Redis nothing.
+fn refuse_floods(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<()> {
+    let config = &app.config.seckill;
+    let now_s = app.clock.now().ms().div_euclid(1000).unsigned_abs();
+    let (window, left_s) = (now_s / config.submissions_window_s, now_s % config.submissions_window_s);
+    if memory.submitted(activity, user, window) <= config.submissions_max {
+        return Ok(());
+    }
+    memory.refused_floods.increment(1);
+    let refusal = refuse(Kind::TooManyAttempts, "too many submissions of this account");
+    Err(refusal.retry_after(config.submissions_window_s - left_s).into())
+}
+
 async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
     if memory.is_sold_out(activity, user, Duration::from_millis(app.config.seckill.sold_out_memory_ms)) {
         return Ok(Admission::SoldOut);
@@ -74,8 +93,10 @@ async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) 
         admission = ask(app, memory, activity, user).await?;
     }
     if let Admission::Lost(entry) = admission {
-        admission = if lookup::order_of(app, entry).await?.is_some_and(|placed| !placed.returned) {
-            Admission::InAlready(entry)
+        let placed = lookup::order_of(app, entry).await?.filter(|placed| !placed.returned);
+        admission = if let Some(placed) = placed {
+            let refunded = undone(placed.status) == Some(Kind::OrderRefunded);
+            if refunded { Admission::Refunded } else { Admission::InAlready(entry) }
         } else {
             Gate::of(&app.engine, activity).forget(app, user, entry).await?;
             ask(app, memory, activity, user).await?
@@ -163,8 +184,13 @@ pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
             return Ok(());
         }
     }
+    drop(conn);
     if gate.open(app, &token, &found).await? {
         tracing::info!(activity.id = %activity, stock = found.stock_left, "opened the gate of an activity");
+        owners::tell_of_all_refunded(app, &found).await?;
+        if found.starts_at <= app.clock.now().plus(reconcile::BEFORE_START) {
+            owners::write_next(app, &found, owners::PAGES_AT_OPENING).await?;
+        }
     }
     Ok(())
 }

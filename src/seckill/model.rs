@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use crate::auth::UserId;
 use crate::engine::Task;
 use crate::error::{Error, Kind, refuse};
-use crate::orders::OrderId;
+use crate::orders::{OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::id::Id;
+use crate::platform::lang::Lang;
 use crate::platform::money::Money;
 use crate::platform::text::Text;
+use crate::texts;
 
 /// Marks the ids of activities.
 pub struct ActivityMark;
@@ -110,6 +112,37 @@ impl Task for Place {
     const QUEUE: &'static str = QUEUE;
 }
 
+/// What a user's place in the gate holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing: it only counts the user's tries.
+    Nothing,
+    /// A unit, for this submission.
+    Entry(EntryId),
+    /// The course, by whatever order: they are refused without a unit being taken.
+    Owned,
+    /// A unit whose order was refunded. It is not sold again, and the user has had it.
+    Refunded,
+}
+
+/// As the gate's scripts read it.
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Entry(entry) => entry.fmt(f),
+            Self::Owned => f.write_str("owned"),
+            Self::Refunded => f.write_str("refunded"),
+        }
+    }
+}
+
+impl From<Option<EntryId>> for Held {
+    fn from(entry: Option<EntryId>) -> Self {
+        entry.map_or(Self::Nothing, Self::Entry)
+    }
+}
+
 /// What the gate says to a submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
@@ -127,6 +160,10 @@ pub enum Admission {
     SoldOut,
     /// The user has had as many tries as the activity allows.
     LimitReached(i64),
+    /// The user has the course.
+    Owned,
+    /// The order of the user's unit was refunded.
+    Refunded,
     /// Redis knows no such gate.
     NoGate,
 }
@@ -143,6 +180,8 @@ impl Admission {
             Self::Ended => Kind::Ended.into(),
             Self::SoldOut => refuse(Kind::SoldOut, "no unit is left; one may come back").into(),
             Self::LimitReached(limit) => refuse(Kind::LimitReached, format!("this sale allows {limit} tries")).into(),
+            Self::Owned => Kind::AlreadyOwned.into(),
+            Self::Refunded => refuse(Kind::OrderRefunded, "the order of this sale was refunded").into(),
             Self::NoGate => refuse(Kind::Unavailable, "the sale is being prepared").retry_after(1).into(),
         })
     }
@@ -163,6 +202,8 @@ pub enum Placement {
     SoldOut,
     /// The user has the course.
     AlreadyOwned,
+    /// The order of a unit that the user won before was refunded.
+    Refunded,
     /// The user's tries are used up.
     LimitReached,
     /// The activity is gone.
@@ -170,16 +211,27 @@ pub enum Placement {
 }
 
 impl Placement {
-    /// As the poller sees it.
+    /// As its record has it. The poller hears it in their own language.
     pub fn result(&self) -> Value {
-        let lost = |kind: Kind, message: &str| json!({ "error": kind.name(), "message": message });
+        let lost = |kind: Kind| json!({ "error": kind.name(), "message": texts::refusal(kind, Lang::default()) });
         match self {
             Self::Won { order, .. } => json!({ "order_no": order }),
-            Self::SoldOut => lost(Kind::SoldOut, "已售罄"),
-            Self::AlreadyOwned => lost(Kind::AlreadyOwned, "已拥有该课程"),
-            Self::LimitReached => lost(Kind::LimitReached, "已达到限购次数"),
-            Self::NoActivity => lost(Kind::NotFound, "活动不存在"),
+            Self::SoldOut => lost(Kind::SoldOut),
+            Self::AlreadyOwned => lost(Kind::AlreadyOwned),
+            Self::Refunded => lost(Kind::OrderRefunded),
+            Self::LimitReached => lost(Kind::LimitReached),
+            Self::NoActivity => lost(Kind::NotFound),
         }
+    }
+}
+
+/// Why an order that was won is not worth going to any more; `None` while it is.
+pub fn undone(status: Status) -> Option<Kind> {
+    match status {
+        Status::Unpaid | Status::Paid => None,
+        Status::TimedOut => Some(Kind::OrderExpired),
+        Status::Cancelled => Some(Kind::OrderCancelled),
+        Status::Refunding | Status::Refunded => Some(Kind::OrderRefunded),
     }
 }
 

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::model::{Activity, ActivityId, EntryId, Placement};
+use super::model::{Activity, ActivityId, EntryId, Placement, undone};
 use super::store::{self, Entry};
 use crate::app::App;
 use crate::auth::UserId;
-use crate::error::{Error, Result, retrying};
-use crate::orders::{self, Order, OrderId, SeckillOrder};
+use crate::error::{Error, Kind, Result, retrying};
+use crate::orders::{self, Order, OrderId, SeckillOrder, Status};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
 
@@ -54,7 +54,7 @@ async fn ahead(app: &App, activity: ActivityId, submissions: &[(EntryId, UserId)
     let Some(found) = store::find_activity(&mut tx, activity).await? else { return Ok(None) };
     let owners = owners(&mut tx, &found, submissions).await?;
     let entries = entries(&mut tx, activity, submissions).await?;
-    let plan = plan(&found, submissions, &entries, &owners);
+    let plan = plan(&found, submissions, &entries, &owners, &refunded(&mut tx, &entries).await?);
     if plan.iter().any(|step| step.placement == Placement::SoldOut) {
         return Ok(None);
     }
@@ -79,7 +79,7 @@ async fn in_turn(app: &App, activity: ActivityId, submissions: &[(EntryId, UserI
     };
     let owners = owners(&mut tx, &found, submissions).await?;
     let entries = entries(&mut tx, activity, submissions).await?;
-    let plan = plan(&found, submissions, &entries, &owners);
+    let plan = plan(&found, submissions, &entries, &owners, &refunded(&mut tx, &entries).await?);
     let created = insert(app, &mut tx, &found, &plan, now).await?;
     if !created.is_empty() {
         let units = i64::try_from(created.len()).unwrap_or(i64::MAX);
@@ -107,6 +107,15 @@ async fn entries(conn: &mut Conn, activity: ActivityId, submissions: &[(EntryId,
         entries.extend(store::entries_of(conn, activity, chunk).await?);
     }
     Ok(entries)
+}
+
+/// The orders of these entries whose money went back, or is on its way. As a rule nobody has an entry yet.
+async fn refunded(conn: &mut Conn, entries: &[Entry]) -> Result<HashSet<OrderId>> {
+    let orders: Vec<OrderId> =
+        entries.iter().filter(|entry| entry.live.is_some()).map(|entry| entry.order_id).collect();
+    let statuses = orders::statuses(conn, &orders).await?;
+    let refunded = |status: &Status| undone(*status) == Some(Kind::OrderRefunded);
+    Ok(statuses.into_iter().filter(|(_, status)| refunded(status)).map(|(order, _)| order).collect())
 }
 
 fn users(submissions: &[(EntryId, UserId)]) -> Vec<UserId> {
@@ -165,6 +174,7 @@ fn plan(
     submissions: &[(EntryId, UserId)],
     entries: &[Entry],
     owners: &HashSet<UserId>,
+    refunded: &HashSet<OrderId>,
 ) -> Vec<Step> {
     let by_id: HashMap<EntryId, &Entry> = entries.iter().map(|entry| (entry.id, entry)).collect();
     let mut live: HashMap<UserId, (EntryId, OrderId)> = HashMap::new();
@@ -182,6 +192,9 @@ fn plan(
             return (false, Placement::Won { order: placed.order_id, surplus: None });
         }
         if let Some((holder, order)) = live.get(&user) {
+            if refunded.contains(order) {
+                return (false, Placement::Refunded);
+            }
             return (false, Placement::Won { order: *order, surplus: (*holder != entry).then_some(*holder) });
         }
         if owners.contains(&user) {
@@ -282,7 +295,7 @@ mod tests {
     fn the_first_come_win_and_one_user_wins_once() {
         let (a, b, c) = (UserId::new(), UserId::new(), UserId::new());
         let submissions = [a, a, b, c].map(|user| (EntryId::new(), user));
-        let steps = plan(&activity(2, 1), &submissions, &[], &HashSet::new());
+        let steps = plan(&activity(2, 1), &submissions, &[], &HashSet::new(), &HashSet::new());
         let won: Vec<bool> = steps.iter().map(|s| s.is_new).collect();
         assert_eq!(won, [true, false, true, false]);
         assert!(
@@ -296,7 +309,7 @@ mod tests {
         let activity = activity(5, 1);
         let (entry, user, order) = (EntryId::new(), UserId::new(), OrderId::new());
         let placed = Entry { id: entry, activity_id: activity.id, user_id: user, order_id: order, live: Some(1) };
-        let steps = plan(&activity, &[(entry, user)], &[placed], &HashSet::new());
+        let steps = plan(&activity, &[(entry, user)], &[placed], &HashSet::new(), &HashSet::new());
         assert!(!steps[0].is_new);
         assert_eq!(steps[0].placement, Placement::Won { order, surplus: None });
     }
@@ -307,9 +320,19 @@ mod tests {
         let user = UserId::new();
         let released =
             Entry { id: EntryId::new(), activity_id: activity.id, user_id: user, order_id: OrderId::new(), live: None };
-        let steps = plan(&activity, &[(EntryId::new(), user)], &[released], &HashSet::new());
+        let steps = plan(&activity, &[(EntryId::new(), user)], &[released], &HashSet::new(), &HashSet::new());
         assert_eq!(steps[0].placement, Placement::LimitReached);
-        let steps = plan(&activity, &[(EntryId::new(), user)], &[], &HashSet::from([user]));
+        let steps = plan(&activity, &[(EntryId::new(), user)], &[], &HashSet::from([user]), &HashSet::new());
         assert_eq!(steps[0].placement, Placement::AlreadyOwned);
+    }
+
+    #[test]
+    fn who_won_and_was_refunded_wins_nothing_by_another_submission() {
+        let activity = activity(5, 3);
+        let (user, order) = (UserId::new(), OrderId::new());
+        let held =
+            Entry { id: EntryId::new(), activity_id: activity.id, user_id: user, order_id: order, live: Some(1) };
+        let steps = plan(&activity, &[(EntryId::new(), user)], &[held], &HashSet::new(), &HashSet::from([order]));
+        assert_eq!(steps[0].placement, Placement::Refunded);
     }
 }

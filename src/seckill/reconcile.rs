@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::model::{ActivityId, EntryId, Look};
+use super::model::{Activity, ActivityId, EntryId, Look, Phase};
 use super::redis::Gate;
-use super::store;
+use super::{owners, store};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::error::Result;
@@ -114,10 +114,24 @@ pub async fn look_after_gates(app: &App) -> Result<()> {
     if remember {
         for activity in activities {
             remember_users(app, activity.id).await?;
+            owners::tell_of_all_refunded(app, activity).await?;
         }
     }
+    look_after_owners(app, activities).await?;
     told.passed(servers, remember, now);
     Ok(())
+}
+
+/// What the gates say of those who have the course: what refunds took back goes first, since it keeps buyers out.
+async fn look_after_owners(app: &App, activities: &[Activity]) -> Result<()> {
+    owners::tell_of_refunds(app, activities).await?;
+    let now = app.clock.now();
+    let on_sale: Vec<Activity> = activities.iter().filter(|a| a.phase(now) != Phase::Ended).cloned().collect();
+    let mut pages = owners::PAGES_OF_A_PASS;
+    for activity in &on_sale {
+        pages -= owners::write_next(app, activity, pages).await?;
+    }
+    owners::look_again(app, &on_sale).await
 }
 
 /// Puts units back on sale that MySQL has released, until none is owed; bounded per page.
@@ -164,6 +178,7 @@ async fn give_back_to_gates(app: &App, entries: &[store::Entry]) -> Result<()> {
     }
     for (activity, entries) in by_activity {
         Gate::of(&app.engine, activity).return_units(app, &entries).await?;
+        owners::mark_undone(app, activity, &entries).await?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use anyhow::Context;
 use redis::{ErrorKind, Script};
 
-use super::model::{Activity, ActivityId, Admission, EntryId, Place, QUEUE};
+use super::model::{Activity, ActivityId, Admission, EntryId, Held, Place, QUEUE};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::engine::{Effect, Engine, Keys, QueueName, envelope_of};
@@ -20,6 +20,9 @@ pub const KEEP_AFTER_END: std::time::Duration = std::time::Duration::from_secs(7
 /// back with an older state of Redis) holds up a sale no longer.
 const LOCK_MS: u64 = 3_000;
 
+/// Places that one call changes, so that none holds up Redis for long.
+const PLACES_AT_ONCE: usize = 500;
+
 static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit.lua")));
 static WARM_USERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/warm_users.lua")));
 static REMEMBER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/remember.lua")));
@@ -29,6 +32,8 @@ static LOOK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/l
 static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/adjust.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/forget.lua")));
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take.lua")));
+static OWN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/own.lua")));
+static CHANGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/change.lua")));
 static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
 
 /// The partition of an activity.
@@ -112,7 +117,7 @@ impl Gate {
         let mut call = WARM_USERS.prepare_invoke();
         call.key(self.lock()).key(self.gate()).arg(token).arg(LOCK_MS);
         for (user, tries, entry) in users {
-            call.arg(user.to_string()).arg(held(*tries, *entry));
+            call.arg(user.to_string()).arg(held(*tries, (*entry).into()));
         }
         call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
     }
@@ -122,7 +127,7 @@ impl Gate {
         let mut call = REMEMBER.prepare_invoke();
         call.key(self.gate());
         for (user, tries, entry) in users {
-            call.arg(user.to_string()).arg(held(*tries, *entry));
+            call.arg(user.to_string()).arg(held(*tries, (*entry).into()));
         }
         call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
     }
@@ -160,6 +165,56 @@ impl Gate {
         let mut call = FORGET.key(self.gate());
         call.arg(user.to_string()).arg(entry.to_string());
         call.invoke_async::<i64>(&mut app.redis.commands()).await.map(drop).context("freeing a place")
+    }
+
+    /// Whose place is the last that was written of those who have the course, `min` before the first one; `None` when
+    /// all are, and without a gate.
+    pub async fn owners_written(&self, app: &App) -> anyhow::Result<Option<UserId>> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(self.gate()).arg("starts").arg("owners");
+        let (starts, owners): (Option<String>, Option<String>) =
+            read.query_async(&mut app.redis.commands()).await.context("reading how far the owners are written")?;
+        Ok(starts.and_then(|_| owners.map_or(Some(UserId::min()), |last| last.parse().ok())))
+    }
+
+    /// Writes who has the course, where no task is named; `last` is how far they are written then, `None`: all are.
+    /// Returns how many fields the gate has.
+    pub async fn write_owners(&self, app: &App, owners: &[UserId], last: Option<UserId>) -> anyhow::Result<u64> {
+        let mut call = OWN.key(self.gate());
+        call.arg(last.map_or_else(|| "all".to_owned(), |last| last.to_string()));
+        for owner in owners {
+            call.arg(owner.to_string());
+        }
+        call.invoke_async(&mut app.redis.commands()).await.context("writing who has a course")
+    }
+
+    /// From a place among the gate's fields on, 0 at first: (where to go on, 0 at the end; how many fields were looked
+    /// at; whose place says that they have the course).
+    pub async fn owners_from(&self, app: &App, at: u64, count: usize) -> anyhow::Result<(u64, usize, Vec<UserId>)> {
+        let mut scan = redis::cmd("HSCAN");
+        scan.arg(self.gate()).arg(at).arg("COUNT").arg(count);
+        let (next, fields): (u64, Vec<(String, String)>) =
+            scan.query_async(&mut app.redis.commands()).await.context("looking who has a course")?;
+        let owner = |(field, value): &(String, String)| {
+            let user = field.strip_prefix('u').filter(|_| value.ends_with(":owned"))?;
+            user.parse().ok()
+        };
+        Ok((next, fields.len(), fields.iter().filter_map(owner).collect()))
+    }
+
+    /// Changes what places hold, each only while it holds what it is said to. Returns how many were changed.
+    pub async fn change_places(&self, app: &App, places: &[(UserId, Held)], to: Held) -> anyhow::Result<u64> {
+        let mut changed = 0;
+        for page in places.chunks(PLACES_AT_ONCE) {
+            let mut call = CHANGE.key(self.gate());
+            call.arg(to.to_string());
+            for (user, held) in page {
+                call.arg(user.to_string()).arg(held.to_string());
+            }
+            let n: u64 = call.invoke_async(&mut app.redis.commands()).await.context("changing places in a gate")?;
+            changed += n;
+        }
+        Ok(changed)
     }
 
     /// (gate's stock, admitted so far, admitted and not acknowledged); `None` without a gate.
@@ -223,9 +278,9 @@ impl Gate {
         Effect { key: self.gate(), command: "HDEL", args: vec![place(user)] }
     }
 
-    /// Inside the acknowledgement: the user's place names `entry`.
-    pub fn remember_user(&self, user: UserId, tries: i64, entry: Option<EntryId>) -> Effect {
-        Effect { key: self.gate(), command: "HSET", args: vec![place(user), held(tries, entry)] }
+    /// Inside the acknowledgement: what the user's place holds.
+    pub fn remember_user(&self, user: UserId, tries: i64, what: Held) -> Effect {
+        Effect { key: self.gate(), command: "HSET", args: vec![place(user), held(tries, what)] }
     }
 
     /// Inside the acknowledgement: the reserved unit is on sale again.
@@ -240,8 +295,8 @@ fn place(user: UserId) -> String {
 }
 
 /// What is in it.
-fn held(tries: i64, entry: Option<EntryId>) -> String {
-    format!("{tries}:{}", entry.map(|entry| entry.to_string()).unwrap_or_default())
+fn held(tries: i64, what: Held) -> String {
+    format!("{tries}:{what}")
 }
 
 /// The gate's word on the submission whose task would be `entry`.
@@ -255,6 +310,8 @@ fn admission(word: &str, entry: EntryId) -> Option<Admission> {
         "not_started" => Admission::NotStarted(At::from_ms(value.parse().ok()?)),
         "ended" => Admission::Ended,
         "sold_out" => Admission::SoldOut,
+        "owned" => Admission::Owned,
+        "refunded" => Admission::Refunded,
         "limit" => Admission::LimitReached(value.parse().ok()?),
         _ => return None,
     })

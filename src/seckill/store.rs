@@ -175,6 +175,15 @@ pub async fn find_entry_by_order(conn: &mut Conn, order: OrderId) -> Result<Opti
         .await?)
 }
 
+/// The entries of orders; there may be none. The list must not be empty.
+pub async fn entries_of_orders(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Entry>> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries WHERE order_id IN ",
+    );
+    push_in(&mut query, orders.iter().copied());
+    Ok(query.build_query_as().fetch_all(conn).await?)
+}
+
 /// New live entries.
 pub async fn insert_entries(
     conn: &mut Conn,

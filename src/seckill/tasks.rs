@@ -1,24 +1,31 @@
 //! What became of a submission: poll, long poll, event stream.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State as AppState;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::stream::{self, Stream, StreamExt};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::model::{EntryId, Placement, QUEUE};
+use super::model::{EntryId, Placement, QUEUE, undone};
+use super::owners::UNDONE;
+use super::seats::Seat;
+use super::watcher::Watcher;
 use crate::app::App;
 use crate::auth::{CurrentUser, Role};
 use crate::engine::{State, Status, TaskId};
 use crate::error::{Kind, Problem, Result, refuse};
+use crate::orders::OrderId;
 use crate::platform::crowd::OwnPlace;
-use crate::platform::extract::{Input, Inputs, Path, Query, Shape};
+use crate::platform::extract::{Inputs, Path, Query, Shape};
+use crate::platform::lang::Lang;
+use crate::platform::ticket::TEXT_LENGTH;
+use crate::texts;
 
 /// The longest a poll may wait, in seconds.
 const MAX_WAIT_S: u64 = 30;
@@ -32,14 +39,15 @@ const EVENT_PERIOD: Duration = Duration::from_secs(2);
 pub struct TaskAnswer {
     /// 100: won; 101: failed; 102: still in the queue.
     pub code: i32,
-    /// For a person.
+    /// For a person, in Chinese, or in English when `Accept-Language` prefers it.
     #[schema(example = "还在排队，前面还有 3 人")]
     pub msg: String,
     /// The task's state.
     pub status: State,
     /// Submissions ahead in the queue; 0 once it has ended.
     pub ahead: u64,
-    /// `{"order_no": …}` when won, `{"error": …, "message": …}` when failed, null while in the queue.
+    /// `{"order_no": …}` when won, `{"error": …, "message": …}` when failed, null while in the queue. When the order that
+    /// was won came to nothing (`order_expired`, `order_cancelled`, `order_refunded`), both.
     #[schema(value_type = Object, nullable)]
     pub result: Value,
 }
@@ -57,55 +65,71 @@ pub struct WaitQuery {
 
 impl Shape<App> for WaitQuery {}
 
-fn answer(status: &Status) -> TaskAnswer {
-    let result = status.result.clone();
-    let text = |name: &str| result.get(name).and_then(Value::as_str).map(str::to_owned);
-    let (code, msg) = match status.state {
-        State::Success => (100, "抢购成功".to_owned()),
-        State::Failure => (101, text("message").unwrap_or_else(|| "抢购失败".to_owned())),
-        State::Revoked => (101, "已取消".to_owned()),
-        State::Pending | State::Started | State::Retry => (102, format!("还在排队，前面还有 {} 人", status.ahead)),
-    };
-    let ended = status.state.is_final();
-    TaskAnswer {
-        code,
-        msg,
-        status: status.state,
-        ahead: if ended { 0 } else { status.ahead },
-        result: if ended { shown(result) } else { Value::Null },
+/// A submission that has an order.
+fn won(order: OrderId, lang: Lang) -> TaskAnswer {
+    let result = Placement::Won { order, surplus: None }.result();
+    TaskAnswer { code: 100, msg: texts::won(lang).to_owned(), status: State::Success, ahead: 0, result }
+}
+
+/// One that got nothing, or whose order came to nothing.
+fn lost(kind: Kind, msg: &'static str, order: Option<OrderId>) -> TaskAnswer {
+    let mut result = json!({ "error": kind.name(), "message": msg });
+    if let Some(order) = order {
+        result["order_no"] = json!(order);
+    }
+    TaskAnswer { code: 101, msg: msg.to_owned(), status: State::Failure, ahead: 0, result }
+}
+
+/// By its record.
+fn answer(status: &Status, lang: Lang) -> TaskAnswer {
+    let text = |name: &str| status.result.get(name).and_then(Value::as_str);
+    match status.state {
+        State::Success => TaskAnswer {
+            code: 100,
+            msg: texts::won(lang).to_owned(),
+            status: status.state,
+            ahead: 0,
+            result: status.result.clone(),
+        },
+        // What a dead letter says is for operators, and has no message; the poller learns that it failed.
+        State::Failure => match text("message").and_then(|_| text("error")).and_then(Kind::named) {
+            Some(kind) => lost(kind, texts::refusal(kind, lang), None),
+            None => lost(Kind::Internal, texts::lost(lang), None),
+        },
+        State::Revoked => TaskAnswer {
+            code: 101,
+            msg: texts::taken_back(lang).to_owned(),
+            status: status.state,
+            ahead: 0,
+            result: status.result.clone(),
+        },
+        State::Pending | State::Started | State::Retry => TaskAnswer {
+            code: 102,
+            msg: texts::waiting(lang, status.ahead),
+            status: status.state,
+            ahead: status.ahead,
+            result: Value::Null,
+        },
     }
 }
 
-/// What a dead letter says is for operators; the poller learns that it failed.
-fn shown(result: Value) -> Value {
-    if result.get("message").is_none() && result.get("error").is_some() {
-        return serde_json::json!({ "error": Kind::Internal.name(), "message": "抢购失败" });
-    }
-    result
+/// Who asks about a task, and how they are spoken to.
+#[derive(Clone, Copy)]
+struct Asker {
+    user: CurrentUser,
+    lang: Lang,
 }
 
-/// Long polls and event streams under way in this process.
-#[derive(Default)]
-struct Waiting(AtomicUsize);
-
-/// A place among those who wait; given up when dropped.
-struct Seat(Arc<Waiting>);
-impl Seat {
-    fn take(app: &App) -> Option<Self> {
-        let waiting = app.local::<Waiting>();
-        let seat = Self(waiting);
-        (seat.0.0.fetch_add(1, Ordering::Relaxed) < app.config.http.max_waiting).then_some(seat)
-    }
-}
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+impl Asker {
+    fn may_see(self, owner: Option<&str>) -> bool {
+        // A task without an owner is the service's own business.
+        self.user.role == Role::Admin || owner.is_some_and(|owner| owner == self.user.id.to_string())
     }
 }
 
 /// The state of a task as its submitter (or an admin) may see it. Redis answers; when it has forgotten or cannot be
-/// reached, MySQL does.
-async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Duration>) -> Result<TaskAnswer> {
+/// reached, or knows that an order is not what it was, MySQL does.
+async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) -> Result<TaskAnswer> {
     let known = match patience {
         Some(patience) => tokio::select! {
             known = app.engine.wait(id, patience) => known,
@@ -114,14 +138,10 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
         },
         None => app.engine.status(id).await,
     };
-    let visible = |owner: &str| user.role == Role::Admin || owner == user.id.to_string();
     let fault = match known {
-        Ok(Some(status)) => {
-            // A task without an owner is the service's own business.
-            let visible = status.owner.as_deref().map_or(user.role == Role::Admin, visible);
-            return if visible { Ok(answer(&status)) } else { Err(Kind::NotFound.into()) };
-        }
-        Ok(None) => None,
+        Ok(Some(status)) if !asker.may_see(status.owner.as_deref()) => return Err(Kind::NotFound.into()),
+        Ok(Some(status)) if status.result.get(UNDONE).is_none() => return Ok(answer(&status, asker.lang)),
+        Ok(_) => None,
         Err(error) => Some(error),
     };
     if id.queue.base() != QUEUE {
@@ -129,12 +149,9 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
     }
     let found = super::lookup::order_of(app, EntryId::from_uuid(id.key)).await?;
     match (found, fault) {
-        (Some(placed), _) if visible(&placed.user.to_string()) => Ok(TaskAnswer {
-            code: 100,
-            msg: "抢购成功".to_owned(),
-            status: State::Success,
-            ahead: 0,
-            result: Placement::Won { order: placed.order, surplus: None }.result(),
+        (Some(placed), _) if asker.may_see(Some(&placed.user.to_string())) => Ok(match undone(placed.status) {
+            Some(kind) => lost(kind, texts::refusal(kind, asker.lang), Some(placed.order)),
+            None => won(placed.order, asker.lang),
         }),
         (None, Some(error)) => Err(error.into()),
         _ => Err(Kind::NotFound.into()),
@@ -144,44 +161,78 @@ async fn look(app: &App, id: &TaskId, user: CurrentUser, patience: Option<Durati
 /// How a submission stands, at once or (`?wait=20`) as soon as it has ended.
 #[utoipa::path(
     get, path = "/api/v1/tasks/{id}", tag = "tasks", security(("bearer" = [])),
-    params(("id" = String, Path, description = "The id a submission was answered with"), WaitQuery),
+    params(("id" = String, Path, description = "The id a submission was answered with",
+        pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$", max_length = 128,
+        example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"), WaitQuery),
     responses(
         (status = 200, body = TaskAnswer, description = "Won (100), failed (101) or in the queue (102)"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such task, or somebody else's"),
+        (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account waits in too many requests at once",
+            headers(("Retry-After" = u64, description = "Seconds until the next one is taken"))),
     ),
 )]
 pub async fn poll_task(
     AppState(app): AppState<App>,
     user: CurrentUser,
+    lang: Lang,
     OwnPlace(place): OwnPlace,
     Inputs(Path(id), Query(query)): Inputs<Path<TaskId>, Query<WaitQuery>>,
 ) -> Result<Json<TaskAnswer>> {
-    let seat = query.wait.filter(|wait| *wait > 0).and_then(|wait| Seat::take(&app).map(|seat| (seat, wait)));
+    let wait = query.wait.filter(|wait| *wait > 0);
+    // Where the process has no place left the answer comes at once.
+    let seat = wait.map(|_| Seat::take(&app, user.id)).transpose()?.flatten();
     if let Some(place) = place.filter(|_| seat.is_some()) {
         place.leave();
     }
-    let patience = seat.as_ref().map(|(_, wait)| Duration::from_secs(*wait));
-    Ok(Json(look(&app, &id, user, patience).await?))
+    let patience = wait.filter(|_| seat.is_some()).map(Duration::from_secs);
+    Ok(Json(look(&app, &id, Asker { user, lang }, patience).await?))
 }
 
+/// How a stream is asked for.
+#[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// In place of an access token, for an `EventSource`: the one in the `events_url` of the submission's answer.
+    #[garde(length(max = TEXT_LENGTH))]
+    #[param(max_length = 75)]
+    pub ticket: Option<String>,
+}
+
+impl Shape<App> for EventsQuery {}
+
 /// How a submission stands, as server-sent events: one `task` event at once, one whenever something changed, the last
-/// when the task has ended.
+/// when the task has ended. An `EventSource` needs no header, by the ticket in `events_url`; when it comes again after
+/// the last event it is told 204 and stops.
 #[utoipa::path(
-    get, path = "/api/v1/tasks/{id}/events", tag = "tasks", security(("bearer" = [])),
-    params(("id" = String, Path, description = "The id a submission was answered with")),
+    get, path = "/api/v1/tasks/{id}/events", tag = "tasks", security(("bearer" = []), ()),
+    params(("id" = String, Path, description = "The id a submission was answered with",
+        pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$", max_length = 128,
+        example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"), EventsQuery),
     responses(
-        (status = 200, body = Object, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers"),
+        (status = 200, body = Object, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers. The stream ends with the task, after five minutes, and when its token or ticket does"),
+        (status = 204, description = "The task has ended, and this client has heard so (`Last-Event-ID`)"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such task, or somebody else's"),
+        (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account has too many streams and long polls",
+            headers(("Retry-After" = u64, description = "Seconds until the next one is taken"))),
     ),
 )]
 pub async fn task_events(
     AppState(app): AppState<App>,
-    user: CurrentUser,
+    Watcher(user): Watcher,
+    lang: Lang,
     OwnPlace(place): OwnPlace,
-    Input(Path(id)): Input<Path<TaskId>>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
-    let seat = Seat::take(&app).ok_or_else(|| refuse(Kind::Overloaded, "too many streams are open").retry_after(1))?;
-    let first = look(&app, &id, user, None).await?;
+    headers: HeaderMap,
+    Inputs(Path(id), Query(_)): Inputs<Path<TaskId>, Query<EventsQuery>>,
+) -> Result<Response> {
+    let full = || refuse(Kind::Overloaded, "too many streams are open").retry_after(1);
+    let seat = Seat::take(&app, user.id)?.ok_or_else(full)?;
+    let asker = Asker { user, lang };
+    let first = look(&app, &id, asker, None).await?;
+    let heard_the_end = headers.get(LAST_EVENT).is_some_and(|last| last == ENDED);
+    if heard_the_end && first.status.is_final() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     if let Some(place) = place {
         place.leave();
     }
@@ -191,9 +242,13 @@ pub async fn task_events(
         let (app, id, stop) = (app.clone(), id.clone(), stop.clone());
         async move {
             let mut last = last?;
+            let goes_on = || {
+                let in_time = tokio::time::Instant::now() < deadline && app.clock.now() < asker.user.until;
+                in_time && !stop.is_cancelled()
+            };
             // Ended: the stream is over. Otherwise look until something changed.
-            while !last.status.is_final() && tokio::time::Instant::now() < deadline && !stop.is_cancelled() {
-                let now = look(&app, &id, user, Some(EVENT_PERIOD)).await.ok()?;
+            while !last.status.is_final() && goes_on() {
+                let now = look(&app, &id, asker, Some(EVENT_PERIOD)).await.ok()?;
                 if now != last {
                     last = now;
                     return Some((last.clone(), (seat, Some(last))));
@@ -202,9 +257,17 @@ pub async fn task_events(
             None
         }
     });
-    let events = stream::iter([first]).chain(later).map(|answer| {
-        let data = serde_json::to_string(&answer).unwrap_or_default();
-        Ok(Event::default().event("task").data(data))
-    });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    let events = stream::iter([first]).chain(later).map(|answer| Ok::<_, Infallible>(event(&answer)));
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+}
+
+/// What a browser says, when it comes again, of the last event that it has heard.
+const LAST_EVENT: &str = "last-event-id";
+/// The id of the event after which there is no other.
+const ENDED: &str = "ended";
+
+fn event(answer: &TaskAnswer) -> Event {
+    let data = serde_json::to_string(answer).unwrap_or_default();
+    let id = if answer.status.is_final() { ENDED } else { "waiting" };
+    Event::default().event("task").id(id).retry(EVENT_PERIOD).data(data)
 }

@@ -23,11 +23,14 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "idempotency" => all(&[&["platform", "config", "error", "app", "auth"]]),
         "catalogue" | "wallet" => all(&[BASE, &["auth"]]),
         "orders" => all(&[BASE, &["auth", "catalogue", "wallet"]]),
-        "payments" | "seckill" => all(&[BASE, &["auth", "catalogue", "wallet", "orders"]]),
+        "texts" => all(&[&["platform", "error"]]),
+        "payments" => all(&[BASE, &["auth", "catalogue", "wallet", "orders"]]),
+        "seckill" => all(&[BASE, &["auth", "catalogue", "wallet", "orders", "texts"]]),
         "reports" => all(&[BASE, &["auth", "catalogue", "wallet", "orders", "payments", "seckill"]]),
         "check" => all(&[BASE, FEATURES]),
         "limits" => all(&[BASE, &["auth"]]),
-        "ops" | "edge" => all(&[BASE, &["routes"]]),
+        "ops" => all(&[BASE, &["routes"]]),
+        "edge" => all(&[BASE, &["routes", "texts"]]),
         "routes" => all(&[BASE, FEATURES, &["limits", "ops", "edge", "dev", "admin"]]),
         "jobs" => all(&[BASE, FEATURES, &["dev", "check"]]),
         "admin" => all(&[BASE, &["auth", "jobs"]]),
@@ -144,6 +147,26 @@ fn every_operation_is_described_whole() {
                 assert!(answer["description"].as_str().is_some_and(|d| !d.is_empty()), "{method} {path}: {status}");
             }
         }
+    }
+}
+
+/// What is shown as the id of a task is one.
+#[test]
+fn every_example_of_a_tasks_id_can_be_sent() {
+    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let mut examples = vec![&document["components"]["schemas"]["Submitted"]["properties"]["id"]["example"]];
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for operation in item.as_object().unwrap().values().filter(|_| path.contains("/tasks/{id}")) {
+            let parameters = operation["parameters"].as_array().unwrap();
+            let id = parameters.iter().find(|parameter| parameter["name"] == "id").unwrap();
+            assert!(id["schema"]["pattern"].is_string(), "{path}: {id}");
+            examples.push(if id["example"].is_null() { &id["schema"]["example"] } else { &id["example"] });
+        }
+    }
+    assert!(examples.len() > 4);
+    for example in examples {
+        let id = example.as_str().unwrap_or_default();
+        assert!(id.parse::<onrush::engine::TaskId>().is_ok_and(|read| read.to_string() == id), "{id:?}");
     }
 }
 

@@ -14,6 +14,7 @@ mod races;
 mod refunds;
 mod returning;
 mod rules;
+mod sales;
 mod sandbox;
 mod settlement;
 mod shown;

@@ -1,5 +1,9 @@
 //! Seckill from outside: admission, placement, polling, returns, and what a newcomer might do wrong.
 
+mod owners;
+mod pages;
+mod streams;
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 

@@ -3,11 +3,12 @@
 use anyhow::Context;
 use sqlx::QueryBuilder;
 
+use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::Result;
 use crate::orders::model::{OrderId, OrderRefundId, Status};
 use crate::platform::clock::At;
-use crate::platform::db::{Conn, push_in};
+use crate::platform::db::{Conn, insert_parts, push_in};
 
 /// paid → refunding.
 pub async fn mark_refunding(conn: &mut Conn, id: OrderId) -> Result<bool> {
@@ -32,6 +33,77 @@ pub async fn mark_refunded(conn: &mut Conn, id: OrderId, now: At) -> Result<bool
         .await
         .context("marking an order refunded")?;
     Ok(moved.rows_affected() == 1)
+}
+
+/// A course that a refund took back.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub struct TakenBack {
+    /// The order that had given it.
+    pub order_id: OrderId,
+    /// The course.
+    pub course_id: CourseId,
+    /// Whose it was.
+    pub user_id: UserId,
+    /// When the refund began.
+    pub created_at: At,
+}
+
+/// Notes that courses of an order were taken back, for those who must hear of it. The list must not be empty.
+pub async fn insert_taken_back(
+    conn: &mut Conn,
+    order: OrderId,
+    user: UserId,
+    courses: &[CourseId],
+    now: At,
+) -> Result<()> {
+    for part in insert_parts(courses) {
+        let mut query = QueryBuilder::new("INSERT INTO course_take_backs (order_id, course_id, user_id, created_at) ");
+        query.push_values(part, |mut row, course| {
+            row.push_bind(order).push_bind(*course).push_bind(user).push_bind(now);
+        });
+        query.build().execute(&mut *conn).await.context("noting taken back courses")?;
+    }
+    Ok(())
+}
+
+/// Courses that were taken back and not forgotten, after one of them, by order and course.
+pub async fn taken_back(conn: &mut Conn, after: (OrderId, CourseId), limit: u32) -> Result<Vec<TakenBack>> {
+    sqlx::query_as(
+        "SELECT order_id, course_id, user_id, created_at FROM course_take_backs \
+         WHERE order_id > ? OR (order_id = ? AND course_id > ?) ORDER BY order_id, course_id LIMIT ?",
+    )
+    .bind(after.0)
+    .bind(after.0)
+    .bind(after.1)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+    .context("reading taken back courses")
+    .map_err(Into::into)
+}
+
+/// Forgets what was taken back of these orders before an instant. The list must not be empty.
+pub async fn forget_taken_back(conn: &mut Conn, orders: &[OrderId], before: At) -> Result<()> {
+    let mut query = QueryBuilder::new("DELETE FROM course_take_backs WHERE created_at < ");
+    query.push_bind(before).push(" AND order_id IN ");
+    push_in(&mut query, orders.iter().copied());
+    query.build().execute(conn).await.context("forgetting taken back courses")?;
+    Ok(())
+}
+
+/// The statuses of orders. The list must not be empty.
+pub async fn statuses(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<(OrderId, Status)>> {
+    let mut query = QueryBuilder::new("SELECT id, status FROM orders WHERE id IN ");
+    push_in(&mut query, orders.iter().copied());
+    query.build_query_as().fetch_all(conn).await.context("reading the statuses of orders").map_err(Into::into)
+}
+
+/// Seckill orders above `after` whose money went back, or is on its way, by id.
+pub async fn refunded_seckill(conn: &mut Conn, after: OrderId, limit: u32) -> Result<Vec<OrderId>> {
+    let mut query = QueryBuilder::new("SELECT id FROM orders WHERE kind = 'seckill' AND status IN (");
+    query.push_bind(Status::Refunding).push(", ").push_bind(Status::Refunded).push(") AND id > ").push_bind(after);
+    query.push(" ORDER BY id LIMIT ").push_bind(limit);
+    query.build_query_scalar().fetch_all(conn).await.context("reading refunded seckill orders").map_err(Into::into)
 }
 
 /// Notes which refund takes these courses of an order back; one that another refund has taken is not noted again. The

@@ -5,11 +5,12 @@
 -- for by each buyer who waits behind.
 --
 -- KEYS  1 meta of the queue, which is the gate too: stock, starts, ends, closed, limit, and by u<user> the user's place
---         "<tries>:<task key, empty when free>", 2 stream of the queue, 3 one that is never there
+--         "<tries>:<what it holds>": a task's key; nothing, when it is free; `owned`, when the user has the course;
+--         `refunded`, when the order of the user's unit was refunded, 2 stream of the queue, 3 one that is never there
 -- ARGV  1 now (ms), 2 what the keys of records begin with, then per submission: user, new task's key, its envelope
 -- reply a word per submission, joined by blanks: no_gate; admitted; in:<task key>; lost:<task key> (in, but the task is
 --       not on its way and has no record any more: MySQL knows what became of it); not_started:<start, ms>; ended;
---       sold_out; limit:<limit>
+--       owned; refunded; sold_out; limit:<limit>
 local now = tonumber(ARGV[1])
 local places = {}
 for i = 3, #ARGV, 3 do
@@ -38,6 +39,7 @@ local function admit(place, known, key, envelope, user)
     local colon = string.find(known, ':', 1, true)
     tries = tonumber(string.sub(known, 1, colon - 1))
     local held = string.sub(known, colon + 1)
+    if held == 'owned' or held == 'refunded' then return closed and 'ended' or held end
     if held ~= '' then
       -- What this call took is not written yet, and nobody has heard of it.
       local became = own[place] and 'in' or fate(held)

@@ -153,6 +153,8 @@ impl Harness {
             ("auth.login_attempts_per_number", "1000000".to_owned()),
             ("auth.login_attempts_per_address", "1000000".to_owned()),
             ("payments.ask_again_after_ms", "0".to_owned()),
+            // Tests ask again until something is so.
+            ("seckill.submissions_max", "60000".to_owned()),
             ("payments.sandbox", "true".to_owned()),
             ("payments.sandbox_secret", SANDBOX_SECRET.to_owned()),
         ];
