@@ -325,7 +325,8 @@ impl Config {
 }
 
 /// Variables that begin like settings and are not: the command line reads them.
-const NOT_SETTINGS: &[&str] = &["ONRUSH_CONFIG", "ONRUSH_TEST_DATABASE_URL", "ONRUSH_TEST_REDIS"];
+const NOT_SETTINGS: &[&str] =
+    &["ONRUSH_CONFIG", "ONRUSH_TEST_DATABASE_URL", "ONRUSH_TEST_REDIS", "ONRUSH_TEST_TLS", "ONRUSH_TEST_DELAY_MS"];
 
 /// The variables that may be settings, and what cannot be read of them.
 fn environment() -> (HashMap<String, String>, Vec<String>) {
