@@ -133,9 +133,12 @@ impl Bench {
         let (mysql, redis) =
             support::servers(move || Ok((Server::mysql(&path, Care::Safe, &Reach::Tcp)?, support::redis(&path)?)))
                 .await;
+        let at = (mysql.url().to_owned(), redis.url().to_owned());
+        let (mysql_way, redis_way) =
+            support::servers(move || Ok((support::reached(&at.0), support::reached(&at.1)))).await;
         let mut settings: Vec<(&'static str, String)> = vec![
-            ("database_url", database_url(mysql.url(), "onrush")),
-            ("redis_url", redis.url().to_owned()),
+            ("database_url", database_url(&mysql_way, "onrush")),
+            ("redis_url", redis_way),
             ("auth.jwt_secret", "a-secret-of-the-benchmark-with-32-bytes".to_owned()),
             ("auth.access_token_s", "86400".to_owned()),
             ("log.filter", "warn".to_owned()),

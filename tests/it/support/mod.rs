@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod delay;
 pub mod gateways;
 pub mod harness;
 pub mod logs;

@@ -1,11 +1,13 @@
 //! The servers that the tests share, started once per run and gone with it however it ends.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use onrush::dev::servers::{Care, Reach, Server, Servers, database_url};
 use tempfile::TempDir;
 
 use super::Cluster;
+use super::delay::slow_way;
 
 /// Where the servers are that a test uses.
 #[derive(Clone)]
@@ -51,6 +53,7 @@ pub fn servers() -> Addresses {
             servers.push(mysql);
             url
         });
+        let (mysql, redis) = (slowed(mysql), if cluster.is_some() { redis } else { slowed(redis) });
         (Addresses { mysql, redis, clean_up }, servers, cluster)
     };
     SHARED.get_or_init(start).0.clone()
@@ -62,6 +65,14 @@ pub fn on_a_cluster() -> bool {
         Ok("cluster") => true,
         Ok("") | Err(_) => false,
         Ok(other) => panic!("ONRUSH_TEST_REDIS is `cluster` or nothing, not {other}"),
+    }
+}
+
+/// The way to a shared server, which takes `ONRUSH_TEST_DELAY_MS` longer in either direction when that is set.
+fn slowed(url: String) -> String {
+    match std::env::var("ONRUSH_TEST_DELAY_MS") {
+        Ok(ms) if !ms.is_empty() => slow_way(&url, Duration::from_millis(ms.parse().expect("milliseconds"))),
+        _ => url,
     }
 }
 
