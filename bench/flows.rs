@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot go on has nothing to report")]
 
+#[path = "../tests/it/support/delay.rs"]
+mod delay;
 mod placing;
 mod settling;
 mod support;
@@ -126,6 +128,16 @@ impl Process {
     }
 }
 
+/// The URL by which the measured process reaches a server: `delayed` on the command line means a way that takes a
+/// millisecond longer in either direction.
+fn reached(url: &str) -> String {
+    if std::env::args().any(|arg| arg == "delayed") {
+        delay::slow_way(url, Duration::from_millis(1))
+    } else {
+        url.to_owned()
+    }
+}
+
 impl Bench {
     async fn start() -> Self {
         let dir = Dir::new();
@@ -134,8 +146,7 @@ impl Bench {
             support::servers(move || Ok((Server::mysql(&path, Care::Safe, &Reach::Tcp)?, support::redis(&path)?)))
                 .await;
         let at = (mysql.url().to_owned(), redis.url().to_owned());
-        let (mysql_way, redis_way) =
-            support::servers(move || Ok((support::reached(&at.0), support::reached(&at.1)))).await;
+        let (mysql_way, redis_way) = support::servers(move || Ok((reached(&at.0), reached(&at.1)))).await;
         let mut settings: Vec<(&'static str, String)> = vec![
             ("database_url", database_url(&mysql_way, "onrush")),
             ("redis_url", redis_way),

@@ -1,16 +1,10 @@
 //! What the benchmarks share: a place for their servers, children that end with them, and medians.
 
-#[path = "../../tests/it/support/delay.rs"]
-mod delay;
-
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
 
 use onrush::dev::servers::{Care, Reach, Server};
 use onrush::platform::redis::Redis;
-
-use delay::slow_way;
 
 /// Measurements of each scenario; the median counts.
 pub const ROUNDS: usize = 3;
@@ -21,12 +15,6 @@ const HOW: [&str; 2] = ["volatile", "delayed"];
 /// The words on the command line that say what to measure; cargo adds a flag of its own.
 pub fn words() -> Vec<String> {
     std::env::args().skip(1).filter(|arg| !arg.starts_with('-') && !HOW.contains(&arg.as_str())).collect()
-}
-
-/// The URL by which the measured process reaches a server: `delayed` on the command line means a way that takes a
-/// millisecond longer in either direction.
-pub fn reached(url: &str) -> String {
-    if std::env::args().any(|arg| arg == "delayed") { slow_way(url, Duration::from_millis(1)) } else { url.to_owned() }
 }
 
 /// How careful Redis is: `volatile` on the command line means one that keeps nothing on disk.

@@ -22,6 +22,7 @@ mod payments;
 mod playground;
 mod proxy;
 mod reports;
+mod round_trips;
 mod schedules;
 mod seckill;
 mod skeleton;
