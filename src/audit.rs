@@ -14,7 +14,7 @@ use sqlx::{MySql, QueryBuilder};
 
 use crate::app::App;
 use crate::auth::UserId;
-use crate::error::Result;
+use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::id::Id;
@@ -72,16 +72,18 @@ where
     Fut: Future<Output = Result<T>>,
 {
     let id = AuditId::new();
-    let mut conn = app.db.acquire().await?;
-    insert(&mut conn, id, act, details, None, app.clock.now()).await?;
-    drop(conn);
+    let asked = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        insert(&mut conn, id, act, details, None, app.clock.now()).await
+    });
+    asked.await?;
     let answer = action.await;
     let outcome = match &answer {
         Ok(value) => serde_json::to_value(value).unwrap_or_default(),
         Err(error) => json!({ "error": error.kind().name() }),
     };
     // It has happened: what is said of it may not make it look as if it had not.
-    let written = async { conclude(&mut *app.db.acquire().await?, id, &outcome).await };
+    let written = retrying(|| async { conclude(&mut *app.db.acquire().await?, id, &outcome).await });
     if let Err(error) = written.await {
         tracing::warn!(audit.id = %id, audit.action = act.action, %error, "the outcome of an action could not be written");
     }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::platform::db::{self, Trouble};
+use crate::platform::db;
 use crate::platform::extract::{Faults, FieldFault, Why};
 
 macro_rules! refusals {
@@ -252,7 +252,7 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.kind,
             // Contention that outlasted its attempts is not the caller's fault, nor a fault of the code.
-            Self::Internal(error) if is_unavailable(error) || is_contention(self) => Kind::Unavailable,
+            Self::Internal(error) if is_unavailable(error) || db::is_contention(error) => Kind::Unavailable,
             Self::Internal(_) => Kind::Internal,
         }
     }
@@ -314,36 +314,31 @@ impl From<Error> for anyhow::Error {
 }
 
 fn is_unavailable(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<sqlx::Error>().is_some_and(|e| db::trouble(e) == Trouble::Unavailable)
-            || cause.downcast_ref::<redis::RedisError>().is_some_and(crate::platform::redis::is_unavailable)
-    })
+    db::is_unavailable(error)
+        || error
+            .chain()
+            .any(|cause| cause.downcast_ref::<redis::RedisError>().is_some_and(crate::platform::redis::is_unavailable))
 }
 
-fn is_contention(error: &Error) -> bool {
-    let Error::Internal(error) = error else { return false };
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(|e| db::trouble(e) == Trouble::Contention))
-}
-
-/// Runs a whole transaction again when another one was in its way, at most [`db::CONTENTION_ATTEMPTS`] times in all.
-/// `transaction` begins and commits it; nothing outside it may have happened by then.
-pub async fn retrying<T, F, Fut>(transaction: F) -> Result<T>
+/// As [`db::retrying`], for what may also refuse: a refusal is an answer, and is not run again.
+#[track_caller]
+pub fn retrying<T, F, Fut>(transaction: F) -> impl Future<Output = Result<T>>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<T>>,
 {
-    let mut attempt = 1;
-    loop {
-        match transaction().await {
-            Err(error) if is_contention(&error) && attempt < db::CONTENTION_ATTEMPTS => {
-                tracing::debug!(attempt, %error, "transaction met another and runs again");
-                attempt += 1;
+    // The refusal goes round the runs, as what came of the last of them.
+    let answered = db::retrying(move || {
+        let run = transaction();
+        async move {
+            match run.await {
+                Ok(done) => Ok(Ok(done)),
+                Err(Error::Refused(refusal)) => Ok(Err(refusal)),
+                Err(Error::Internal(error)) => Err(error),
             }
-            other => return other,
         }
-    }
+    });
+    async move { answered.await?.map_err(Error::Refused) }
 }
 
 /// The body of every refusal (RFC 9457).

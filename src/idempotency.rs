@@ -142,13 +142,12 @@ pub async fn keep(conn: &mut Conn, user: Uuid, key: &Key, answer: &Answer) -> Re
 pub async fn prune(app: &App) -> anyhow::Result<()> {
     let before = app.clock.now().minus(KEPT);
     for _ in 0..PRUNE_PAGES {
-        let gone = sqlx::query("DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?")
-            .bind(before)
-            .bind(PRUNE_PAGE)
-            .execute(&app.db)
-            .await
-            .context("forgetting old answers")?;
-        if gone.rows_affected() < u64::from(PRUNE_PAGE) {
+        let gone = db::retrying(|| async {
+            let delete = "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
+            let gone = sqlx::query(delete).bind(before).bind(PRUNE_PAGE).execute(&app.db).await;
+            Ok(gone.context("forgetting old answers")?.rows_affected())
+        });
+        if gone.await? < u64::from(PRUNE_PAGE) {
             break;
         }
     }

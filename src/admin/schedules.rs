@@ -3,6 +3,7 @@
 mod body;
 mod view;
 
+use anyhow::Context;
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,9 +13,9 @@ use self::body::{ChangeSchedule, CreateSchedule};
 use self::view::ScheduleView;
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::Admin;
+use crate::auth::{Admin, UserId};
 use crate::engine::schedule::{self, Definition, Schedule, ScheduleId, Written};
-use crate::error::{Kind, Problem, Result, invalid, refuse};
+use crate::error::{Kind, Problem, Result, invalid, refuse, retrying};
 use crate::platform::clock::At;
 use crate::platform::extract::{Input, Inputs, Json, Path, Query};
 use crate::platform::page::{Page, PageQuery};
@@ -57,15 +58,21 @@ pub async fn create(
     let now = app.clock.now();
     let id = body.id();
     let definition = body.definition(&app.config.time_zone, now)?;
+    retrying(|| create_once(&app, admin.id, id, &definition, now)).await?;
+    let made = find(&app, id).await?;
+    Ok((StatusCode::CREATED, Answer(ScheduleView::of(&app, made).await)))
+}
+
+async fn create_once(app: &App, by: UserId, id: ScheduleId, definition: &Definition, now: At) -> Result<()> {
     let mut tx = app.db.begin().await?;
     // The id counts before the name: a repeat of a request finds its own schedule under both.
     let there = schedule::find(&mut tx, id).await?;
     if there.is_none() {
-        must_run(&definition, now)?;
-        match schedule::create(&mut tx, id, &definition, now).await? {
+        must_run(definition, now)?;
+        match schedule::create(&mut tx, id, definition, now).await? {
             Written::Yes => {
-                let act = Act { by: admin.id, action: "schedule.create", target: &id.to_string() };
-                audit::done(&mut tx, act, &told(&definition), now).await?;
+                let act = Act { by, action: "schedule.create", target: &id.to_string() };
+                audit::done(&mut tx, act, &told(definition), now).await?;
             }
             Written::No => {}
             // Two first tries at once: the name may be taken by the other one.
@@ -73,9 +80,7 @@ pub async fn create(
             Written::NameTaken => return Err(name_taken(&definition.name).into()),
         }
     }
-    tx.commit().await?;
-    let made = find(&app, id).await?;
-    Ok((StatusCode::CREATED, Answer(ScheduleView::of(&app, made).await)))
+    Ok(tx.commit().await.context("committing")?)
 }
 
 /// One schedule.
@@ -113,17 +118,16 @@ pub async fn change(
     for _ in 0..EDIT_ATTEMPTS {
         let before = find(&app, id).await?;
         let definition = body.applied_to(&before.definition)?;
+        if definition == before.definition && before.last_error.is_none() {
+            // Also the repeat of an edit whose answer was lost.
+            return Ok(Answer(ScheduleView::of(&app, before).await));
+        }
         let now = app.clock.now();
         if definition.runs_otherwise_than(&before.definition) {
             must_run(&definition, now)?;
         }
-        let mut tx = app.db.begin().await?;
-        match schedule::edit(&mut tx, &before, &definition, now).await? {
+        match retrying(|| change_once(&app, admin.id, &before, &definition, now)).await? {
             Written::Yes => {
-                let act = Act { by: admin.id, action: "schedule.change", target: &id.to_string() };
-                let details = json!({ "before": told(&before.definition), "after": told(&definition) });
-                audit::done(&mut tx, act, &details, now).await?;
-                tx.commit().await?;
                 let changed = find(&app, id).await?;
                 return Ok(Answer(ScheduleView::of(&app, changed).await));
             }
@@ -132,6 +136,18 @@ pub async fn change(
         }
     }
     Err(refuse(Kind::Unavailable, "others are editing this schedule").retry_after(1).into())
+}
+
+async fn change_once(app: &App, by: UserId, before: &Schedule, new: &Definition, now: At) -> Result<Written> {
+    let mut tx = app.db.begin().await?;
+    let written = schedule::edit(&mut tx, before, new, now).await?;
+    if written == Written::Yes {
+        let act = Act { by, action: "schedule.change", target: &before.id.to_string() };
+        let details = json!({ "before": told(&before.definition), "after": told(new) });
+        audit::done(&mut tx, act, &details, now).await?;
+        tx.commit().await.context("committing")?;
+    }
+    Ok(written)
 }
 
 /// Removes a schedule, if it is there. One of the product's own comes back at the next start: disable it instead.
@@ -146,12 +162,15 @@ pub async fn delete(
     Admin(admin): Admin,
     Input(Path(id)): Input<Path<ScheduleId>>,
 ) -> Result<StatusCode> {
-    let mut tx = app.db.begin().await?;
-    if schedule::delete(&mut tx, id).await? {
-        let act = Act { by: admin.id, action: "schedule.delete", target: &id.to_string() };
-        audit::done(&mut tx, act, &json!({}), app.clock.now()).await?;
-    }
-    tx.commit().await?;
+    let removed = retrying(|| async {
+        let mut tx = app.db.begin().await?;
+        if schedule::delete(&mut tx, id).await? {
+            let act = Act { by: admin.id, action: "schedule.delete", target: &id.to_string() };
+            audit::done(&mut tx, act, &json!({}), app.clock.now()).await?;
+        }
+        Ok(tx.commit().await.context("committing")?)
+    });
+    removed.await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -62,15 +62,31 @@ async fn register(app: &App, registration: Registration) -> Result<(Session, Dev
     let now = app.clock.now();
     let device = device::token(app, &phone, None)?;
     let user = User::new(phone, &nickname, Role::User, now);
-    let session = retrying(async || {
+    let registered = retrying(async || {
         let mut tx = app.db.begin().await?;
         insert(&mut tx, &user, &hash).await?;
         let session = session::open(app, &mut tx, user.clone(), now).await?;
         tx.commit().await.context("committing a registration")?;
         Ok(session)
-    })
-    .await?;
+    });
+    let session = match registered.await {
+        // A repeat would be told that the number is taken.
+        Err(Error::Internal(error)) if db::may_be_done(&error) => match profile(app, user.id).await {
+            Ok(user) => open_session(app, user).await?,
+            Err(_) => return Err(error.into()),
+        },
+        registered => registered?,
+    };
     Ok((session, device))
+}
+
+/// Begins a login.
+async fn open_session(app: &App, user: User) -> Result<Session> {
+    retrying(async || {
+        let mut conn = app.db.acquire().await?;
+        session::open(app, &mut conn, user.clone(), app.clock.now()).await
+    })
+    .await
 }
 
 /// Where a login comes from.
@@ -97,9 +113,7 @@ async fn login(app: &App, from: &Caller, phone: &Phone, password: String) -> Res
     }
     let user = checked?;
     let device = device::token(app, phone, known)?;
-    let mut conn = app.db.acquire().await?;
-    let session = session::open(app, &mut conn, user, app.clock.now()).await?;
-    Ok((session, device))
+    Ok((open_session(app, user).await?, device))
 }
 
 async fn authenticate(app: &App, phone: &Phone, password: String) -> Result<User> {
@@ -147,8 +161,11 @@ pub async fn create_user(app: &App, phone: &str, password: &str, nickname: &str,
     }
     let hash = password::hash(app, password.to_owned()).await?;
     let user = User::new(phone, nickname, role, app.clock.now());
-    let mut conn = app.db.acquire().await?;
-    insert(&mut conn, &user, &hash).await?;
+    retrying(async || {
+        let mut conn = app.db.acquire().await?;
+        insert(&mut conn, &user, &hash).await
+    })
+    .await?;
     Ok(user.id)
 }
 

@@ -182,6 +182,7 @@ impl Claims {
 }
 
 /// A refresh token as the client holds it: 64 hex digits of 32 random bytes. It does not print itself.
+#[derive(Clone)]
 pub(super) struct RefreshToken(String);
 
 impl RefreshToken {

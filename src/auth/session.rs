@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::model::{NewToken, RefreshToken, User};
 use super::{sign, store};
 use crate::app::App;
-use crate::error::{Kind, Result, retrying};
+use crate::error::{Error, Kind, Result, retrying};
 use crate::platform::clock::At;
-use crate::platform::db::Conn;
+use crate::platform::db::{self, Conn};
 
 /// What a client is given at a login and at each refresh.
 pub(super) struct Session {
@@ -27,26 +27,43 @@ pub(super) struct Session {
 
 /// Begins a login of `user`, in the caller's transaction.
 pub(super) async fn open(app: &App, conn: &mut Conn, user: User, now: At) -> Result<Session> {
-    extend(app, conn, user, Uuid::now_v7(), now).await
+    extend(app, conn, user, Uuid::now_v7(), RefreshToken::random()?, now).await
 }
 
 /// Adds the next token to a login.
-async fn extend(app: &App, conn: &mut Conn, user: User, family: Uuid, now: At) -> Result<Session> {
-    let refresh_token = RefreshToken::random()?;
+async fn extend(app: &App, conn: &mut Conn, user: User, family: Uuid, next: RefreshToken, now: At) -> Result<Session> {
     let expires_at = now.plus(Duration::from_secs(app.config.auth.refresh_token_s));
-    let token = NewToken { user: user.id, family, hash: refresh_token.hash(), created_at: now, expires_at };
+    let token = NewToken { user: user.id, family, hash: next.hash(), created_at: now, expires_at };
     store::insert_token(conn, &token).await.context("inserting a refresh token")?;
     let access_token = sign(app, user.id, user.role, family, now)?;
-    Ok(Session { user, access_token, refresh_token })
+    Ok(Session { user, access_token, refresh_token: next })
 }
 
 /// Exchanges a refresh token for a new pair. One that was used before ends its login.
 pub(super) async fn refresh(app: &App, token: &RefreshToken) -> Result<Session> {
-    let hash = token.hash();
-    retrying(|| rotate(app, &hash)).await
+    let (hash, next) = (token.hash(), RefreshToken::random()?);
+    match retrying(|| rotate(app, &hash, next.clone())).await {
+        // A repeat would be taken for a theft, and end the login.
+        Err(Error::Internal(error)) if db::may_be_done(&error) => match find(app, next).await {
+            Ok(Some(session)) => Ok(session),
+            _ => Err(error.into()),
+        },
+        refreshed => refreshed,
+    }
 }
 
-async fn rotate(app: &App, hash: &[u8]) -> Result<Session> {
+/// The pair with this refresh token, if that was given out.
+async fn find(app: &App, next: RefreshToken) -> Result<Option<Session>> {
+    let mut conn = app.db.acquire().await?;
+    let token = store::find_token(&mut conn, &next.hash()).await.context("reading a refresh token")?;
+    let Some(token) = token else { return Ok(None) };
+    let user = store::find_user(&mut conn, token.user_id).await.context("reading a user")?;
+    let user = user.ok_or(Kind::RefreshInvalid)?;
+    let access_token = sign(app, user.id, user.role, token.family_id, app.clock.now())?;
+    Ok(Some(Session { user, access_token, refresh_token: next }))
+}
+
+async fn rotate(app: &App, hash: &[u8], next: RefreshToken) -> Result<Session> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
     let token = store::find_token(&mut tx, hash).await.context("reading a refresh token")?;
@@ -54,7 +71,7 @@ async fn rotate(app: &App, hash: &[u8]) -> Result<Session> {
     let user = store::lock_user(&mut tx, token.user_id).await.context("locking a user")?;
     let user = user.ok_or(Kind::RefreshInvalid)?;
     if store::use_token(&mut tx, hash, now).await.context("using a refresh token")? {
-        let session = extend(app, &mut tx, user, token.family_id, now).await?;
+        let session = extend(app, &mut tx, user, token.family_id, next, now).await?;
         tx.commit().await.context("committing a refresh")?;
         return Ok(session);
     }
@@ -93,10 +110,12 @@ const PRUNE_PAGES: u32 = 100;
 /// Deletes refresh tokens that expired long ago. A pass is bounded; what it leaves, the next one takes.
 pub(super) async fn prune(app: &App) -> anyhow::Result<()> {
     let before = app.clock.now().minus(KEEP_EXPIRED);
-    let mut conn = app.db.acquire().await.context("pruning refresh tokens")?;
     for _ in 0..PRUNE_PAGES {
-        let deleted = store::delete_expired(&mut conn, before, PRUNE_PAGE).await.context("pruning refresh tokens")?;
-        if deleted < u64::from(PRUNE_PAGE) {
+        let deleted = db::retrying(|| async {
+            let mut conn = app.db.acquire().await?;
+            store::delete_expired(&mut conn, before, PRUNE_PAGE).await.context("pruning refresh tokens")
+        });
+        if deleted.await? < u64::from(PRUNE_PAGE) {
             break;
         }
     }

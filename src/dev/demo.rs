@@ -72,6 +72,13 @@ async fn person(app: &App, phone: &str, password: &str, nickname: &str, role: Ro
 
 /// Points and a coupon.
 async fn fill_wallet(app: &App, user: UserId) -> anyhow::Result<()> {
+    let coupon = db::retrying(|| give(app, user)).await?;
+    wallet::claim(app, user, coupon).await?;
+    Ok(())
+}
+
+/// The points, and the coupon to claim.
+async fn give(app: &App, user: UserId) -> anyhow::Result<CouponId> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await.context("beginning to fill a demo wallet")?;
     let gift = Credit { user, points: POINTS, reason: Reason::Gift, reference: course_id(1).uuid() };
@@ -95,8 +102,7 @@ async fn fill_wallet(app: &App, user: UserId) -> anyhow::Result<()> {
         }
     };
     tx.commit().await.context("filling a demo wallet")?;
-    wallet::claim(app, user, coupon).await?;
-    Ok(())
+    Ok(coupon)
 }
 
 /// A seckill that has begun and goes on for years.
@@ -131,12 +137,15 @@ async fn put_on_sale(app: &App, id: CourseId, course: (&str, &str, i64, [&str; 3
         published: true,
         chapters: chapters.map(str::to_owned).to_vec(),
     };
-    let mut tx = app.db.begin().await.context("beginning a demo course")?;
-    match catalogue::create_course(&mut tx, course, app.clock.now()).await {
-        Ok(()) => tx.commit().await.context("committing a demo course"),
-        Err(Error::Internal(error)) if is_there(&error) => Ok(()),
-        Err(error) => Err(anyhow::Error::from(error).context("making a demo course")),
-    }
+    db::retrying(|| async {
+        let mut tx = app.db.begin().await.context("beginning a demo course")?;
+        match catalogue::create_course(&mut tx, course.clone(), app.clock.now()).await {
+            Ok(()) => tx.commit().await.context("committing a demo course"),
+            Err(Error::Internal(error)) if is_there(&error) => Ok(()),
+            Err(error) => Err(anyhow::Error::from(error).context("making a demo course")),
+        }
+    })
+    .await
 }
 
 fn is_there(error: &anyhow::Error) -> bool {

@@ -15,6 +15,7 @@ use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
 use crate::wallet;
+use anyhow::Context;
 
 /// What an order would cost now.
 #[derive(Debug, Clone)]
@@ -57,7 +58,7 @@ pub async fn create(
         let whole = place(app, &mut tx, user, new, now).await?;
         let answer = render(&whole, now)?;
         idempotency::keep(&mut tx, user.uuid(), key, &answer).await?;
-        tx.commit().await?;
+        tx.commit().await.context("committing")?;
         Ok((answer, Some(whole.order)))
     })
     .await?;

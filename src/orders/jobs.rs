@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use futures_util::future::BoxFuture;
 
 use super::model::{Grant, Order, OrderId, Release, Status};
@@ -83,7 +84,7 @@ pub(super) async fn grant_all(app: &App, ids: &[OrderId]) -> Result<()> {
     let earned: Vec<Credit> = orders.iter().map(|o| credit(o, o.points_earned, Reason::OrderEarned)).collect();
     wallet::give_points(&mut tx, &earned, now).await?;
     all_noted(store::mark_granted(&mut tx, &ids, now).await?, ids.len())?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     count("granted", ids.len());
     Ok(())
 }
@@ -102,7 +103,7 @@ async fn release_all(app: &App, ids: &[OrderId], part: ReleasePart) -> Result<()
     wallet::give_points(&mut tx, &back, now).await?;
     part(&mut tx, &ids, now).await?;
     all_noted(store::mark_released(&mut tx, &ids, now).await?, ids.len())?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     count("released", ids.len());
     Ok(())
 }

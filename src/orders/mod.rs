@@ -28,6 +28,7 @@ pub use views::{BackReason, BackStatus, BackView, ItemView, OrderFacts, OrderVie
 
 use std::collections::{BTreeMap, HashSet};
 
+use anyhow::Context;
 use sqlx::Connection;
 use uuid::Uuid;
 
@@ -151,7 +152,7 @@ pub async fn reopen(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
     // A savepoint: what a failed attempt took goes back, the caller's transaction goes on.
     let mut hold = conn.begin().await?;
     if retake(&mut hold, order, now).await? && store::reopen(&mut hold, order, now).await? {
-        hold.commit().await?;
+        hold.commit().await.context("committing")?;
         return Ok(true);
     }
     hold.rollback().await?;
@@ -213,7 +214,7 @@ pub async fn time_out_unstarted(app: &App, ids: &[OrderId], now: At) -> Result<V
             if moved != locked.len() as u64 {
                 return Err(anyhow::anyhow!("timed out {moved} of {} locked orders", locked.len()).into());
             }
-            tx.commit().await?;
+            tx.commit().await.context("committing")?;
             Ok(locked)
         })
         .await?;

@@ -89,22 +89,30 @@ async fn close_once(app: &App, id: OrderId, closing: Closing) -> Result<Option<C
     if !orders::close(&mut tx, id, closing, app.clock.now()).await? {
         return Ok(Some(Closed::NotDue(order.expires_at)));
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(Some(Closed::Now))
 }
 
 /// Ends a started payment: settled when there is money, else closed at the gateway and then here.
 pub(super) async fn end(app: &App, payment: &Payment) -> Result<()> {
     let known = end_at_gateway(app, payment).await?;
-    let mut conn = app.db.acquire().await?;
-    store::close_payment(&mut conn, payment.id, app.clock.now()).await.context("closing a payment")?;
-    drop(conn);
+    close_payment(app, payment.id).await?;
     if !known {
         // `pay` opens the trade after its commit and then looks whether the payment is still started. It looked before
         // this close, and the trade is found now; or it looks after, and ends the trade itself.
         end_at_gateway(app, payment).await?;
     }
     Ok(())
+}
+
+/// A payment that its gateway takes no more money for is over. It may meet a message that settles it.
+pub(super) async fn close_payment(app: &App, id: PaymentId) -> Result<()> {
+    retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        store::close_payment(&mut conn, id, app.clock.now()).await.context("closing a payment")?;
+        Ok(())
+    })
+    .await
 }
 
 /// Lets nobody pay a payment that is closed here; false when its gateway has not heard of it.

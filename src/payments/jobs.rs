@@ -15,7 +15,7 @@ use super::model::{Payment, Refund, growing};
 use super::{refund, settle, store};
 use crate::app::App;
 use crate::engine::{Job, Outcome};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, retrying};
 use crate::orders::{self, Expire, OrderId, Status};
 
 /// Rows of one pass: so few that a gateway which answers nothing in time does not make the pass look stalled.
@@ -146,10 +146,14 @@ async fn ask_in_turn(app: &App, payment: Payment) {
 async fn try_ask(app: &App, payment: &Payment) -> Result<()> {
     let base = Duration::from_secs(app.config.payments.query_after_s);
     let next = app.clock.now().plus(growing(base, payment.query_count.saturating_add(1)));
-    let mut conn = app.db.acquire().await?;
-    if !store::claim_query(&mut conn, payment, next).await.context("taking a question")? {
+    let mine = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        Ok(store::claim_query(&mut conn, payment, next).await.context("taking a question")?)
+    });
+    if !mine.await? {
         return Ok(());
     }
+    let mut conn = app.db.acquire().await?;
     let order = orders::find(&mut conn, payment.order_id).await?.context("a payment without its order")?;
     drop(conn);
     if order.status == Status::Unpaid {

@@ -77,7 +77,7 @@ async fn reopen(app: &App, id: PaymentId, retake: RetakePart) -> Result<Try> {
     if !whole {
         return Ok(Try::Refund(RefundReason::Late));
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     if let Err(error) = orders::announce_paid(app, &[order.id]).await {
         tracing::warn!(order.no = %order.id, error = format!("{error:#}"), "paid order could not be announced; a sweep will");
     }
@@ -109,7 +109,7 @@ async fn give_back(app: &App, id: PaymentId, reason: RefundReason) -> Result<Res
         Err(error) if db::violated(&error).as_deref() == Some("uq_refunds_cause") => {}
         Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("inserting a refund"))),
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     tracing::info!(payment.id = %id, order.no = %order.id, reason = reason.as_str(), "late money goes back");
     Ok(Resolved::Refund)
 }

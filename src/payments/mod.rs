@@ -174,10 +174,7 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<S
                 };
                 return Err(refuse(Kind::OrderState, why).into());
             }
-            Asked::Over => {
-                let mut conn = app.db.acquire().await?;
-                store::close_payment(&mut conn, payment.id, app.clock.now()).await.context("closing a payment")?;
-            }
+            Asked::Over => close::close_payment(app, payment.id).await?,
         }
     }
     Err(gateway::unavailable(gateway, "it opens no new trade"))
@@ -244,7 +241,7 @@ async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Beg
             Opening::Kept(with) => Begun::Opened(payment, with),
             Opening::Theirs => Begun::BeingOpened,
             Opening::Ours => {
-                tx.commit().await?;
+                tx.commit().await.context("committing")?;
                 Begun::Attempt(payment, subject)
             }
         });
@@ -269,7 +266,7 @@ async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Beg
     };
     let ask_at = now.plus(Duration::from_secs(app.config.payments.query_after_s));
     store::insert_payment(&mut tx, &payment, now, ask_at).await.context("inserting a payment")?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(Begun::Attempt(Box::new(payment), subject))
 }
 

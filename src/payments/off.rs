@@ -109,6 +109,6 @@ async fn abandon_once(app: &App, by: UserId, id: PaymentId, reason: &str) -> Res
     let act = Act { by, action: "payment.abandon", target: &id.to_string() };
     let details = json!({ "gateway": payment.gateway, "order_no": order.id, "reason": reason });
     audit::done(&mut tx, act, &details, now).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(true)
 }

@@ -110,10 +110,11 @@ fn count_ended() {
 /// One try of one refund: sent, or asked about.
 pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
     let next = app.clock.now().plus(growing(BASE, refund.attempts.saturating_add(1)));
-    let mut conn = app.db.acquire().await?;
-    let mine = refunds::claim(&mut conn, refund, next).await.context("taking a refund")?;
-    drop(conn);
-    if !mine {
+    let mine = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        Ok(refunds::claim(&mut conn, refund, next).await.context("taking a refund")?)
+    });
+    if !mine.await? {
         return Ok(());
     }
     let answer = match refund.asked_at {
@@ -137,8 +138,11 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
                 tracing::error!(refund.id = %refund.id, %error, "refund was not understood; it is tried again, a person should look");
             }
             let kept: String = error.to_string().chars().take(ERROR_KEPT).collect();
-            let mut conn = app.db.acquire().await?;
-            refunds::note_error(&mut conn, refund.id, &kept).await.context("noting a refund's error")?;
+            let noted = retrying(|| async {
+                let mut conn = app.db.acquire().await?;
+                Ok(refunds::note_error(&mut conn, refund.id, &kept).await.context("noting a refund's error")?)
+            });
+            noted.await?;
         }
     }
     Ok(())
@@ -178,7 +182,7 @@ async fn take(app: &App, refund: &Refund, asked: Asked, answer: &RefundAnswer) -
         return Ok(Heard::Before);
     }
     let heard = hear(&mut tx, &order, refund.id, answer, app.clock.now()).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(heard)
 }
 
@@ -230,7 +234,7 @@ pub(super) async fn end_orders(app: &App, limit: u32) -> Result<()> {
             let mut tx = app.db.begin().await?;
             let (order, _) = late::lock(&mut tx, payment).await?;
             let ended = end_if_back(&mut tx, &order, app.clock.now()).await?;
-            tx.commit().await?;
+            tx.commit().await.context("committing")?;
             Ok(ended)
         });
         match ended.await {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use axum::http::HeaderMap;
 use serde_json::json;
 
+use super::close;
 use super::gateway::{self, Asked};
 use super::late::ResolveLate;
 use super::model::{
@@ -95,11 +96,7 @@ pub(super) async fn ask(app: &App, payment: &Payment) -> Result<()> {
     match gateway::query(app, payment).await? {
         Asked::Paid(message, body) => settle(app, payment.gateway, &message, &body).await.map(|_| ()),
         Asked::Waiting => Ok(()),
-        Asked::Over => {
-            let mut conn = app.db.acquire().await?;
-            store::close_payment(&mut conn, payment.id, app.clock.now()).await.context("closing a payment")?;
-            Ok(())
-        }
+        Asked::Over => close::close_payment(app, payment.id).await,
     }
 }
 
@@ -179,7 +176,7 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
         Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("keeping a notification"))),
     }
     let heard = move_on(app, &mut tx, &judged, message).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     tell(gateway, message, &judged, heard.as_ref());
     Ok(judged.settled)
 }
@@ -240,14 +237,14 @@ async fn rerun_once(app: &App, by: UserId, id: NotificationId) -> Result<(Rerun,
     let act = Act { by, action: "notification.rerun", target: &id.to_string() };
     if !changed {
         audit::done(&mut tx, act, &json!({ "outcome": outcome, "changed": false }), now).await?;
-        tx.commit().await?;
+        tx.commit().await.context("committing")?;
         return Ok((Rerun { outcome, detail, changed }, Settled::Repeated));
     }
     let heard = move_on(app, &mut tx, &judged, &message).await?;
     let name = judged.settled.name();
     store::set_outcome(&mut tx, id, name, &judged.detail).await.context("noting what a message did")?;
     audit::done(&mut tx, act, &json!({ "outcome": name, "before": outcome, "changed": true }), now).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     tell(kept.gateway, &message, &judged, heard.as_ref());
     Ok((Rerun { outcome: name.to_owned(), detail: judged.detail, changed }, judged.settled))
 }

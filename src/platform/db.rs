@@ -4,6 +4,11 @@
 //! unread answer in the pool (sqlx #563, #2711). So nothing here or above wraps one in a timeout or a `select!`; the
 //! bounds are the server's (`innodb_lock_wait_timeout`), the pool's, and the size of every statement's page.
 
+mod contention;
+
+pub use contention::Meetings;
+
+use std::panic::Location;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -139,7 +144,8 @@ pub fn violated(error: &sqlx::Error) -> Option<String> {
 /// What a failed statement says about trying again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// Another transaction was in the way (deadlock, lock wait): the whole transaction may be tried again at once.
+    /// Another transaction was in the way (deadlock, lock wait). The server has rolled back: the whole transaction may be
+    /// tried again, also when it was its COMMIT that failed so, as on a cluster that certifies transactions there.
     Contention,
     /// The server or the pool cannot serve now.
     Unavailable,
@@ -156,11 +162,13 @@ pub fn trouble(error: &sqlx::Error) -> Trouble {
         sqlx::Error::Database(database) => {
             let number = database.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map_or(0, |e| e.number());
             match number {
-                // ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, and MariaDB's ER_CHECKREAD ("record has changed since last read").
-                1205 | 1213 | 1020 => Trouble::Contention,
-                // too many connections, server shutdown, killed, read-only (a fail-over under way), and as many prepared
-                // statements as the server takes (OPERATIONS.md says what to set)
-                1040 | 1053 | 1927 | 1290 | 1836 | 1461 => Trouble::Unavailable,
+                // ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, MariaDB's ER_CHECKREAD ("record has changed since last read"), and
+                // MySQL's ER_TRANSACTION_ROLLBACK_DURING_COMMIT, which group replication answers to a COMMIT.
+                1205 | 1213 | 1020 | 3101 => Trouble::Contention,
+                // too many connections, server shutdown, killed (MariaDB, MySQL), idle for too long, read-only (a
+                // fail-over under way), a node of a cluster that has left it (Galera, group replication), and as many
+                // prepared statements as the server takes (OPERATIONS.md says what to set)
+                1040 | 1053 | 1927 | 3169 | 4031 | 1290 | 1836 | 1047 | 3100 | 1461 => Trouble::Unavailable,
                 _ => Trouble::Fault,
             }
         }
@@ -194,8 +202,48 @@ pub fn insert_parts<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
-/// How many times a transaction that met contention is run in all.
-pub const CONTENTION_ATTEMPTS: u32 = 5;
+/// Runs a whole transaction, or one statement, again when another one was in its way. `run` begins and commits; nothing
+/// outside it may have happened by then. What cannot be served in the end names where this was called.
+#[track_caller]
+pub fn retrying<T, F, Fut>(run: F) -> impl Future<Output = anyhow::Result<T>>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = anyhow::Result<T>>,
+{
+    let caller = Location::caller();
+    async move {
+        let mut meetings = Meetings::default();
+        loop {
+            let error = match run().await {
+                Err(error) if is_contention(&error) => error,
+                Err(error) if is_unavailable(&error) => return Err(error.context(format!("what is run at {caller}"))),
+                other => return other,
+            };
+            if !meetings.run_again().await {
+                let runs = meetings.runs();
+                return Err(error.context(format!("what is run at {caller} met others in each of {runs} runs")));
+            }
+            tracing::debug!(runs = meetings.runs(), at = %caller, error = format!("{error:#}"), "transaction met another and runs again");
+        }
+    }
+}
+
+/// Whether the server or the pool cannot serve now.
+pub fn is_unavailable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(|e| trouble(e) == Trouble::Unavailable))
+}
+
+/// Whether another transaction was in the way.
+pub fn is_contention(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(|e| trouble(e) == Trouble::Contention))
+}
+
+/// Whether what failed may be done all the same: the connection was lost, perhaps while the answer of a COMMIT was on its
+/// way. Who can see what would have been done looks for it; who cannot says that the service is not available, and the
+/// repeat finds it.
+pub fn may_be_done(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref::<sqlx::Error>(), Some(sqlx::Error::Io(_))))
+}
 
 /// Pushes `(?, ?, …)` for an `IN` list, filled up with its last value to a length that is met again. The list must not
 /// be empty: `IN ()` is not SQL.

@@ -13,7 +13,7 @@ use anyhow::Context;
 use jiff::tz::TimeZone;
 
 use crate::app::App;
-use crate::error::Result;
+use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::Conn;
@@ -29,14 +29,14 @@ pub async fn make_missing(app: &App) -> anyhow::Result<Vec<Day>> {
     let now = app.clock.now();
     let zone = TimeZone::get(&app.config.time_zone).context("reading the business time zone")?;
     let mut missing = model::due(now, &zone);
-    let mut conn = app.db.acquire().await?;
     if let Some((first, _)) = missing.first() {
-        let made = store::days_since(&mut conn, *first).await?;
+        let made = store::days_since(&mut *app.db.acquire().await?, *first).await?;
         missing.retain(|(day, _)| !made.contains(day));
     }
     for (day, span) in &missing {
-        let report = read(&mut conn, *day, *span, now).await?;
-        keep(&mut conn, &report).await?;
+        let report = read(&mut *app.db.acquire().await?, *day, *span, now).await?;
+        let kept = retrying(|| async { keep(&mut *app.db.acquire().await?, &report).await });
+        kept.await?;
         tracing::info!(report.day = %day, "report made");
     }
     Ok(missing.into_iter().map(|(day, _)| day).collect())

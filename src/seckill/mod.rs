@@ -42,7 +42,7 @@ use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::engine::TaskId;
-use crate::error::{Error, Kind, Result, invalid, refuse};
+use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::platform::clock::At;
 use crate::platform::db;
 use crate::platform::extract::FieldFault;
@@ -255,7 +255,7 @@ pub async fn create_activity(app: &App, by: Option<UserId>, new: NewActivity) ->
         created_at: now,
     };
     drop(conn);
-    let activity = if insert_activity(app, by, &activity).await? {
+    let activity = if retrying(|| insert_activity(app, by, &activity)).await? {
         activity
     } else {
         let there = find_activity(app, new.id).await?;
@@ -282,7 +282,7 @@ async fn insert_activity(app: &App, by: Option<UserId>, activity: &Activity) -> 
             json!({ "title": activity.title, "stock": activity.stock, "price_fen": activity.price_fen.as_fen() });
         audit::done(&mut tx, act, &details, activity.created_at).await?;
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(true)
 }
 
@@ -311,12 +311,14 @@ pub async fn change_stock(app: &App, by: UserId, id: ActivityId, to: i64) -> Res
     open_gate(app, id).await?;
     let gate = Gate::of(&app.engine, id);
     let change = to - before.stock;
+    if change == 0 {
+        // Also the repeat of a change whose answer was lost.
+        return Ok(before);
+    }
     if change < 0 && gate.take(app, -change).await? != Some(true) {
         return Err(refuse(Kind::ActivityState, "so many units are already taken").into());
     }
-    let mut tx = app.db.begin().await?;
-    if !store::change_stock(&mut tx, id, before.stock, to).await? {
-        tx.rollback().await?;
+    if !retrying(|| write_stock(app, by, id, before.stock, to)).await? {
         if change < 0 {
             gate.add(app, -change).await?;
         }
@@ -324,13 +326,22 @@ pub async fn change_stock(app: &App, by: UserId, id: ActivityId, to: i64) -> Res
             refuse(Kind::ActivityState, "the stock changed meanwhile, or so many units are already taken").into()
         );
     }
-    let act = Act { by, action: "activity.change", target: &id.to_string() };
-    audit::done(&mut tx, act, &json!({ "stock": to, "before": before.stock }), app.clock.now()).await?;
-    tx.commit().await?;
     if change > 0 {
         gate.add(app, change).await?;
     }
     find_activity(app, id).await
+}
+
+/// False when the stock is not `before` any more, or so many units are taken.
+async fn write_stock(app: &App, by: UserId, id: ActivityId, before: i64, to: i64) -> Result<bool> {
+    let mut tx = app.db.begin().await?;
+    if !store::change_stock(&mut tx, id, before, to).await? {
+        return Ok(false);
+    }
+    let act = Act { by, action: "activity.change", target: &id.to_string() };
+    audit::done(&mut tx, act, &json!({ "stock": to, "before": before }), app.clock.now()).await?;
+    tx.commit().await.context("committing")?;
+    Ok(true)
 }
 
 /// Ends a sale early: the gate is shut first, then MySQL says so; a repeat changes nothing. Who was admitted before
@@ -338,12 +349,15 @@ pub async fn change_stock(app: &App, by: UserId, id: ActivityId, to: i64) -> Res
 pub async fn close_activity(app: &App, by: UserId, id: ActivityId) -> Result<Activity> {
     find_activity(app, id).await?;
     Gate::of(&app.engine, id).close(app).await?;
-    let (mut tx, now) = (app.db.begin().await?, app.clock.now());
-    if store::close_activity(&mut tx, id, now).await? {
-        let act = Act { by, action: "activity.close", target: &id.to_string() };
-        audit::done(&mut tx, act, &json!({}), now).await?;
-    }
-    tx.commit().await?;
+    let written = retrying(|| async {
+        let (mut tx, now) = (app.db.begin().await?, app.clock.now());
+        if store::close_activity(&mut tx, id, now).await? {
+            let act = Act { by, action: "activity.close", target: &id.to_string() };
+            audit::done(&mut tx, act, &json!({}), now).await?;
+        }
+        Ok(tx.commit().await.context("committing")?)
+    });
+    written.await?;
     // A gate built between the two statements was built open: shut it again, now that MySQL says closed.
     Gate::of(&app.engine, id).close(app).await?;
     find_activity(app, id).await

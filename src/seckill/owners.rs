@@ -20,7 +20,7 @@ use super::store;
 use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::{self, CourseId};
-use crate::error::{Kind, Result};
+use crate::error::{Kind, Result, retrying};
 use crate::orders::{self, OrderId, TakenBack};
 
 /// Owners written, notes told and refunded orders read at once.
@@ -129,8 +129,7 @@ async fn forget_told(app: &App, page: &[TakenBack]) -> Result<()> {
     let before = app.clock.now().minus(TOLD_FOR);
     let told: HashSet<OrderId> = page.iter().filter(|row| row.created_at < before).map(|row| row.order_id).collect();
     let told: Vec<OrderId> = told.into_iter().collect();
-    let mut conn = app.db.acquire().await?;
-    orders::forget_taken_back(&mut conn, &told, before).await
+    retrying(|| async { orders::forget_taken_back(&mut *app.db.acquire().await?, &told, before).await }).await
 }
 
 /// Says in the gates, and in the records of the submissions, which of these orders were won in a sale and are refunded.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -65,7 +66,7 @@ async fn ahead(app: &App, activity: ActivityId, submissions: &[(EntryId, UserId)
             return Ok(None);
         }
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(Some((plan.into_iter().map(|step| step.placement).collect(), created)))
 }
 
@@ -87,7 +88,7 @@ async fn in_turn(app: &App, activity: ActivityId, submissions: &[(EntryId, UserI
             return Err(Error::Internal(anyhow::anyhow!("the stock of {activity} changed under its lock")));
         }
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok((plan.into_iter().map(|step| step.placement).collect(), created))
 }
 

@@ -9,7 +9,7 @@ use super::redis::Gate;
 use super::{owners, store};
 use crate::app::App;
 use crate::auth::UserId;
-use crate::error::Result;
+use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 
 /// Activities looked after at once; more are logged and wait until others end.
@@ -146,8 +146,11 @@ pub async fn return_units(app: &App) -> Result<usize> {
         }
         give_back_to_gates(app, &owed).await?;
         let ids: Vec<EntryId> = owed.iter().map(|entry| entry.id).collect();
-        let mut conn = app.db.acquire().await?;
-        store::mark_returned(&mut conn, &ids, app.clock.now()).await?;
+        let noted = retrying(|| async {
+            let mut conn = app.db.acquire().await?;
+            store::mark_returned(&mut conn, &ids, app.clock.now()).await
+        });
+        noted.await?;
         total += ids.len();
         if owed.len() < RETURN_CHUNK as usize {
             return Ok(total);

@@ -1,5 +1,6 @@
 //! The SQL of seckill, one statement a function.
 
+use anyhow::Context;
 use sqlx::{MySql, QueryBuilder};
 
 use super::model::{Activity, ActivityId, EntryId};
@@ -52,13 +53,13 @@ pub async fn insert_activity(conn: &mut Conn, a: &Activity) -> sqlx::Result<()> 
 pub async fn find_activity(conn: &mut Conn, id: ActivityId) -> Result<Option<Activity>> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
     query.push("WHERE id = ").push_bind(id);
-    Ok(query.build_query_as().fetch_optional(conn).await?)
+    Ok(query.build_query_as().fetch_optional(conn).await.context("reading an activity")?)
 }
 
 pub async fn lock_activity(conn: &mut Conn, id: ActivityId) -> Result<Option<Activity>> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
     query.push("WHERE id = ").push_bind(id).push(" FOR UPDATE");
-    Ok(query.build_query_as().fetch_optional(conn).await?)
+    Ok(query.build_query_as().fetch_optional(conn).await.context("locking an activity")?)
 }
 
 /// Activities that have not ended by `now`, newest first, below `before`.
@@ -90,7 +91,8 @@ pub async fn take_stock(conn: &mut Conn, id: ActivityId, units: i64) -> Result<b
             .bind(id)
             .bind(units)
             .execute(conn)
-            .await?;
+            .await
+            .context("taking units")?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -104,7 +106,8 @@ pub async fn take_stock_since(conn: &mut Conn, id: ActivityId, units: i64, seen:
     .bind(units)
     .bind(seen)
     .execute(conn)
-    .await?;
+    .await
+    .context("taking units")?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -115,7 +118,8 @@ pub async fn give_stock(conn: &mut Conn, id: ActivityId, units: i64) -> Result<b
             .bind(units)
             .bind(id)
             .execute(conn)
-            .await?;
+            .await
+            .context("giving units back")?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -132,7 +136,8 @@ pub async fn change_stock(conn: &mut Conn, id: ActivityId, from: i64, to: i64) -
     .bind(from)
     .bind(to)
     .execute(conn)
-    .await?;
+    .await
+    .context("changing a stock")?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -141,7 +146,8 @@ pub async fn close_activity(conn: &mut Conn, id: ActivityId, now: At) -> Result<
         .bind(now)
         .bind(id)
         .execute(conn)
-        .await?;
+        .await
+        .context("ending a sale")?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -155,7 +161,7 @@ pub async fn entries_of(conn: &mut Conn, activity: ActivityId, users: &[UserId])
     );
     query.push_bind(activity).push(" AND user_id IN ");
     push_in(&mut query, users.iter().copied());
-    Ok(query.build_query_as().fetch_all(conn).await?)
+    Ok(query.build_query_as().fetch_all(conn).await.context("reading entries")?)
 }
 
 /// Those of the entries that are there; `ids` is not empty.
@@ -198,7 +204,7 @@ pub async fn insert_entries(
         query.push_values(part, |mut row, (id, user, order)| {
             row.push_bind(*id).push_bind(activity).push_bind(*user).push_bind(*order).push_bind(1i8).push_bind(now);
         });
-        query.build().execute(&mut *conn).await?;
+        query.build().execute(&mut *conn).await.context("adding entries")?;
     }
     Ok(())
 }
@@ -218,7 +224,8 @@ pub async fn release_entry(conn: &mut Conn, id: EntryId, now: At) -> Result<bool
         .bind(now)
         .bind(id)
         .execute(conn)
-        .await?;
+        .await
+        .context("releasing an entry")?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -269,7 +276,7 @@ pub async fn mark_returned(conn: &mut Conn, ids: &[EntryId], now: At) -> Result<
     let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_entries SET gate_returned_at = ");
     query.push_bind(now).push(" WHERE released_at IS NOT NULL AND gate_returned_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
-    query.build().execute(conn).await?;
+    query.build().execute(conn).await.context("noting units that came back")?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Routes of coupons and points.
 
+use anyhow::Context;
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,7 +10,7 @@ use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, 
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::{Admin, CurrentUser};
-use crate::error::{Problem, Result};
+use crate::error::{Problem, Result, retrying};
 use crate::idempotency::{self, Answer, Key};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, Shape};
@@ -270,17 +271,20 @@ pub async fn create_coupon(
 ) -> Result<Answer> {
     let fingerprint = idempotency::fingerprint("POST /admin/coupons", &request)?;
     let now = app.clock.now();
-    let mut tx = app.db.begin().await?;
-    if let Some(answer) = idempotency::begin(&mut tx, admin.id.uuid(), &key, fingerprint, now).await? {
-        return Ok(answer);
-    }
-    request.over(now)?;
-    let id = super::create_coupon(&mut tx, &request.coupon(), now).await?;
-    let act = Act { by: admin.id, action: "coupon.create", target: &id.to_string() };
-    audit::done(&mut tx, act, &serde_json::json!({ "title": request.title, "quantity": request.quantity }), now)
-        .await?;
-    let answer = Answer::json(StatusCode::CREATED, &CouponCreated { id })?;
-    idempotency::keep(&mut tx, admin.id.uuid(), &key, &answer).await?;
-    tx.commit().await?;
-    Ok(answer)
+    retrying(|| async {
+        let mut tx = app.db.begin().await?;
+        if let Some(answer) = idempotency::begin(&mut tx, admin.id.uuid(), &key, fingerprint, now).await? {
+            return Ok(answer);
+        }
+        request.over(now)?;
+        let id = super::create_coupon(&mut tx, &request.coupon(), now).await?;
+        let act = Act { by: admin.id, action: "coupon.create", target: &id.to_string() };
+        let details = serde_json::json!({ "title": request.title, "quantity": request.quantity });
+        audit::done(&mut tx, act, &details, now).await?;
+        let answer = Answer::json(StatusCode::CREATED, &CouponCreated { id })?;
+        idempotency::keep(&mut tx, admin.id.uuid(), &key, &answer).await?;
+        tx.commit().await.context("committing")?;
+        Ok(answer)
+    })
+    .await
 }

@@ -57,7 +57,7 @@ pub async fn claim(app: &App, user: UserId, coupon: CouponId) -> Result<(UserCou
             tx.rollback().await?;
             return Ok(false);
         }
-        tx.commit().await?;
+        tx.commit().await.context("committing")?;
         Ok(true)
     })
     .await?;

@@ -60,9 +60,12 @@ async fn create(app: &App, wanted: &Create) -> Result<Result<Answer, No>> {
     if let Err(no) = wanted.check() {
         return Ok(Err(no));
     }
-    let mut conn = app.db.acquire().await.context("taking a connection")?;
-    store::insert_trade(&mut conn, TradeNo::new(), wanted, app.clock.now()).await?;
-    let trade = store::trade_of_merchant(&mut conn, &wanted.merchant_no).await?.context("reading back a trade")?;
+    let opened = retrying(|| async {
+        let mut conn = app.db.acquire().await.context("taking a connection")?;
+        store::insert_trade(&mut conn, TradeNo::new(), wanted, app.clock.now()).await?;
+        Ok(store::trade_of_merchant(&mut conn, &wanted.merchant_no).await?.context("reading back a trade")?)
+    });
+    let trade = opened.await?;
     if trade.amount_fen != wanted.amount_fen || trade.notify_url != wanted.notify_url {
         return Ok(Err(No::Conflict));
     }
@@ -89,7 +92,7 @@ async fn close(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
         }
         if trade.status == TradeStatus::Waiting {
             store::close_trade(&mut tx, trade.trade_no).await?;
-            tx.commit().await?;
+            tx.commit().await.context("committing")?;
             trade.status = TradeStatus::Closed;
         }
         Ok(Ok(answer(app, &trade)))
@@ -129,7 +132,7 @@ async fn refund(app: &App, wanted: &Refund) -> Result<Result<Answer, No>> {
         };
         store::put_refund(&mut tx, &refund, trade.trade_no, app.clock.now()).await?;
         store::mark_if_refunded(&mut tx, trade.trade_no).await?;
-        tx.commit().await?;
+        tx.commit().await.context("committing")?;
         Ok(Ok(Answer::Refund(refund)))
     })
     .await
@@ -178,7 +181,7 @@ async fn act(app: &App, trade_no: TradeNo, act: &Act) -> Result<Result<Trade, No
         if let Err(no) = apply(&mut tx, &trade, act, now).await? {
             return Ok(Err(no));
         }
-        tx.commit().await?;
+        tx.commit().await.context("committing")?;
         Ok(Ok(()))
     })
     .await?;

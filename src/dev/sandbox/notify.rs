@@ -7,6 +7,7 @@ use futures_util::stream;
 use super::model::{self, Notify};
 use super::store::{self, StoredNotify};
 use crate::app::App;
+use crate::error::retrying;
 
 /// The merchant's yes, exactly.
 const YES: &str = "success";
@@ -34,18 +35,24 @@ pub async fn deliver(app: &App) -> anyhow::Result<usize> {
 /// One try of one notify; false when another process took it.
 async fn send(app: &App, notify: StoredNotify) -> anyhow::Result<bool> {
     let now = app.clock.now();
-    let mut conn = app.db.acquire().await.context("taking a connection")?;
     // The next try is noted first: a crash in the middle only repeats it.
     let next_at = model::repeat_after(notify.attempts + 1).map(|pause| now.plus(pause));
-    if !store::claim_notify(&mut conn, &notify, next_at).await? {
+    let mine = retrying(|| async {
+        let mut conn = app.db.acquire().await.context("taking a connection")?;
+        store::claim_notify(&mut conn, &notify, next_at).await
+    });
+    if !mine.await? {
         return Ok(false);
     }
     let said: Notify = serde_json::from_str(&notify.body).context("reading a notify")?;
     if said.code == model::SUCCESS {
         // A late payment's money comes in with its first message; any other has come in before, and stays as it is.
-        store::mark_paid(&mut conn, notify.trade_no, said.amount_fen, now).await?;
+        let paid = retrying(|| async {
+            let mut conn = app.db.acquire().await.context("taking a connection")?;
+            store::mark_paid(&mut conn, notify.trade_no, said.amount_fen, now).await
+        });
+        paid.await?;
     }
-    drop(conn);
     let (timestamp, signature) = super::secret(app).sign(notify.body.as_bytes(), now);
     let sent = app
         .http
@@ -65,12 +72,15 @@ async fn send(app: &App, notify: StoredNotify) -> anyhow::Result<bool> {
         Err(error) => (false, error.to_string()),
     };
     let answer: String = answer.chars().take(ANSWER_KEPT).collect();
-    let mut conn = app.db.acquire().await.context("taking a connection")?;
-    if yes {
-        store::confirm_notify(&mut conn, notify.id, &answer, app.clock.now()).await?;
-    } else {
-        store::note_answer(&mut conn, notify.id, &answer).await?;
-    }
+    let noted = retrying(|| async {
+        let mut conn = app.db.acquire().await.context("taking a connection")?;
+        if yes {
+            store::confirm_notify(&mut conn, notify.id, &answer, app.clock.now()).await
+        } else {
+            store::note_answer(&mut conn, notify.id, &answer).await
+        }
+    });
+    noted.await?;
     tracing::debug!(notify.id = %notify.id, yes, answer, "sandbox notify sent");
     Ok(true)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::store;
-use crate::platform::db::Db;
+use crate::platform::db::{Db, retrying};
 
 /// A lease lasts so long; with [`ATTEMPT_PERIOD`] it is how soon another takes over from a holder that died.
 const LENGTH: Duration = Duration::from_secs(7);
@@ -40,30 +40,42 @@ impl Lease {
             if renewed.elapsed() < RENEW_AFTER {
                 return Ok(true);
             }
-            let mut conn = self.db.acquire().await?;
-            if store::renew_lease(&mut conn, self.name, &self.holder, term, LENGTH).await? {
+            let renewed = retrying(|| async {
+                let mut conn = self.db.acquire().await?;
+                store::renew_lease(&mut conn, self.name, &self.holder, term, LENGTH).await
+            });
+            if renewed.await? {
                 self.held = Some((term, asked));
                 return Ok(true);
             }
             self.held = None;
             tracing::info!(lease = self.name, term, "lease was taken by another process");
         }
-        let mut conn = self.db.acquire().await?;
-        store::make_lease(&mut conn, self.name).await?;
-        if store::take_lease(&mut conn, self.name, &self.holder, LENGTH).await?
-            && let Some(term) = store::lease_term(&mut conn, self.name, &self.holder).await?
-        {
+        if let Some(term) = retrying(|| self.take()).await? {
             tracing::info!(lease = self.name, term, "lease taken");
             self.held = Some((term, asked));
         }
         Ok(self.held.is_some())
     }
 
+    /// Its term, if it was free. Processes that want it meet here.
+    async fn take(&self) -> Result<Option<i64>> {
+        let mut conn = self.db.acquire().await?;
+        store::make_lease(&mut conn, self.name).await?;
+        if !store::take_lease(&mut conn, self.name, &self.holder, LENGTH).await? {
+            return Ok(None);
+        }
+        store::lease_term(&mut conn, self.name, &self.holder).await
+    }
+
     /// Gives it up, if it is held.
     pub async fn end(&mut self) -> Result<()> {
         if let Some((term, _)) = self.held.take() {
-            let mut conn = self.db.acquire().await?;
-            store::end_lease(&mut conn, self.name, &self.holder, term).await?;
+            let ended = retrying(|| async {
+                let mut conn = self.db.acquire().await?;
+                store::end_lease(&mut conn, self.name, &self.holder, term).await
+            });
+            ended.await?;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use super::store::Ran;
 use super::tasks::{Schedulable, Tasks};
 use super::{store, timing};
 use crate::platform::clock::At;
-use crate::platform::db::Db;
+use crate::platform::db::{Db, retrying};
 use crate::platform::loops::{Loops, Pulse};
 
 /// The lease of the leader.
@@ -85,8 +85,11 @@ impl Scheduler {
     pub async fn make_absent(&self, own: &[Definition]) -> Result<()> {
         let now = self.engine.clock.now();
         for definition in own {
-            let mut conn = self.db.acquire().await?;
-            store::insert(&mut conn, ScheduleId::new(), definition, definition.next_run(now), now).await?;
+            let made = retrying(|| async {
+                let mut conn = self.db.acquire().await?;
+                store::insert(&mut conn, ScheduleId::new(), definition, definition.next_run(now), now).await
+            });
+            made.await?;
         }
         Ok(())
     }
@@ -124,8 +127,11 @@ impl Scheduler {
         let most = usize::try_from(definition.catch_up_max).unwrap_or(1);
         let runs = timing::to_run(&timing, first, now, definition.catch_up, most);
         let ran = self.send(schedule, task, &runs, redis).await?;
-        let mut conn = self.db.acquire().await?;
-        if !store::advance(&mut conn, schedule, timing.next_after(now), &ran, now).await? {
+        let moved = retrying(|| async {
+            let mut conn = self.db.acquire().await?;
+            store::advance(&mut conn, schedule, timing.next_after(now), &ran, now).await
+        });
+        if !moved.await? {
             tracing::debug!(schedule.name = %definition.name, "schedule was moved on, or edited, by another");
         }
         Ok(())
@@ -196,8 +202,7 @@ impl Scheduler {
     async fn set_aside(&self, schedule: &Schedule, why: &str) -> Result<()> {
         tracing::error!(schedule.name = %schedule.definition.name, why, "schedule cannot be read and is set aside");
         let why: String = why.chars().take(ERROR_KEPT).collect();
-        let mut conn = self.db.acquire().await?;
-        store::set_aside(&mut conn, schedule, &why).await
+        retrying(|| async { store::set_aside(&mut *self.db.acquire().await?, schedule, &why).await }).await
     }
 }
 

@@ -21,7 +21,7 @@ use self::objects::{Page, Progress, RefundObject, Session};
 use super::{Asked, CloseAnswer, switched_off, unavailable};
 use crate::app::App;
 use crate::config::Stripe;
-use crate::error::{Error, Kind, Result, refuse};
+use crate::error::{Error, Kind, Result, refuse, retrying};
 use crate::payments::model::{DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer};
 use crate::payments::store::{self, refunds};
 use crate::platform::clock::At;
@@ -94,9 +94,11 @@ async fn open(app: &App, payment: &Payment, subject: &str) -> Result<(Session, V
         Answer::Done(session, kept) => (ours(session, payment)?, kept),
         Answer::Declined(why) => return Err(declined("create", &why)),
     };
-    let mut conn = app.db.acquire().await?;
-    store::keep_ref(&mut conn, payment.id, &session.id).await.context("keeping a session's id")?;
-    drop(conn);
+    let kept_ref = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        Ok(store::keep_ref(&mut conn, payment.id, &session.id).await.context("keeping a session's id")?)
+    });
+    kept_ref.await?;
     match reference(app, payment).await? {
         Some(first) if first != session.id => retrieve(app, payment, &first).await?.ok_or_else(|| lost(&first)),
         _ => Ok((session, kept)),
@@ -183,8 +185,12 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     };
     // What another request did under the key is not known: that is no refusal of this one.
     if !why.is_key_taken() {
-        let mut conn = app.db.acquire().await?;
-        refunds::count_refusal(&mut conn, refund.id, refund.refusals).await.context("counting a refusal")?;
+        let counted = retrying(|| async {
+            let mut conn = app.db.acquire().await?;
+            let counted = refunds::count_refusal(&mut conn, refund.id, refund.refusals).await;
+            Ok(counted.context("counting a refusal")?)
+        });
+        counted.await?;
     }
     // More money will come in, or a person will send some.
     if why.code.as_deref() == Some("balance_insufficient") {

@@ -254,7 +254,7 @@ impl<'a> Examiner<'a> {
                 insert(&mut tx, &named, *finding, case, &mut told, now).await?;
             }
         }
-        tx.commit().await?;
+        tx.commit().await.context("committing")?;
         count(self.gateway, &told);
         Ok(told)
     }

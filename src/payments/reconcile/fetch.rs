@@ -158,20 +158,27 @@ async fn keep(app: &App, id: BillId, (gateway, day): (Gateway, Day), bill: &Bill
     };
     let mut conn = app.db.acquire().await?;
     let known = bills::believed(&mut conn, gateway, day).await.context("reading a bill")?;
+    drop(conn);
     if let Some((known, _)) = known.filter(|(_, digest)| *digest == new.digest) {
-        drop(conn);
         // Another process may be believing or comparing it in this moment.
         let note = || async {
             Ok(bills::mark_checked(&mut *app.db.acquire().await?, known, now).await.context("noting a bill")?)
         };
         return retrying(note).await;
     }
-    bills::begin(&mut conn, &new, now).await.context("beginning a bill")?;
+    let begun = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        Ok(bills::begin(&mut conn, &new, now).await.context("beginning a bill")?)
+    });
+    begun.await?;
     let lines: Vec<(&(What, String), &Line)> = bill.lines.iter().collect();
     for batch in lines.chunks(db::CHUNK) {
-        bills::insert_lines(&mut conn, id, batch).await.context("writing lines of a bill")?;
+        let written = retrying(|| async {
+            let mut conn = app.db.acquire().await?;
+            Ok(bills::insert_lines(&mut conn, id, batch).await.context("writing lines of a bill")?)
+        });
+        written.await?;
     }
-    drop(conn);
     for _ in 0..ROUNDS {
         if let Some(is_new) = retrying(|| believe(app, &new, now)).await? {
             tracing::info!(
@@ -193,7 +200,7 @@ async fn believe(app: &App, new: &NewBill, now: At) -> Result<Option<bool>> {
         if known > new.id || digest == new.digest {
             bills::mark_checked(&mut tx, known, now).await.context("noting a bill")?;
             bills::abandon(&mut tx, new.id).await.context("abandoning a bill")?;
-            tx.commit().await?;
+            tx.commit().await.context("committing")?;
             return Ok(Some(false));
         }
         bills::replace(&mut tx, known, now).await.context("replacing a bill")?;
@@ -204,26 +211,41 @@ async fn believe(app: &App, new: &NewBill, now: At) -> Result<Option<bool>> {
         Err(error) if db::violated(&error).as_deref() == Some("uq_payment_bills_believed") => return Ok(None),
         Err(error) => return Err(Error::Internal(anyhow::Error::new(error).context("believing a bill"))),
     }
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(Some(true))
 }
 
 /// Clears away the lines of bills that nobody will read: those of a process that is gone, and those that were replaced.
 pub(super) async fn clear(app: &App) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
     let before = app.clock.now().minus(STORING);
-    bills::abandon_since(&mut conn, before).await.context("abandoning bills")?;
-    for bill in bills::useless(&mut conn, USELESS).await.context("looking for useless bills")? {
+    let abandoned = retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        Ok(bills::abandon_since(&mut conn, before).await.context("abandoning bills")?)
+    });
+    abandoned.await?;
+    let mut conn = app.db.acquire().await?;
+    let useless = bills::useless(&mut conn, USELESS).await.context("looking for useless bills")?;
+    drop(conn);
+    for bill in useless {
         for _ in 0..DELETES {
-            let deleted = bills::delete_lines(&mut conn, bill, DELETE).await.context("deleting lines of a bill")?;
-            if deleted < u64::from(DELETE) {
-                bills::mark_dropped(&mut conn, bill).await.context("noting a bill without lines")?;
-                bills::forget(&mut conn, bill).await.context("forgetting a bill")?;
+            if retrying(|| clear_page(app, bill)).await? {
                 break;
             }
         }
     }
     Ok(())
+}
+
+/// Clears away lines of a useless bill; true when none is left.
+async fn clear_page(app: &App, bill: BillId) -> Result<bool> {
+    let mut conn = app.db.acquire().await?;
+    let deleted = bills::delete_lines(&mut conn, bill, DELETE).await.context("deleting lines of a bill")?;
+    let is_empty = deleted < u64::from(DELETE);
+    if is_empty {
+        bills::mark_dropped(&mut conn, bill).await.context("noting a bill without lines")?;
+        bills::forget(&mut conn, bill).await.context("forgetting a bill")?;
+    }
+    Ok(is_empty)
 }
 
 #[cfg(test)]

@@ -40,8 +40,11 @@ pub async fn prune(app: &App) -> anyhow::Result<u64> {
                 }
             }
         }
-        let mut conn = app.db.acquire().await?;
-        bills::mark_pruned(&mut conn, bill.id, app.clock.now()).await.context("noting a bill without lines")?;
+        let noted = db::retrying(|| async {
+            let mut conn = app.db.acquire().await?;
+            bills::mark_pruned(&mut conn, bill.id, app.clock.now()).await.context("noting a bill without lines")
+        });
+        noted.await?;
     }
     Ok(gone)
 }
@@ -63,6 +66,11 @@ async fn prune_page(
     }
     let kept =
         bills::kept(&mut conn, bill.gateway, what, &numbers, before).await.context("looking for lines to keep")?;
+    drop(conn);
     numbers.retain(|number| !kept.contains(number));
-    bills::prune_lines(&mut conn, bill.gateway, what, &numbers, before).await.context("forgetting old lines")
+    db::retrying(|| async {
+        let mut conn = app.db.acquire().await?;
+        bills::prune_lines(&mut conn, bill.gateway, what, &numbers, before).await.context("forgetting old lines")
+    })
+    .await
 }

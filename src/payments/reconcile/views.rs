@@ -174,7 +174,7 @@ async fn begin(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<Uuid
     let key = fetch::begin(&mut tx, gateway, day, For::Task(Uuid::now_v7()), now).await?;
     let act = Act { by, action: "bill.fetch", target: &format!("{}/{day}", gateway.as_str()) };
     audit::done(&mut tx, act, &json!({ "gateway": gateway, "day": day }), now).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(key)
 }
 
@@ -317,7 +317,7 @@ async fn resolve_once(app: &App, by: UserId, id: DifferenceId, note: &str) -> Re
     let details = json!({ "number": found.number, "kind": found.kind, "note": note });
     audit::done(&mut tx, Act { by, action: "difference.resolve", target: &id.to_string() }, &details, now).await?;
     let resolved = differences::lock_one(&mut tx, id).await.context("reading a difference")?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     tracing::info!(difference.id = %id, "difference resolved");
     Ok(resolved.context("a difference vanished")?.into())
 }

@@ -215,7 +215,7 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
     audit::done(&mut tx, act, &details, now).await?;
     let answer = Answer::json(StatusCode::CREATED, &view)?;
     idempotency::keep(&mut tx, asked.by.uuid(), key, &answer).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     tracing::info!(order.no = %id, refund.kind = plan.kind.as_str(), refund.fen = plan.amount.as_fen(), "refund of an order is owed");
     Ok((answer, order_status == Status::Refunded))
 }

@@ -64,6 +64,6 @@ async fn retry_once(app: &App, by: UserId, id: RefundId, new_number: bool) -> Re
     };
     let act = Act { by, action: "refund.retry", target: &id.to_string() };
     audit::done(&mut tx, act, &json!({ "new_number": new_number, "refund_no": owed }), now).await?;
-    tx.commit().await?;
+    tx.commit().await.context("committing")?;
     Ok(owed)
 }

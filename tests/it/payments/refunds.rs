@@ -26,7 +26,7 @@ pub(super) async fn refund(h: &Harness, admin: &Person, no: &str, what: Value) -
     refund_once(h, admin, no, &key, what).await
 }
 
-async fn refund_once(h: &Harness, admin: &Person, no: &str, key: &str, mut what: Value) -> Answer {
+pub(super) async fn refund_once(h: &Harness, admin: &Person, no: &str, key: &str, mut what: Value) -> Answer {
     what["reason"] = "the buyer asked".into();
     h.post_once(&format!("/admin/orders/{no}/refund"), admin, key, what).await
 }
