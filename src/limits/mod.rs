@@ -264,7 +264,7 @@ impl Counted {
             let _ = write!(left, "{comma}\"{name}{suffix}\";r={remaining};t={reset_s}");
         }
         for (name, text) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, left)] {
-            if let Ok(value) = HeaderValue::from_str(&text) {
+            if let Ok(value) = HeaderValue::try_from(text) {
                 headers.insert(name, value);
             }
         }
