@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::platform::clock::Clock;
+use crate::platform::clock::{At, Clock};
 use crate::platform::db::{self, Db};
 use crate::platform::jwt::Tokens;
 use crate::platform::loops::Loops;
@@ -34,6 +34,8 @@ pub struct Inner {
     pub redis: Redis,
     /// The task engine.
     pub engine: Engine,
+    /// When this process connected.
+    pub started: At,
     /// Signs and verifies access tokens.
     pub tokens: Tokens,
     /// Gives and checks tickets, for those who can send no access token.
@@ -60,7 +62,7 @@ impl App {
         let redis = Redis::connect(config.redis_url.expose_secret(), &config.redis_prefix).await?;
         redis.require_safe_server().await?;
         let keys = config.auth.token_keys()?;
-        let (tokens, tickets) = (Tokens::new(&keys)?, Tickets::new(&keys));
+        let (tokens, tickets) = (config.auth.tokens(&keys)?, Tickets::new(&keys));
         let http = reqwest::Client::builder()
             .timeout(Duration::from_millis(config.payments.gateway_timeout_ms))
             .connect_timeout(Duration::from_millis(config.payments.gateway_timeout_ms.min(2000)))
@@ -71,6 +73,7 @@ impl App {
         let engine = Engine::new(redis.clone(), clock.clone(), config.engine.settings());
         let inner = Inner {
             config,
+            started: clock.now(),
             clock,
             db,
             redis,

@@ -1,13 +1,17 @@
 //! Every setting, typed and documented. They come from an optional TOML file (`--config` or `ONRUSH_CONFIG`) and from
-//! the environment, which wins: `ONRUSH_<SECTION>__<NAME>`, and `DATABASE_URL` / `REDIS_URL` as everybody writes them.
+//! the environment, which wins: `ONRUSH_<SECTION>__<NAME>`, and `DATABASE_URL` / `REDIS_URL` as everybody writes them;
+//! a secret may be in a file that `<its variable>_FILE` names (`config/files.rs`).
 //! What each is when it is not set and what it may be is in one table (`config/settings.rs`). All faults are told at once,
 //! each with what the setting should look like.
 
 mod alipay;
+mod files;
 mod gateways;
 mod limits;
+mod secrets;
 mod settings;
 mod stripe;
+mod transport;
 mod wechat;
 
 use std::collections::HashMap;
@@ -17,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use reqwest::Url;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -28,7 +32,6 @@ use self::settings::{COMMON_NAMES, SETTINGS};
 pub use self::stripe::Stripe;
 pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::platform::address::Networks;
-use crate::platform::jwt::TokenKeys;
 use crate::platform::telemetry::LogFormat;
 
 /// What a setting is when it is not set; empty when it must be set.
@@ -115,6 +118,10 @@ pub struct Auth {
     pub jwt_private_key_file: Option<PathBuf>,
     /// PEM file with the matching public key.
     pub jwt_public_key_file: Option<PathBuf>,
+    /// Further secrets whose tokens are taken (HS256), comma separated: those of before, and of after, a rotation.
+    pub jwt_verify_secrets: SecretString,
+    /// PEM files with further public keys whose tokens are taken, comma separated.
+    pub jwt_verify_key_files: String,
     /// Life of an access token, in seconds.
     pub access_token_s: u64,
     /// Life of a refresh token, in seconds.
@@ -128,18 +135,6 @@ pub struct Auth {
     pub login_attempts_per_address: u32,
     /// The window, in seconds.
     pub login_window_s: u64,
-}
-
-impl Auth {
-    /// The keys for access tokens, read from their files where files are named.
-    pub fn token_keys(&self) -> anyhow::Result<TokenKeys> {
-        let read =
-            |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading the key file {}", path.display()));
-        match (&self.jwt_private_key_file, &self.jwt_public_key_file) {
-            (Some(private), Some(public)) => Ok(TokenKeys::Pem(read(private)?, read(public)?)),
-            _ => Ok(TokenKeys::Secret(self.jwt_secret.expose_secret().as_bytes().to_vec())),
-        }
-    }
 }
 
 /// `ONRUSH_ORDERS__*`
@@ -333,7 +328,8 @@ fn environment() -> (HashMap<String, String>, Vec<String>) {
     let (mut known, mut faults) = (HashMap::new(), Vec::new());
     for (name, value) in std::env::vars_os() {
         let Ok(name) = name.into_string() else { continue };
-        let common = COMMON_NAMES.iter().any(|(_, variable)| *variable == name);
+        let said = files::secret_of(&name).unwrap_or(&name);
+        let common = COMMON_NAMES.iter().any(|(_, variable)| *variable == said);
         if !common && (!name.starts_with("ONRUSH_") || NOT_SETTINGS.contains(&name.as_str())) {
             continue;
         }
@@ -342,6 +338,7 @@ fn environment() -> (HashMap<String, String>, Vec<String>) {
             Err(_) => faults.push(format!("{name} must be UTF-8 text")),
         }
     }
+    files::read(&mut known, &mut faults);
     (known, faults)
 }
 
@@ -349,11 +346,13 @@ fn environment() -> (HashMap<String, String>, Vec<String>) {
 mod tests {
     use super::*;
 
+    const SECRET: &str = "9f2b7c1e5a8d4036b1c9e7f20a6d8354";
+
     fn overrides() -> Vec<(&'static str, String)> {
         vec![
             ("database_url", "mysql://u@localhost/db".to_owned()),
             ("redis_url", "redis://localhost".to_owned()),
-            ("auth.jwt_secret", "0123456789abcdef0123456789abcdef".to_owned()),
+            ("auth.jwt_secret", SECRET.to_owned()),
         ]
     }
 
@@ -449,8 +448,36 @@ mod tests {
         assert!(half.contains("ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE"), "{half}");
         let short = with(&[("auth.jwt_secret", "hush, this is secret")]).unwrap_err().to_string();
         assert!(short.contains("JWT_SECRET must be at least 32 bytes") && !short.contains("hush"), "{short}");
+        let weak = with(&[("auth.jwt_secret", "0123456789abcdef0123456789abcdef")]).unwrap_err().to_string();
+        assert!(
+            weak.contains("ONRUSH_AUTH__JWT_SECRET is weak: it repeats itself") && !weak.contains("0123"),
+            "{weak}"
+        );
         let open = with(&[("payments.sandbox", "true")]).unwrap_err().to_string();
         assert!(open.contains("ONRUSH_PAYMENTS__SANDBOX_SECRET must be at least 16 bytes"), "{open}");
+    }
+
+    #[test]
+    fn further_keys_are_read_and_their_faults_told_with_the_others() {
+        let other = "b7d01e6a4c93f2586e0a1d7bc4f93825";
+        let list = format!("{other}, {SECRET}");
+        let both = with(&[("auth.jwt_verify_secrets", &list)]).unwrap();
+        assert_eq!(both.auth.tokens(&both.auth.token_keys().unwrap()).unwrap().key_ids().len(), 2, "the one that signs is there once");
+        assert!(!format!("{both:?}").contains(other));
+        let told = with(&[
+            ("auth.jwt_verify_secrets", "short,change-me-change-me-before-production"),
+            ("auth.jwt_verify_key_files", "none.pem,Cargo.toml"),
+        ]);
+        let told = told.unwrap_err().to_string();
+        for line in [
+            "ONRUSH_AUTH__JWT_VERIFY_SECRETS has a weak secret at place 1: it must be at least 32 bytes",
+            "ONRUSH_AUTH__JWT_VERIFY_SECRETS has a weak secret at place 2: it has the words of a placeholder",
+            "ONRUSH_AUTH__JWT_VERIFY_KEY_FILES must be the paths of PEM files with public keys, comma separated: none.pem",
+            "comma separated: Cargo.toml: the public key file holds neither",
+        ] {
+            assert!(told.contains(line), "no {line:?} in {told}");
+        }
+        assert_eq!(told.lines().count(), 5, "{told}");
     }
 
     #[test]
@@ -505,6 +532,6 @@ mod tests {
 
     #[test]
     fn secrets_do_not_print_themselves() {
-        assert!(!format!("{:?}", with(&[]).unwrap()).contains("0123456789abcdef"));
+        assert!(!format!("{:?}", with(&[]).unwrap()).contains(SECRET));
     }
 }

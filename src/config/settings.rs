@@ -8,8 +8,8 @@ use config::{Source, Value};
 use jiff::tz::TimeZone;
 use sqlx::mysql::MySqlConnectOptions;
 
+use super::secrets;
 use crate::platform::address::Networks;
-use crate::platform::jwt::{TokenKeys, Tokens};
 use crate::platform::{redis, telemetry};
 
 /// A setting.
@@ -18,6 +18,8 @@ pub(super) struct Setting {
     pub name: &'static str,
     /// As text; none: it must be set, or may stay absent.
     pub default: Option<&'static str>,
+    /// Whether it, or a part of it, is a secret: it may come from a file then (`files.rs`).
+    pub is_secret: bool,
     form: Form,
 }
 
@@ -38,23 +40,29 @@ enum Form {
 use Form::{Any, Flag, OneOf, Text, Whole};
 
 const fn set(name: &'static str, default: &'static str, form: Form) -> Setting {
-    Setting { name, default: Some(default), form }
+    Setting { name, default: Some(default), is_secret: false, form }
 }
 const fn absent(name: &'static str, form: Form) -> Setting {
-    Setting { name, default: None, form }
+    Setting { name, default: None, is_secret: false, form }
+}
+const fn secret(setting: Setting) -> Setting {
+    Setting { is_secret: true, ..setting }
 }
 
 /// All of them.
 pub(super) const SETTINGS: &[Setting] = &[
-    absent("database_url", Text("the database's address", "mysql://user:password@host:3306/database", is_mysql)),
-    absent(
+    secret(absent(
+        "database_url",
+        Text("the database's address", "mysql://user:password@host:3306/database", is_mysql),
+    )),
+    secret(absent(
         "redis_url",
         Text(
             "Redis's address",
             "redis://:password@host:6379/0 or redis-cluster://:password@host:6379,host:6379",
             redis::is_address,
         ),
-    ),
+    )),
     set("redis_prefix", "onrush", Text("text without braces", "onrush", is_prefix)),
     set("time_zone", "Asia/Shanghai", Text("a time zone's IANA name", "Asia/Shanghai", |t| TimeZone::get(t).is_ok())),
     set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
@@ -73,9 +81,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     set("database.pool_size", "20", Whole(2, 1000)),
     set("database.acquire_timeout_ms", "3000", Whole(1, 60_000)),
-    set("auth.jwt_secret", "", Any("at least 32 bytes")),
+    secret(set("auth.jwt_secret", "", Any("at least 32 bytes"))),
     absent("auth.jwt_private_key_file", Any("the path of a PEM file")),
     absent("auth.jwt_public_key_file", Any("the path of a PEM file")),
+    secret(set("auth.jwt_verify_secrets", "", Any("secrets of at least 32 bytes each, comma separated"))),
+    set("auth.jwt_verify_key_files", "", Any("the paths of PEM files with public keys, comma separated")),
     set("auth.access_token_s", "900", Whole(1, 86_400)),
     set("auth.refresh_token_s", "2592000", Whole(1, 31_622_400)),
     set("auth.login_attempts", "5", Whole(1, 1_000_000)),
@@ -95,7 +105,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("seckill.batches_in_flight", "4", Whole(1, 64)),
     set("seckill.tick_ms", "250", Whole(10, 1000)),
     set("payments.sandbox", "false", Flag),
-    set("payments.sandbox_secret", "", Any("at least 16 bytes")),
+    secret(set("payments.sandbox_secret", "", Any("at least 16 bytes"))),
     set("payments.sandbox_url", "", Text(URL, "http://sandbox.internal:8080", |t| t.is_empty() || is_url(t))),
     set(
         "payments.return_page",
@@ -225,61 +235,8 @@ pub(super) fn faults(raw: &config::Config, file: Option<&Path>) -> anyhow::Resul
             faults.push(format!("{} is not a setting{}", place(name, value, file), meant.unwrap_or_default()));
         }
     }
-    faults.extend(secrets(raw));
+    faults.extend(secrets::faults(raw));
     Ok(faults)
-}
-
-/// What must be secret, and how.
-fn secrets(raw: &config::Config) -> Vec<String> {
-    let text = |name: &str| raw.get_string(name).unwrap_or_default();
-    let is_there = |name: &str| !text(name).is_empty();
-    let mut faults = Vec::new();
-    let secret = text("auth.jwt_secret");
-    match (is_there("auth.jwt_private_key_file"), is_there("auth.jwt_public_key_file")) {
-        (true, true) => faults.extend(keys(&text("auth.jwt_private_key_file"), &text("auth.jwt_public_key_file"))),
-        (false, false) if secret.len() >= 32 => {}
-        (false, false) => {
-            let fault = if secret.is_empty() { "is not set; it must be" } else { "must be" };
-            faults.push(format!(
-                "ONRUSH_AUTH__JWT_SECRET {fault} at least 32 bytes, such as `openssl rand -base64 48` makes (or name key \
-                 files: ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE)"
-            ));
-        }
-        _ => faults.push(
-            "ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE go together: the PEM files of one \
-             pair, such as /etc/onrush/private.pem and /etc/onrush/public.pem"
-                .to_owned(),
-        ),
-    }
-    if raw.get_bool("payments.sandbox").unwrap_or(false) && text("payments.sandbox_secret").len() < 16 {
-        faults.push(
-            "ONRUSH_PAYMENTS__SANDBOX_SECRET must be at least 16 bytes while the sandbox is on, such as `openssl rand \
-             -hex 16` makes"
-                .to_owned(),
-        );
-    }
-    faults
-}
-
-/// What is wrong with the key files.
-fn keys(private: &str, public: &str) -> Vec<String> {
-    let mut faults = Vec::new();
-    let mut read = |variable: &str, path: &str| {
-        std::fs::read(path)
-            .map_err(|error| faults.push(format!("{variable} must be the path of a PEM file: {path}: {error}")))
-            .ok()
-    };
-    let private = read("ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE", private);
-    let public = read("ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE", public);
-    if let Some((private, public)) = private.zip(public)
-        && let Err(error) = Tokens::new(&TokenKeys::Pem(private, public))
-    {
-        faults.push(format!(
-            "ONRUSH_AUTH__JWT_PRIVATE_KEY_FILE and ONRUSH_AUTH__JWT_PUBLIC_KEY_FILE must be a pair of PEM files, RSA or \
-             Ed25519, such as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` make: {error}"
-        ));
-    }
-    faults
 }
 
 /// Everything that is given, as (`section.name`, value), by name. Sections may have sections.
@@ -425,7 +382,16 @@ mod tests {
         let named =
             page.split('`').filter(|word| word.starts_with("ONRUSH_") && word.contains("__") && !word.ends_with('*'));
         for variable in named.map(|word| word.split('=').next().unwrap_or(word)) {
-            assert!(SETTINGS.iter().any(|setting| variable_of(setting.name) == variable), "{variable} is no setting");
+            let known = SETTINGS.iter().any(|setting| variable_of(setting.name) == variable);
+            assert!(known || super::super::files::secret_of(variable).is_some(), "{variable} is no setting");
+        }
+    }
+
+    #[test]
+    fn what_is_called_a_secret_may_come_from_a_file() {
+        for setting in SETTINGS {
+            let called = ["secret", "secrets", "token", "password"].iter().any(|word| setting.name.ends_with(word));
+            assert!(!called || setting.is_secret, "{}", setting.name);
         }
     }
 

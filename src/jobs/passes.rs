@@ -210,7 +210,7 @@ mod tests {
         let settings = [
             ("database_url", "mysql://u@localhost/db".to_owned()),
             ("redis_url", "redis://localhost".to_owned()),
-            ("auth.jwt_secret", "0123456789abcdef0123456789abcdef".to_owned()),
+            ("auth.jwt_secret", "9f2b7c1e5a8d4036b1c9e7f20a6d8354".to_owned()),
         ];
         let config = Config::load(None, &settings).expect("settings");
         for definition in own_schedules(&config, At::from_ms(0)) {
