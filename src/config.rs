@@ -462,7 +462,11 @@ mod tests {
         let other = "b7d01e6a4c93f2586e0a1d7bc4f93825";
         let list = format!("{other}, {SECRET}");
         let both = with(&[("auth.jwt_verify_secrets", &list)]).unwrap();
-        assert_eq!(both.auth.tokens(&both.auth.token_keys().unwrap()).unwrap().key_ids().len(), 2, "the one that signs is there once");
+        assert_eq!(
+            both.auth.tokens(&both.auth.token_keys().unwrap()).unwrap().key_ids().len(),
+            2,
+            "the one that signs is there once"
+        );
         assert!(!format!("{both:?}").contains(other));
         let told = with(&[
             ("auth.jwt_verify_secrets", "short,change-me-change-me-before-production"),

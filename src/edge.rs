@@ -27,6 +27,8 @@ use crate::texts;
 pub async fn edge(State(crowd): State<Crowd>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (id, header) = request_id(&request);
+    // For those who write down what they saw.
+    request.headers_mut().insert(HeaderName::from_static(REQUEST_ID), header.clone());
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);

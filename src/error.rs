@@ -65,6 +65,8 @@ refusals! {
     TokenInvalid = 401 "token_invalid" "The access token is not valid";
     /// A token past its time.
     TokenExpired = 401 "token_expired" "The access token has expired";
+    /// The login that the token was made in is over: it was logged out, or its refresh token was used twice.
+    LoginOver = 401 "login_over" "The login is over";
     /// Wrong phone or password, never which.
     WrongCredentials = 401 "wrong_credentials" "Phone or password is wrong";
     /// The refresh token is unknown, expired or revoked.

@@ -49,8 +49,8 @@ enum Command {
     /// Loads the demo data: accounts, courses, a coupon, points, a running seckill.
     ///
     /// What is there already stays as it is, so it is safe to repeat. The accounts have passwords that everybody can
-    /// read in the source: never on a database with real users.
-    Seed(ConfigArgs),
+    /// read in the source, one of them an administrator's: a database where other people have accounts is refused.
+    Seed(SeedArgs),
     Check(CheckArgs),
     /// Asks the service on this machine whether it is ready: exit code 0 if so. For container health checks.
     ///
@@ -99,6 +99,16 @@ struct ServeArgs {
     /// Migrates the schema first. Without it a schema that is behind is refused.
     #[arg(long)]
     migrate: bool,
+}
+
+// `seed`'s own words are at its line above.
+#[derive(Args)]
+struct SeedArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Loads them beside the accounts of other people: whoever reads the source is an administrator there.
+    #[arg(long)]
+    beside_other_people: bool,
 }
 
 /// Proves on a live system what must always hold: exit code 0 when it does.
@@ -236,6 +246,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "the schema is behind by {pending} migration(s): run `onrush migrate` first, or `onrush serve --migrate`"
         );
     }
+    warn_of_what_is_open(&app).await;
     let listen = &app.config.http.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let serving = Serving::start(&app, listener, &args.roles)?;
@@ -247,6 +258,24 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     tracing::info!("onrush has stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says at the start what leaves a door open: connections that can be read on their way, and passwords that are public.
+async fn warn_of_what_is_open(app: &App) {
+    for open in app.config.open_connections() {
+        tracing::warn!("{open}");
+    }
+    match demo::open_accounts(app).await {
+        Ok(phones) => phones.into_iter().for_each(|phone| {
+            tracing::warn!(
+                user.phone = phone,
+                "A DEMO ACCOUNT IS OPEN: its password is in the source of onrush, for everybody to read. Delete the account \
+                 before anybody else can reach this service"
+            );
+        }),
+        // That it could not be looked at is no reason not to serve.
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "whether the demo accounts are open is not known"),
+    }
 }
 
 /// Logs, settings and connections of a command that does one thing and ends.
@@ -271,9 +300,15 @@ async fn migrate(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn seed(args: ConfigArgs) -> anyhow::Result<ExitCode> {
-    let app = connect(&args).await?;
+async fn seed(args: SeedArgs) -> anyhow::Result<ExitCode> {
+    let app = connect(&args.config).await?;
     require_current_schema(&app).await?;
+    if !args.beside_other_people && demo::has_other_people(&app).await? {
+        bail!(
+            "other people have accounts in this database, and the demo's passwords, one of them an administrator's, are \
+             public: nothing was loaded. If this is no shop, say `onrush seed --beside-other-people`"
+        );
+    }
     demo::load(&app).await?;
     say(format!("the demo data are loaded; the logins are\n{}", demo::logins()))?;
     Ok(ExitCode::SUCCESS)

@@ -69,6 +69,7 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(auth::http::refresh))
         .routes(routes!(auth::http::logout))
         .routes(routes!(auth::http::me))
+        .routes(routes!(auth::http::logout_user))
         .routes(routes!(catalogue::http::list))
         .routes(routes!(catalogue::http::detail))
         .routes(routes!(catalogue::http::mine))

@@ -22,7 +22,7 @@ use crate::app::App;
 use crate::platform::address::warn_if_nobody_is_trusted;
 use crate::platform::loops::Pulse;
 use crate::platform::telemetry;
-use crate::{engine, jobs, ops, routes};
+use crate::{auth, engine, jobs, ops, routes};
 
 /// After a failed `accept` (no file descriptors left, say) the next one waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -155,6 +155,7 @@ fn start_measuring(app: &App) {
         return;
     }
     ops::prepare_counters();
+    auth::prepare_counters();
     jobs::prepare_counters();
     app.loops.every("metrics", telemetry::UPKEEP_PERIOD, |_: Pulse| async {
         if let Some(metrics) = ops::METRICS.get() {

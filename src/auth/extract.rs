@@ -1,18 +1,27 @@
-//! Who is asking: from the access token alone, without MySQL and Redis. And from where.
+//! Who is asking, and from where.
+//!
+//! [`CurrentUser`] takes the access token's word, without MySQL and Redis. That is enough to read one's own and to queue
+//! for a sale. Where money moves, [`LiveUser`] asks MySQL whether the account stands and the login goes on; [`Admin`] asks
+//! that, and what the account may do now. MySQL has the truth of it: a login that ended a moment ago, at whichever
+//! process, is over, and Redis is not asked.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, header};
 
-use super::model::{Claims, Role, UserId};
+use super::model::{Claims, LoginId, Role, UserId};
+use super::store;
+use super::watch::{self, Sight, Visitor};
 use crate::app::App;
 use crate::error::{Error, Kind};
 use crate::platform::address::{self, subscriber};
 use crate::platform::clock::At;
+use crate::platform::jwt::{TokenFault, Verified};
 use crate::platform::seldom::Seldom;
 
 /// The user of a valid access token; without one the request is refused with 401.
@@ -24,6 +33,16 @@ pub struct CurrentUser {
     pub role: Role,
     /// From when on what they showed is refused: an answer that goes on for long ends then.
     pub until: At,
+    /// The login that the token was made in.
+    login: LoginId,
+}
+
+impl CurrentUser {
+    /// A user by a ticket of theirs, which was given to a request with a valid token and holds until then. It is of no
+    /// login that could be over.
+    pub fn by_ticket(id: UserId, until: At) -> Self {
+        Self { id, role: Role::User, until, login: LoginId::min() }
+    }
 }
 
 impl FromRequestParts<App> for CurrentUser {
@@ -34,13 +53,57 @@ impl FromRequestParts<App> for CurrentUser {
         if let Some(known) = parts.extensions.get::<Self>() {
             return Ok(*known);
         }
-        let token = bearer(parts).ok_or(Kind::Unauthenticated)?;
-        let claims: Claims = app.tokens.verify(token).map_err(|_| Kind::TokenInvalid)?;
-        if claims.is_expired(app.clock.now()) {
-            return Err(Kind::TokenExpired.into());
+        if parts.extensions.get::<Forged>().is_some() {
+            return Err(Kind::TokenInvalid.into());
         }
-        Ok(Self { id: claims.sub, role: claims.role, until: claims.expires_at() })
+        let token = bearer(parts).ok_or(Kind::Unauthenticated)?;
+        let now = app.clock.now();
+        let claims = app.tokens.verify::<Claims>(token).and_then(|Verified { claims, is_typed }| {
+            if claims.is_sound(is_typed, app.started, now) { Ok(claims) } else { Err(TokenFault::Forged) }
+        });
+        match claims {
+            Ok(claims) if claims.is_expired(now) => Err(Kind::TokenExpired.into()),
+            Ok(claims) => Ok(Self { id: claims.sub, role: claims.role, until: claims.expires_at(), login: claims.sid }),
+            Err(TokenFault::Expired) => Err(Kind::TokenExpired.into()),
+            Err(TokenFault::Malformed) => Err(Kind::TokenInvalid.into()),
+            Err(TokenFault::Forged) => {
+                watch::see(app, Sight::TokenForged, &Visitor::of(parts, app).await, None, None);
+                parts.extensions.insert(Forged);
+                Err(Kind::TokenInvalid.into())
+            }
+        }
     }
+}
+
+/// Marks a request whose token is forged, which has been told: whoever reads it once more is only refused.
+#[derive(Debug, Clone, Copy)]
+struct Forged;
+
+/// The user of a valid access token whose account stands and whose login goes on, by MySQL's word at this moment.
+#[derive(Debug, Clone, Copy)]
+pub struct LiveUser(pub CurrentUser);
+
+impl FromRequestParts<App> for LiveUser {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        let user = CurrentUser::from_request_parts(parts, app).await?;
+        let role = role_now(parts, app, &user).await?;
+        Ok(Self(CurrentUser { role, ..user }))
+    }
+}
+
+/// What the user may do now. An account that is gone and a login that is over are refused with 401.
+async fn role_now(parts: &mut Parts, app: &App, user: &CurrentUser) -> Result<Role, Error> {
+    let mut conn = app.db.acquire().await?;
+    let standing = store::find_standing(&mut conn, user.id, user.login).await.context("reading how a login stands")?;
+    drop(conn);
+    let standing = standing.ok_or(Kind::TokenInvalid)?;
+    if standing.revoked > 0 {
+        watch::see(app, Sight::LoginOver, &Visitor::of(parts, app).await, Some(user.id), None);
+        return Err(Kind::LoginOver.into());
+    }
+    Ok(standing.role)
 }
 
 /// `Authorization: Bearer <token>`; the scheme's name is read in any case (RFC 9110).
@@ -49,7 +112,7 @@ fn bearer(parts: &Parts) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// The user of a valid access token whose role is admin; another role is refused with 403.
+/// An administrator, by the access token and by MySQL's word at this moment; another role is refused with 403.
 #[derive(Debug, Clone, Copy)]
 pub struct Admin(pub CurrentUser);
 
@@ -58,9 +121,14 @@ impl FromRequestParts<App> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
         let user = CurrentUser::from_request_parts(parts, app).await?;
-        match user.role {
+        // MySQL is asked about those alone who may be administrators: others are turned away for nothing.
+        let role = if user.role == Role::Admin { role_now(parts, app, &user).await? } else { user.role };
+        match role {
             Role::Admin => Ok(Self(user)),
-            Role::User => Err(Kind::Forbidden.into()),
+            Role::User => {
+                watch::forbidden(app, &Visitor::of(parts, app).await, user.id).await;
+                Err(Kind::Forbidden.into())
+            }
         }
     }
 }

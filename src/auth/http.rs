@@ -7,13 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{self, DeviceToken};
 use super::extract::ClientAddress;
-use super::model::{Phone, RefreshToken, User};
+use super::model::{Phone, RefreshToken, User, UserId};
+use super::nickname::is_reserved;
+use super::password::Password;
 use super::session::Session;
-use super::{Caller, CurrentUser, Registration, session};
+use super::watch::{self, Visitor};
+use super::{Admin, Caller, CurrentUser, Registration, session};
 use crate::app::App;
 use crate::error::{Problem, Result};
-use crate::platform::extract::{Input, Json, Shape};
+use crate::platform::extract::{Faults, Input, Json, Path, Shape};
 use crate::platform::rules::words;
+use crate::platform::spelling::nfc_option;
 
 /// A new account.
 #[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -23,12 +27,14 @@ pub struct RegisterRequest {
     #[garde(skip)]
     #[schema(value_type = String, pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
     phone: Phone,
-    /// At least 8 characters, at most 72 bytes.
-    #[garde(length(chars, min = 8), length(bytes, max = 72))]
-    #[schema(min_length = 8, max_length = 72, example = "a long password")]
-    password: String,
-    /// What others see; without it a neutral one.
-    #[garde(inner(custom(words(1, super::MAX_NICKNAME_CHARS))))]
+    /// At least 8 characters, at most 256 bytes; none of the commonest passwords, nor the phone number. However a
+    /// keyboard composes its characters, it is the same password (NFC).
+    #[garde(custom(is_password))]
+    #[schema(value_type = String, min_length = 8, max_length = 256, example = "a long password")]
+    password: Password,
+    /// What others see; without it a neutral one. Not one that looks like the shop's own.
+    #[garde(inner(custom(words(1, super::MAX_NICKNAME_CHARS)), custom(is_free)))]
+    #[serde(default, deserialize_with = "nfc_option")]
     #[schema(min_length = 1, max_length = 64, pattern = r"\S")]
     nickname: Option<String>,
 }
@@ -42,9 +48,9 @@ pub struct LoginRequest {
     #[schema(value_type = String, pattern = "^1[3-9][0-9]{9}$", example = "13800000001")]
     phone: Phone,
     /// Its password.
-    #[garde(length(chars, min = 8), length(bytes, max = 72))]
-    #[schema(min_length = 8, max_length = 72, example = "a long password")]
-    password: String,
+    #[garde(custom(is_password))]
+    #[schema(value_type = String, min_length = 8, max_length = 256, example = "a long password")]
+    password: Password,
     /// What the last login on this device was given, where there was one and no cookie brings it: strangers who guess
     /// passwords of this number cannot make this device wait. One that is not valid any more counts as none.
     #[garde(inner(custom(is_device_token)))]
@@ -62,9 +68,26 @@ pub struct RefreshRequest {
     refresh_token: String,
 }
 
-impl Shape<App> for RegisterRequest {}
+impl Shape<App> for RegisterRequest {
+    fn together(&self, _: &App, faults: &mut Faults) {
+        if faults.spare(&["password"]) {
+            let phone = Some(&self.phone).filter(|_| faults.spare(&["phone"]));
+            if let Some(fault) = self.password.choice_fault(phone) {
+                faults.add("password", fault);
+            }
+        }
+    }
+}
 impl Shape<App> for LoginRequest {}
 impl Shape<App> for RefreshRequest {}
+
+fn is_password(password: &Password, (): &()) -> garde::Result {
+    password.length_fault().map_or(Ok(()), |fault| Err(garde::Error::new(fault)))
+}
+
+fn is_free(nickname: &str, (): &()) -> garde::Result {
+    if is_reserved(nickname) { Err(garde::Error::new("is reserved for the shop")) } else { Ok(()) }
+}
 
 fn is_refresh_token(text: &str, (): &()) -> garde::Result {
     let good = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -176,12 +199,17 @@ pub async fn register(
 ))]
 pub async fn login(
     State(app): State<App>,
+    visitor: Visitor,
     ClientAddress(address): ClientAddress,
     headers: HeaderMap,
     Input(Json(body)): Input<Json<LoginRequest>>,
 ) -> Result<LoginResponse> {
     let from = Caller { address, devices: device::shown(&headers, body.device_token) };
-    let (session, device) = super::login(&app, &from, &body.phone, body.password).await?;
+    let judged = super::login(&app, &visitor, &from, &body.phone, body.password).await;
+    if let Err(error) = &judged {
+        watch::attempt(&app, &visitor, &body.phone, error).await;
+    }
+    let (session, device) = judged?;
     Ok(LoginResponse::new(&app, session, &device))
 }
 
@@ -193,19 +221,42 @@ pub async fn login(
 ))]
 pub async fn refresh(
     State(app): State<App>,
+    visitor: Visitor,
     Input(Json(body)): Input<Json<RefreshRequest>>,
 ) -> Result<SessionResponse> {
-    let session = session::refresh(&app, &RefreshToken::from_client(body.refresh_token)).await?;
-    Ok(SessionResponse::new(&app, session))
+    let refreshed = session::refresh(&app, &RefreshToken::from_client(body.refresh_token)).await;
+    if let Err(error) = &refreshed {
+        watch::refresh(&app, &visitor, error);
+    }
+    Ok(SessionResponse::new(&app, refreshed?))
 }
 
-/// Ends the login that a refresh token belongs to. Safe to repeat; an unknown token is fine. An access token made in
-/// it holds until it expires.
+/// Ends the login that a refresh token belongs to. Safe to repeat; an unknown token is fine. The access tokens made in it
+/// are refused from then on (`login_over`) by every administrator's route and wherever money moves; elsewhere they hold
+/// until they expire.
 #[utoipa::path(post, path = "/auth/logout", tag = "auth", request_body = RefreshRequest, responses(
     (status = 204, description = "The login is over"),
 ))]
 pub async fn logout(State(app): State<App>, Input(Json(body)): Input<Json<RefreshRequest>>) -> Result<StatusCode> {
     session::close(&app, &RefreshToken::from_client(body.refresh_token)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends all logins of an account, as its owner's logouts would: whoever holds their tokens is out. Safe to repeat; whoever
+/// knows the password may log in again.
+#[utoipa::path(post, path = "/admin/users/{id}/logout", operation_id = "logout_user", tag = "admin", security(("bearer" = [])),
+    params(("id" = UserId, Path, description = "The account")),
+    responses(
+        (status = 204, description = "All its logins are over"),
+        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such account"),
+    ))]
+pub async fn logout_user(
+    State(app): State<App>,
+    Admin(admin): Admin,
+    Input(Path(id)): Input<Path<UserId>>,
+) -> Result<StatusCode> {
+    session::close_all(&app, admin.id, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,7 +1,8 @@
 //! Accounts, logins and who is asking.
 //!
-//! * An **access token** is a short-lived JWT that carries the user and the role: checking it costs no MySQL and no
-//!   Redis ([`CurrentUser`], [`Admin`]). It is not called back before it expires; that is why it is short.
+//! * An **access token** is a short-lived JWT that carries the user, the role and the login: checking it costs no MySQL
+//!   and no Redis ([`CurrentUser`]). Where money moves, and for administrators, MySQL is asked as well whether the account
+//!   stands and the login goes on ([`LiveUser`], [`Admin`]).
 //! * A **refresh token** is 32 random bytes, stored as SHA-256 and used once. The tokens that descend from one login
 //!   are a family; using one of them twice ends the family, because the service cannot tell a thief from the owner.
 //!   So of two simultaneous uses of the same token the first to lock the user's row gets a new pair, and the second
@@ -14,13 +15,16 @@ mod device;
 mod extract;
 pub mod http;
 mod model;
+mod nickname;
 mod password;
 mod redis;
 mod session;
 mod store;
+mod watch;
 
-pub use extract::{Admin, ClientIp, CurrentUser, client_ip};
+pub use extract::{Admin, ClientIp, CurrentUser, LiveUser, client_ip};
 pub use model::{Phone, Role, User, UserId};
+pub use watch::prepare_counters;
 
 use anyhow::Context;
 use uuid::Uuid;
@@ -29,10 +33,14 @@ use crate::app::App;
 use crate::error::{Error, Kind, Result, invalid, retrying};
 use crate::platform::clock::At;
 use crate::platform::db;
+use crate::platform::rules::words;
+use crate::platform::spelling::composed;
 use device::DeviceToken;
-use model::Claims;
+use model::{Claims, LoginId};
+use password::Password;
 use redis::Judged;
 use session::Session;
+use watch::Visitor;
 
 /// Characters of a nickname, at most: the column's width.
 pub const MAX_NICKNAME_CHARS: usize = 64;
@@ -43,14 +51,14 @@ pub fn access_token(app: &App, user: UserId, role: Role) -> Result<String> {
 }
 
 fn sign(app: &App, user: UserId, role: Role, login: Uuid, now: At) -> Result<String> {
-    let claims = Claims::new(user, role, login, now, app.config.auth.access_token_s);
+    let claims = Claims::new(user, role, LoginId::from_uuid(login), now, app.config.auth.access_token_s);
     Ok(app.tokens.sign(&claims)?)
 }
 
 /// What somebody registers with.
 struct Registration {
     phone: Phone,
-    password: String,
+    password: Password,
     /// Empty: a neutral one.
     nickname: String,
 }
@@ -98,7 +106,13 @@ struct Caller {
 }
 
 /// Logs a user in. A wrong number and a wrong password are answered alike, and as slowly.
-async fn login(app: &App, from: &Caller, phone: &Phone, password: String) -> Result<(Session, DeviceToken)> {
+async fn login(
+    app: &App,
+    visitor: &Visitor,
+    from: &Caller,
+    phone: &Phone,
+    password: Password,
+) -> Result<(Session, DeviceToken)> {
     let known = device::known(app, phone, &from.devices)?;
     let attempt = redis::attempt(app, &from.address, known.as_ref(), phone).await?;
     let checked = authenticate(app, phone, password).await;
@@ -112,11 +126,14 @@ async fn login(app: &App, from: &Caller, phone: &Phone, password: String) -> Res
         tracing::warn!(%error, "a login attempt could not be ended");
     }
     let user = checked?;
+    if user.role == Role::Admin {
+        watch::admin_login(app, visitor, user.id, phone).await?;
+    }
     let device = device::token(app, phone, known)?;
     Ok((open_session(app, user).await?, device))
 }
 
-async fn authenticate(app: &App, phone: &Phone, password: String) -> Result<User> {
+async fn authenticate(app: &App, phone: &Phone, password: Password) -> Result<User> {
     // The connection goes back to the pool before the hash, which takes far longer than the statement.
     let account = store::find_account(&mut *app.db.acquire().await?, phone).await.context("reading an account")?;
     let (user, hash) = account.map(|account| (account.user, account.password_hash)).unzip();
@@ -150,23 +167,42 @@ pub async fn prune(app: &App) -> anyhow::Result<()> {
     session::prune(app).await
 }
 
-/// Makes an account. An empty nickname gets a neutral one.
+/// Makes an account. An empty nickname gets a neutral one; one that is reserved is for this function's callers to give.
 pub async fn create_user(app: &App, phone: &str, password: &str, nickname: &str, role: Role) -> Result<UserId> {
     let phone: Phone = phone.parse().map_err(|e: model::NotAPhone| invalid("phone", e.to_string()))?;
-    if !model::is_acceptable_password(password) {
-        return Err(invalid("password", "must be 8 characters to 72 bytes"));
+    let password = Password::from(password.to_owned());
+    if let Some(fault) = password.length_fault().or_else(|| password.choice_fault(Some(&phone))) {
+        return Err(invalid("password", fault));
     }
-    if nickname.chars().count() > MAX_NICKNAME_CHARS {
-        return Err(invalid("nickname", "must be at most 64 characters"));
+    let nickname = composed(nickname);
+    if !nickname.is_empty()
+        && let Err(error) = words(1, MAX_NICKNAME_CHARS)(&nickname, &())
+    {
+        return Err(invalid("nickname", error.message()));
     }
-    let hash = password::hash(app, password.to_owned()).await?;
-    let user = User::new(phone, nickname, role, app.clock.now());
+    let hash = password::hash(app, password).await?;
+    let user = User::new(phone, &nickname, role, app.clock.now());
     retrying(async || {
         let mut conn = app.db.acquire().await?;
         insert(&mut conn, &user, &hash).await
     })
     .await?;
     Ok(user.id)
+}
+
+/// Whether an account with this number has this password.
+pub async fn has_password(app: &App, phone: &str, password: &str) -> Result<bool> {
+    let Ok(phone) = phone.parse::<Phone>() else { return Ok(false) };
+    let account = store::find_account(&mut *app.db.acquire().await?, &phone).await.context("reading an account")?;
+    match account {
+        Some(account) => password::verify(app, Password::from(password.to_owned()), Some(account.password_hash)).await,
+        None => Ok(false),
+    }
+}
+
+/// Whether there are accounts beside those with these numbers.
+pub async fn has_others(app: &App, phones: &[&str]) -> Result<bool> {
+    Ok(store::find_other(&mut *app.db.acquire().await?, phones).await.context("looking for accounts")?)
 }
 
 /// Inserts a user; the unique key decides between two who register the same number at once.

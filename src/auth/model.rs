@@ -1,5 +1,7 @@
 //! Types and pure rules of accounts and tokens.
 
+use std::time::Duration;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -134,42 +136,52 @@ impl std::str::FromStr for Phone {
     }
 }
 
-/// At least 8 characters, at most 72 bytes: what every common hash takes whole.
-pub(super) fn is_acceptable_password(password: &str) -> bool {
-    password.chars().count() >= 8 && password.len() <= 72
-}
-
 /// What an access token says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Claims {
-    iss: Issuer,
+    iss: Onrush,
+    /// For whom it is; a token of the version before does not say so.
+    aud: Option<Onrush>,
     /// Who.
     pub sub: UserId,
     /// What they may do.
     pub role: Role,
     /// The login (the family of refresh tokens) it was made in.
-    sid: Id<Login>,
+    pub sid: LoginId,
     /// When it was made, in seconds since 1970.
     iat: i64,
+    /// Not before, in seconds since 1970; a token of the version before does not say so.
+    nbf: Option<i64>,
     /// From when on it is refused, in seconds since 1970.
     exp: i64,
 }
 
 /// A login: the family of refresh tokens that descend from it.
-pub(super) struct Login;
+#[derive(Debug, Clone, Copy)]
+pub struct Login;
+/// Names a [`Login`].
+pub type LoginId = Id<Login>;
 
-/// The only issuer whose tokens count.
+/// Who makes access tokens, and for whom: the service, for itself.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-enum Issuer {
+enum Onrush {
     #[serde(rename = "onrush")]
     Onrush,
 }
 
+/// The clock of the process that made a token may be ahead of ours by so much. How far it may be behind is no question:
+/// a token ends when it says, by the clock of whoever is asked.
+const LEEWAY_S: i64 = 60;
+
+/// For so long after its start a process takes tokens of the version before, which say less: in a rolling upgrade
+/// processes of that version go on making them.
+const UPGRADE: Duration = Duration::from_secs(24 * 3600);
+
 impl Claims {
-    pub(super) fn new(sub: UserId, role: Role, login: Uuid, now: At, life_s: u64) -> Self {
+    pub(super) fn new(sub: UserId, role: Role, login: LoginId, now: At, life_s: u64) -> Self {
         let iat = now.ms().div_euclid(1000);
         let exp = iat.saturating_add(i64::try_from(life_s).unwrap_or(i64::MAX));
-        Self { iss: Issuer::Onrush, sub, role, sid: Id::from_uuid(login), iat, exp }
+        Self { iss: Onrush::Onrush, aud: Some(Onrush::Onrush), sub, role, sid: login, iat, nbf: Some(iat), exp }
     }
 
     pub(super) fn expires_at(&self) -> At {
@@ -179,6 +191,24 @@ impl Claims {
     pub(super) fn is_expired(&self, now: At) -> bool {
         now.ms().div_euclid(1000) >= self.exp
     }
+
+    /// Whether it says all that a token of ours says, and is of now or before. `is_typed`: its header says what it is.
+    pub(super) fn is_sound(&self, is_typed: bool, started: At, now: At) -> bool {
+        let says_all = is_typed && self.aud.is_some() && self.nbf.is_some();
+        let from = self.nbf.unwrap_or(self.iat).max(self.iat);
+        (says_all || (!is_typed && now <= started.plus(UPGRADE)))
+            && from <= now.ms().div_euclid(1000).saturating_add(LEEWAY_S)
+    }
+}
+
+/// How an account and a login of it stand.
+#[derive(sqlx::FromRow)]
+pub(super) struct Standing {
+    /// What the account may do now.
+    #[sqlx(try_from = "Text")]
+    pub role: Role,
+    /// How many refresh tokens of the login are revoked: none while it goes on.
+    pub revoked: i64,
 }
 
 /// A refresh token as the client holds it: 64 hex digits of 32 random bytes. It does not print itself.
@@ -241,35 +271,54 @@ mod tests {
     }
 
     #[test]
-    fn a_password_has_8_characters_to_72_bytes() {
-        assert!(!is_acceptable_password("7 chars"));
-        assert!(!is_acceptable_password("密码"));
-        assert!(is_acceptable_password("12345678"));
-        assert!(is_acceptable_password(&"密".repeat(24)));
-        assert!(!is_acceptable_password(&"密".repeat(25)));
-    }
-
-    #[test]
     fn a_token_is_refused_from_the_second_of_its_expiry_on() {
         let now = At::from_ms(1_000_000_500);
-        let claims = Claims::new(UserId::new(), Role::User, Uuid::now_v7(), now, 60);
+        let claims = Claims::new(UserId::new(), Role::User, LoginId::new(), now, 60);
         assert!(!claims.is_expired(At::from_ms(1_000_059_999)));
         assert!(claims.is_expired(At::from_ms(1_000_060_000)));
     }
 
     #[test]
     fn a_token_of_another_issuer_or_without_an_end_has_no_claims() {
-        let claims = Claims::new(UserId::new(), Role::User, Uuid::now_v7(), At::from_ms(0), 60);
+        let claims = Claims::new(UserId::new(), Role::User, LoginId::new(), At::from_ms(0), 60);
         let good = serde_json::to_value(&claims).unwrap();
         assert!(serde_json::from_value::<Claims>(good.clone()).is_ok());
-        let mut foreign = good.clone();
-        foreign["iss"] = "another".into();
-        assert!(serde_json::from_value::<Claims>(foreign).is_err());
-        for claim in ["iss", "sub", "role", "exp"] {
+        for claim in ["iss", "aud"] {
+            let mut foreign = good.clone();
+            foreign[claim] = "another".into();
+            assert!(serde_json::from_value::<Claims>(foreign).is_err(), "{claim}");
+        }
+        for claim in ["iss", "sub", "role", "sid", "iat", "exp"] {
             let mut without = good.clone();
             without.as_object_mut().unwrap().remove(claim);
             assert!(serde_json::from_value::<Claims>(without).is_err(), "{claim}");
         }
+    }
+
+    #[test]
+    fn a_token_of_the_version_before_is_taken_for_a_day_and_one_that_says_half_never() {
+        let (started, now) = (At::from_ms(1_000_000_000), At::from_ms(1_000_050_000));
+        let day_later = started.plus(UPGRADE + Duration::from_millis(1));
+        let token = Claims::new(UserId::new(), Role::User, LoginId::new(), now, 60);
+        assert!(token.is_sound(true, started, now) && token.is_sound(true, started, day_later));
+        let old = Claims { aud: None, nbf: None, ..token.clone() };
+        assert!(old.is_sound(false, started, now) && !old.is_sound(false, started, day_later));
+        assert!(!old.is_sound(true, started, now), "typed, and without what such a token says");
+        assert!(!Claims { aud: None, ..token.clone() }.is_sound(true, started, now));
+        assert!(!Claims { nbf: None, ..token }.is_sound(true, started, now));
+    }
+
+    #[test]
+    fn a_token_of_the_time_to_come_is_refused_but_for_clocks_that_differ() {
+        let now = At::from_ms(1_000_000_000);
+        let made = |ahead_s: u64| {
+            let at = now.plus(Duration::from_secs(ahead_s));
+            Claims::new(UserId::new(), Role::User, LoginId::new(), at, 600)
+        };
+        assert!(made(60).is_sound(true, now, now) && !made(61).is_sound(true, now, now));
+        let later = Claims { nbf: Some(1_000_061), ..made(0) };
+        assert!(!later.is_sound(true, now, now), "not before counts");
+        assert!(later.is_sound(true, now, now.plus(Duration::from_secs(1))));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! bounded number waits, and one more is told to come back: a crowd that logs in before a sale cannot take the process
 //! down.
 
+mod choice;
+
 use std::num::NonZero;
 
 use anyhow::Context;
@@ -11,6 +13,8 @@ use argon2::password_hash::Error as HashError;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
 use tokio::sync::Semaphore;
+
+pub(super) use choice::Password;
 
 use crate::app::App;
 use crate::error::{Kind, Result, refuse};
@@ -40,14 +44,27 @@ impl Default for Places {
 }
 
 /// The hash of a new password.
-pub(super) async fn hash(app: &App, password: String) -> Result<String> {
+pub(super) async fn hash(app: &App, password: Password) -> Result<String> {
+    let password = password.into_composed();
     let hashed = run(app, move || Argon2::default().hash_password(password.as_bytes())).await?;
     let hash: PasswordHash = hashed.map_err(|error| anyhow::anyhow!("hashing a password: {error}"))?;
     Ok(hash.to_string())
 }
 
-/// Whether `password` is the one of `hash`; without a hash it is not, and takes as long to say so.
-pub(super) async fn verify(app: &App, password: String, hash: Option<String>) -> Result<bool> {
+/// Whether `password` is the one of `hash`; without a hash it is not, and takes as long to say so. Versions that hashed
+/// what was typed left accounts that only that spelling opens, so it is tried as well where it is another.
+pub(super) async fn verify(app: &App, password: Password, hash: Option<String>) -> Result<bool> {
+    let (composed, typed) = password.into_spellings();
+    if verify_spelling(app, composed, hash.clone()).await? {
+        return Ok(true);
+    }
+    match typed {
+        Some(typed) => verify_spelling(app, typed, hash).await,
+        None => Ok(false),
+    }
+}
+
+async fn verify_spelling(app: &App, password: String, hash: Option<String>) -> Result<bool> {
     let known = hash.is_some();
     let hash = hash.unwrap_or_else(|| NOBODY.to_owned());
     let verified = run(app, move || Argon2::default().verify_password(password.as_bytes(), hash.as_str())).await?;

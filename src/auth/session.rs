@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::json;
 use uuid::Uuid;
 
-use super::model::{NewToken, RefreshToken, User};
+use super::model::{NewToken, RefreshToken, User, UserId};
 use super::{sign, store};
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::error::{Error, Kind, Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
@@ -100,7 +102,24 @@ async fn revoke(app: &App, hash: &[u8]) -> Result<()> {
     Ok(tx.commit().await.context("committing a logout")?)
 }
 
-/// Tokens are kept this long after their expiry, so that a late reuse is still known as one.
+/// Ends all logins of an account, and says who did so.
+pub(super) async fn close_all(app: &App, by: UserId, user: UserId) -> Result<()> {
+    retrying(|| async {
+        let now = app.clock.now();
+        let mut tx = app.db.begin().await?;
+        if store::lock_user(&mut tx, user).await.context("locking a user")?.is_none() {
+            return Err(Kind::NotFound.into());
+        }
+        let revoked = store::revoke_logins(&mut tx, user, now).await.context("revoking all logins")?;
+        let act = Act { by, action: "user.logout", target: &user.to_string() };
+        audit::done(&mut tx, act, &json!({ "tokens": revoked }), now).await?;
+        Ok(tx.commit().await.context("committing the end of all logins")?)
+    })
+    .await
+}
+
+/// Tokens are kept this long after their expiry, so that a late reuse is still known as one. No access token lives longer
+/// (`auth.access_token_s`): while one does, it can be seen whether its login is over.
 const KEEP_EXPIRED: Duration = Duration::from_secs(24 * 3600);
 /// Tokens that one statement deletes.
 const PRUNE_PAGE: u32 = 1000;

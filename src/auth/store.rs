@@ -3,7 +3,7 @@
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::model::{Account, NewToken, Phone, Token, User, UserId};
+use super::model::{Account, LoginId, NewToken, Phone, Standing, Token, User, UserId};
 use crate::platform::clock::At;
 use crate::platform::db::{Conn, push_in};
 use crate::platform::id::Id;
@@ -50,12 +50,44 @@ pub(super) async fn lock_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Opt
         .await
 }
 
+/// How an account and one of its logins stand. A login that was never kept, or is kept no more, is not over: its tokens
+/// are kept for longer than an access token lives.
+pub(super) async fn find_standing(conn: &mut Conn, user: UserId, login: LoginId) -> sqlx::Result<Option<Standing>> {
+    sqlx::query_as(
+        "SELECT role, (SELECT COUNT(*) FROM refresh_tokens WHERE family_id = ? AND revoked_at IS NOT NULL) AS revoked \
+         FROM users WHERE id = ?",
+    )
+    .bind(login)
+    .bind(user)
+    .fetch_optional(conn)
+    .await
+}
+
+/// Revokes the refresh tokens of all logins of a user.
+pub(super) async fn revoke_logins(conn: &mut Conn, user: UserId, now: At) -> sqlx::Result<u64> {
+    let done = sqlx::query("UPDATE refresh_tokens SET revoked_at = ? WHERE user_id = ? AND revoked_at IS NULL")
+        .bind(now)
+        .bind(user)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
+}
+
 /// The account with a phone number.
 pub(super) async fn find_account(conn: &mut Conn, phone: &Phone) -> sqlx::Result<Option<Account>> {
     sqlx::query_as("SELECT id, phone, nickname, role, created_at, password_hash FROM users WHERE phone = ?")
         .bind(phone.as_str())
         .fetch_optional(conn)
         .await
+}
+
+/// Whether somebody has another number than these.
+pub(super) async fn find_other(conn: &mut Conn, phones: &[&str]) -> sqlx::Result<bool> {
+    let mut query = QueryBuilder::new("SELECT id FROM users WHERE phone NOT IN ");
+    push_in(&mut query, phones.iter().copied());
+    let found: Option<UserId> =
+        query.push(" LIMIT 1").build_query_scalar().persistent(false).fetch_optional(conn).await?;
+    Ok(found.is_some())
 }
 
 /// Inserts a refresh token.

@@ -12,6 +12,7 @@ use crate::platform::extract::{Input, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::{prose, words};
+use crate::platform::spelling::{nfc, nfc_list};
 
 /// The courses on sale, newest first.
 #[utoipa::path(get, path = "/courses", tag = "catalogue", params(PageQuery), responses(
@@ -59,10 +60,12 @@ pub struct CreateCourseRequest {
     id: CourseId,
     /// Its title.
     #[garde(custom(words(1, 200)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     title: String,
     /// What it is about.
     #[garde(custom(prose(2000)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(max_length = 2000)]
     summary: String,
     /// Its price in fen: at most a million yuan.
@@ -74,6 +77,7 @@ pub struct CreateCourseRequest {
     published: Option<bool>,
     /// The titles of its chapters, in order.
     #[garde(length(min = 1, max = 200), inner(custom(words(1, 200))))]
+    #[serde(deserialize_with = "nfc_list")]
     #[schema(min_items = 1, max_items = 200)]
     chapters: Vec<String>,
 }

@@ -44,6 +44,23 @@ fn course_id(number: usize) -> CourseId {
     CourseId::from_uuid(Uuid::from_u128(number as u128))
 }
 
+/// Whether somebody has an account here who is none of the demo's people: then it is no database for them.
+pub async fn has_other_people(app: &App) -> anyhow::Result<bool> {
+    let phones = PEOPLE.map(|(phone, ..)| phone);
+    auth::has_others(app, &phones).await.map_err(|error| anyhow::Error::from(error).context("looking for other people"))
+}
+
+/// The phone numbers of the demo's people to whom their published passwords give entry.
+pub async fn open_accounts(app: &App) -> anyhow::Result<Vec<&'static str>> {
+    let mut open = Vec::new();
+    for (phone, password, ..) in PEOPLE {
+        if auth::has_password(app, phone, password).await.map_err(anyhow::Error::from)? {
+            open.push(phone);
+        }
+    }
+    Ok(open)
+}
+
 /// Loads what is not there yet.
 pub async fn load(app: &App) -> anyhow::Result<()> {
     for (phone, password, nickname, role) in PEOPLE {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ItemView, NewOrder, OrderView, Whole};
 use crate::app::App;
-use crate::auth::CurrentUser;
+use crate::auth::{CurrentUser, LiveUser};
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
 use crate::idempotency::{Answer, Key};
@@ -117,7 +117,7 @@ pub async fn quote(
     ))]
 pub async fn create(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Inputs(key, Json(request)): Inputs<Key, Json<OrderRequest>>,
 ) -> Result<Answer> {
     let render =

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, Way, close_order, gateway};
 use crate::app::App;
-use crate::auth::{ClientIp, CurrentUser};
+use crate::auth::{ClientIp, LiveUser};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::orders::{Closing, Order, OrderId, Status};
 use crate::platform::clock::At;
@@ -120,7 +120,7 @@ impl PayView {
 )]
 pub async fn pay(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     ClientIp(address): ClientIp,
     Inputs(Path(order), Json(request)): Inputs<Path<OrderId>, Json<PayRequest>>,
 ) -> Result<Reply<PayView>> {
@@ -164,7 +164,7 @@ impl OrderStatusView {
 )]
 pub async fn cancel(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Path(order)): Input<Path<OrderId>>,
 ) -> Result<Reply<OrderStatusView>> {
     crate::orders::find_own(&app, user.id, order).await?.ok_or(Kind::NotFound)?;

@@ -48,6 +48,8 @@ pub enum VerifyingKey {
 /// Why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenFault {
+    /// Past its time.
+    Expired,
     /// Not a token at all.
     Malformed,
     /// Made to look like a token of ours, and not signed with a key of ours.

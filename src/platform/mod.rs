@@ -21,6 +21,7 @@ pub mod rsa;
 pub mod rules;
 pub mod seldom;
 pub mod signed;
+pub mod spelling;
 pub mod telemetry;
 pub mod text;
 pub mod ticket;

@@ -1,14 +1,16 @@
 //! Rules for fields that `garde` does not have.
 
 use super::clock::At;
+use super::spelling::{is_visible, separates_lines, turns_text_around};
 
-/// One line for people: `min..=max` characters, none of them a control character, and not only blanks.
+/// One line for people: `min..=max` characters, of which one at least can be seen, none is a control character, ends the
+/// line or turns text around. The field is read with [`super::spelling::nfc`].
 pub fn words(min: usize, max: usize) -> impl Fn(&str, &()) -> garde::Result {
     move |text, ()| {
         if text.chars().any(char::is_control) {
             return Err(garde::Error::new("must not have control characters, such as line breaks"));
         }
-        length(text, min, max)
+        readable(text, min, max)
     }
 }
 
@@ -18,15 +20,23 @@ pub fn prose(max: usize) -> impl Fn(&str, &()) -> garde::Result {
         if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
             return Err(garde::Error::new("must not have control characters, but for line breaks and tabs"));
         }
-        if text.is_empty() { Ok(()) } else { length(text, 1, max) }
+        if text.is_empty() { Ok(()) } else { readable(text, 1, max) }
     }
 }
 
-fn length(text: &str, min: usize, max: usize) -> garde::Result {
+fn readable(text: &str, min: usize, max: usize) -> garde::Result {
     if !(min..=max).contains(&text.chars().count()) {
         return Err(garde::Error::new(format!("must have {min} to {max} characters")));
     }
-    if text.trim().is_empty() {
+    if text.contains(separates_lines) {
+        return Err(garde::Error::new("must not have line or paragraph separators (U+2028, U+2029)"));
+    }
+    if text.contains(turns_text_around) {
+        return Err(garde::Error::new(
+            "must not have characters that turn text around (U+202A to U+202E, U+2066 to U+2069)",
+        ));
+    }
+    if !text.contains(is_visible) {
         return Err(garde::Error::new("must not be blank"));
     }
     Ok(())
@@ -54,6 +64,22 @@ mod tests {
         let good = |text: &str| words(1, 5)(text, &()).is_ok();
         assert!(good("课程 1") && good(" a "));
         assert!(!good("") && !good("  ") && !good("\u{3000}") && !good("a\nb") && !good("a\0") && !good("123456"));
+        assert!(
+            good("👩\u{200D}💻") && good("שלום") && good("e\u{301}"),
+            "what is invisible inside a text has its use"
+        );
+        for bad in [
+            "\u{200B}",
+            "\u{3164}",
+            "\u{2800} \u{FEFF}",
+            "\u{301}",
+            "a\u{202E}b",
+            "a\u{2066}b",
+            "a\u{2028}b",
+            "a\u{2029}b",
+        ] {
+            assert!(!good(bad), "{}", bad.escape_unicode());
+        }
     }
 
     #[test]
@@ -61,6 +87,7 @@ mod tests {
         let good = |text: &str| prose(5)(text, &()).is_ok();
         assert!(good("") && good("a\r\n\tb"));
         assert!(!good(" \n") && !good("a\u{7}") && !good("123456"));
+        assert!(!good("\n\u{200B}") && !good("a\u{202E}b") && !good("a\u{2028}b") && !good("a\u{2069}"));
     }
 
     #[test]

@@ -50,15 +50,15 @@ impl Tickets {
         // What is longer is not even read, and what is read has room.
         let mut bytes = [0; LENGTH + 4];
         if ticket.len() != TEXT_LENGTH || BASE64_URL_SAFE_NO_PAD.decode_slice(ticket, &mut bytes) != Ok(LENGTH) {
-            return Err(TokenFault::Invalid);
+            return Err(TokenFault::Forged);
         }
         let (signed, signature) = bytes[..LENGTH].split_at(USER + UNTIL);
         // In constant time.
         aws_lc_rs::constant_time::verify_slices_are_equal(self.sign(signed, act, what).as_ref(), signature)
-            .map_err(|_| TokenFault::Invalid)?;
+            .map_err(|_| TokenFault::Forged)?;
         let (user, until) = signed.split_at(USER);
-        let user = Uuid::from_slice(user).map_err(|_| TokenFault::Invalid)?;
-        let until = until.try_into().map(i64::from_be_bytes).map_err(|_| TokenFault::Invalid)?;
+        let user = Uuid::from_slice(user).map_err(|_| TokenFault::Forged)?;
+        let until = until.try_into().map(i64::from_be_bytes).map_err(|_| TokenFault::Forged)?;
         let until = At::from_ms(until.saturating_mul(1000));
         if now >= until { Err(TokenFault::Expired) } else { Ok((user, until)) }
     }
@@ -92,9 +92,9 @@ mod tests {
         let ticket = tickets(1).give("see", "a", user, until);
         assert_eq!(ticket.len(), TEXT_LENGTH);
         assert_eq!(tickets(1).check("see", "a", &ticket, now), Ok((user, until)));
-        assert_eq!(tickets(1).check("see", "b", &ticket, now), Err(TokenFault::Invalid));
-        assert_eq!(tickets(1).check("end", "a", &ticket, now), Err(TokenFault::Invalid));
-        assert_eq!(tickets(2).check("see", "a", &ticket, now), Err(TokenFault::Invalid));
+        assert_eq!(tickets(1).check("see", "b", &ticket, now), Err(TokenFault::Forged));
+        assert_eq!(tickets(1).check("end", "a", &ticket, now), Err(TokenFault::Forged));
+        assert_eq!(tickets(2).check("see", "a", &ticket, now), Err(TokenFault::Forged));
         assert_eq!(tickets(1).check("see", "a", &ticket, until), Err(TokenFault::Expired));
     }
 
@@ -105,8 +105,8 @@ mod tests {
             let ticket = tickets(1).give("see", "a", Uuid::from_u128(7), now.plus(Duration::from_secs(60)));
             let mut altered = ticket.clone();
             altered.replace_range(at..=at, &to);
-            prop_assert!(altered == ticket || tickets(1).check("see", "a", &altered, now) == Err(TokenFault::Invalid));
-            prop_assert_eq!(tickets(1).check("see", "a", &other, now), Err(TokenFault::Invalid));
+            prop_assert!(altered == ticket || tickets(1).check("see", "a", &altered, now) == Err(TokenFault::Forged));
+            prop_assert_eq!(tickets(1).check("see", "a", &other, now), Err(TokenFault::Forged));
         }
     }
 }

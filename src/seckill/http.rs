@@ -21,6 +21,7 @@ use crate::platform::lang::Lang;
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::{in_our_time, words};
+use crate::platform::spelling::nfc;
 use crate::texts;
 
 /// A seckill activity.
@@ -163,6 +164,7 @@ pub struct CreateActivity {
     pub course_id: CourseId,
     /// Its title.
     #[garde(custom(words(1, 200)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     pub title: String,
     /// The price of one unit.

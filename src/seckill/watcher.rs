@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::http::request::Parts;
 
 use crate::app::App;
-use crate::auth::{CurrentUser, Role, UserId};
+use crate::auth::{CurrentUser, UserId};
 use crate::engine::TaskId;
 use crate::error::{Error, Kind};
 use crate::platform::jwt::TokenFault;
@@ -40,9 +40,9 @@ impl FromRequestParts<App> for Watcher {
         let task = task.ok_or(Kind::TokenInvalid)?.to_string();
         let (user, until) = app.tickets.check(WATCH, &task, &ticket, app.clock.now()).map_err(|fault| match fault {
             TokenFault::Expired => Kind::TokenExpired,
-            TokenFault::Invalid => Kind::TokenInvalid,
+            TokenFault::Malformed | TokenFault::Forged => Kind::TokenInvalid,
         })?;
-        Ok(Self(CurrentUser { id: UserId::from_uuid(user), role: Role::User, until }))
+        Ok(Self(CurrentUser::by_ticket(UserId::from_uuid(user), until)))
     }
 }
 

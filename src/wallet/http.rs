@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId};
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::{Admin, CurrentUser};
+use crate::auth::{Admin, CurrentUser, LiveUser};
 use crate::error::{Problem, Result, retrying};
 use crate::idempotency::{self, Answer, Key};
 use crate::platform::clock::At;
@@ -17,6 +17,7 @@ use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Qu
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::words;
+use crate::platform::spelling::nfc;
 
 /// A coupon in the caller's wallet.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -85,7 +86,7 @@ impl UserCouponView {
     ))]
 pub async fn claim(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Path(coupon)): Input<Path<CouponId>>,
 ) -> Result<(StatusCode, Reply<UserCouponView>)> {
     let (claimed, first) = super::claim(&app, user.id, coupon).await?;
@@ -157,6 +158,7 @@ pub async fn points(
 pub struct CouponRequest {
     /// Its name.
     #[garde(custom(words(1, 100)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     pub title: String,
     /// `amount` or `percent`.

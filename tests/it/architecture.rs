@@ -34,7 +34,7 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "routes" => all(&[BASE, FEATURES, &["limits", "ops", "edge", "dev", "admin"]]),
         "jobs" => all(&[BASE, FEATURES, &["dev", "check"]]),
         "admin" => all(&[BASE, &["auth", "jobs"]]),
-        "serve" => all(&[BASE, &["ops", "routes", "jobs"]]),
+        "serve" => all(&[BASE, &["auth", "ops", "routes", "jobs"]]),
         "dev" => all(&[BASE, FEATURES, &["serve", "ops"]]),
         "lib" | "main" => all(&[]),
         _ => None,
@@ -102,6 +102,25 @@ fn every_lua_script_is_used() {
         let name = script.file_name().unwrap().to_string_lossy().into_owned();
         assert!(code.contains(&name), "nothing uses {}", script.display());
     }
+}
+
+/// Two keyboards write one name with other code points: what `words` and `prose` look at is read in one spelling.
+#[test]
+fn text_for_people_is_read_in_its_composed_spelling() {
+    let mut fields = 0;
+    for file in sources().filter(|file| !file.ends_with("platform/rules.rs")) {
+        let code = code_of(&read(&file));
+        let lines: Vec<&str> = code.lines().map(str::trim).collect();
+        for (at, _) in lines.iter().enumerate().filter(|(_, line)| {
+            line.starts_with("#[garde(") && (line.contains("custom(words(") || line.contains("custom(prose("))
+        }) {
+            fields += 1;
+            let until = lines[at..].iter().position(|line| line.ends_with(',')).unwrap_or_default();
+            let composed = lines[at..at + until].iter().any(|line| line.contains("deserialize_with = \"nfc"));
+            assert!(composed, "{}: {}", file.display(), lines[at + until]);
+        }
+    }
+    assert!(fields >= 10, "{fields} fields were found");
 }
 
 /// A migration runs while the version before it still serves, so it takes nothing away.

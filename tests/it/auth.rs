@@ -103,12 +103,12 @@ async fn every_fault_of_a_registration_is_told_at_once() {
     assert_eq!(fields(&faults(json!({"phone": "12345678901", "password": PASSWORD})).await), ["phone"]);
     assert_eq!(fields(&faults(json!({"phone": "１3800000001", "password": PASSWORD})).await), ["phone"]);
     assert_eq!(fields(&faults(json!({"phone": "13800000001\n", "password": PASSWORD})).await), ["phone"]);
-    assert_eq!(fields(&faults(json!({"phone": PHONE, "password": "密".repeat(25)})).await), ["password"]);
+    assert_eq!(fields(&faults(json!({"phone": PHONE, "password": "密码".repeat(43)})).await), ["password"]);
     let long = json!({"phone": PHONE, "password": PASSWORD, "nickname": "名".repeat(65)});
     assert_eq!(fields(&faults(long).await), ["nickname"]);
     assert_eq!(fields(&faults(json!([PHONE, PASSWORD, null])).await), [""]);
     assert_eq!(h.count("SELECT COUNT(*) FROM users").await, 0);
-    let longest = json!({"phone": PHONE, "password": "密".repeat(24), "nickname": "名".repeat(64)});
+    let longest = json!({"phone": PHONE, "password": format!("{}密", "密码".repeat(42)), "nickname": "名".repeat(64)});
     h.post("/auth/register", (), longest).await.expect(201);
 }
 
@@ -168,11 +168,21 @@ async fn a_token_signed_with_our_key_still_needs_our_claims() {
     let tokens = Tokens::new(&TokenKeys::Secret(JWT_SECRET.as_bytes().to_vec())).unwrap();
     let user = register(&h, PHONE).await.expect(201)["user"]["id"].clone();
     let (iat, sid) = (h.now().ms() / 1000, UserId::new());
-    let good = json!({"iss": "onrush", "sub": user, "role": "user", "sid": sid, "iat": iat, "exp": iat + 60});
+    let good = json!({
+        "iss": "onrush", "aud": "onrush", "sub": user, "role": "user", "sid": sid, "iat": iat, "nbf": iat, "exp": iat + 60,
+    });
     h.get("/me", &tokens.sign(&good).unwrap()).await.expect(200);
-    for (claim, value) in
-        [("iss", json!("another")), ("role", json!("owner")), ("sub", json!("x")), ("exp", Value::Null)]
-    {
+    for (claim, value) in [
+        ("iss", json!("another")),
+        ("aud", json!("another")),
+        ("aud", Value::Null),
+        ("nbf", Value::Null),
+        ("nbf", json!(iat + 61)),
+        ("iat", json!(iat + 61)),
+        ("role", json!("owner")),
+        ("sub", json!("x")),
+        ("exp", Value::Null),
+    ] {
         let mut bad = good.clone();
         bad[claim] = value;
         h.get("/me", &tokens.sign(&bad).unwrap()).await.problem(401, "token_invalid");

@@ -13,8 +13,9 @@ use uuid::Uuid;
 use crate::support::client::send;
 use crate::support::{Answer, Course, Harness};
 
-fn token(h: &Harness, role: Role) -> String {
-    auth::access_token(&h.app, UserId::new(), role).unwrap()
+async fn token(h: &Harness, role: Role) -> String {
+    let person = if role == Role::Admin { h.admin().await } else { h.register().await };
+    person.token
 }
 
 fn new_course(id: CourseId) -> Value {
@@ -57,7 +58,7 @@ fn ids(page: &Answer) -> Vec<&str> {
 async fn a_course_that_an_admin_creates_is_shown_with_its_chapters_in_order() {
     let h = Harness::new().await;
     let id = CourseId::new();
-    let created = h.post("/admin/courses", &token(&h, Role::Admin), new_course(id)).await.expect(201);
+    let created = h.post("/admin/courses", &token(&h, Role::Admin).await, new_course(id)).await.expect(201);
     let shown = h.get(&format!("/courses/{id}"), ()).await.expect(200);
     assert_eq!(shown.body, created.body);
     assert_eq!((shown["title"].as_str(), shown["price_fen"].as_i64()), (Some("Rust 入门"), Some(9900)));
@@ -70,7 +71,7 @@ async fn a_course_that_an_admin_creates_is_shown_with_its_chapters_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn creating_a_course_again_answers_it_and_another_under_its_id_is_refused() {
     let h = Harness::new().await;
-    let (admin, id) = (token(&h, Role::Admin), CourseId::new());
+    let (admin, id) = (token(&h, Role::Admin).await, CourseId::new());
     let request = || h.post("/admin/courses", &admin, new_course(id));
     let answers = futures_util::future::join_all((0..6).map(|_| request())).await;
     let first = answers[0].clone().expect(201);
@@ -96,17 +97,17 @@ async fn creating_a_course_again_answers_it_and_another_under_its_id_is_refused(
 async fn only_an_admin_creates_courses_and_every_fault_is_told() {
     let h = Harness::new().await;
     h.post("/admin/courses", (), new_course(CourseId::new())).await.problem(401, "unauthenticated");
-    h.post("/admin/courses", &token(&h, Role::User), new_course(CourseId::new())).await.problem(403, "forbidden");
+    h.post("/admin/courses", &token(&h, Role::User).await, new_course(CourseId::new())).await.problem(403, "forbidden");
     let bad =
         json!({"id": "0".repeat(32), "title": "", "summary": 1, "price_fen": -1, "chapters": ["", "二"], "extra": 1});
-    let told = h.post("/admin/courses", &token(&h, Role::Admin), bad).await.problem(422, "validation_failed");
+    let told = h.post("/admin/courses", &token(&h, Role::Admin).await, bad).await.problem(422, "validation_failed");
     let fields: HashSet<&str> =
         told["errors"].as_array().unwrap().iter().map(|f| f["field"].as_str().unwrap()).collect();
     assert_eq!(fields, HashSet::from(["id", "title", "summary", "price_fen", "chapters[0]", "extra"]));
     let mut many = new_course(CourseId::new());
     many["chapters"] = json!(vec!["x"; 201]);
     many["price_fen"] = json!(9_223_372_036_854_775_808_u64);
-    h.post("/admin/courses", &token(&h, Role::Admin), many).await.problem(422, "validation_failed");
+    h.post("/admin/courses", &token(&h, Role::Admin).await, many).await.problem(422, "validation_failed");
     assert_eq!(h.count("SELECT COUNT(*) FROM courses").await, 0);
 }
 
@@ -116,7 +117,7 @@ async fn an_unpublished_course_is_nowhere_in_the_shop() {
     let (seen, id) = (h.course(100).await, CourseId::new());
     let mut hidden = new_course(id);
     hidden["published"] = json!(false);
-    h.post("/admin/courses", &token(&h, Role::Admin), hidden).await.expect(201);
+    h.post("/admin/courses", &token(&h, Role::Admin).await, hidden).await.expect(201);
     h.get(&format!("/courses/{id}"), ()).await.problem(404, "not_found");
     assert_eq!(ids(&h.get("/courses", ()).await.expect(200)), [seen.no()]);
     let mut conn = h.app.db.acquire().await.unwrap();

@@ -5,6 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use onrush::dev::demo;
 use tokio::process::Command;
 
 use crate::support::{Harness, Options};
@@ -23,7 +24,7 @@ fn errors(output: &Output) -> String {
 const NO_SERVERS: [(&str, &str); 3] = [
     ("DATABASE_URL", "mysql://root@127.0.0.1:1/none"),
     ("REDIS_URL", "redis://127.0.0.1:1"),
-    ("ONRUSH_AUTH__JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+    ("ONRUSH_AUTH__JWT_SECRET", "9f2b7c1e5a8d4036b1c9e7f20a6d8354"),
 ];
 
 #[tokio::test]
@@ -71,7 +72,7 @@ async fn serve_names_every_bad_setting_of_the_environment_and_of_a_file_at_once(
 
 #[tokio::test]
 async fn serve_refuses_the_sandbox_unless_it_is_asked_for_by_name() {
-    let sandbox = [("ONRUSH_PAYMENTS__SANDBOX", "true"), ("ONRUSH_PAYMENTS__SANDBOX_SECRET", "0123456789abcdef")];
+    let sandbox = [("ONRUSH_PAYMENTS__SANDBOX", "true"), ("ONRUSH_PAYMENTS__SANDBOX_SECRET", "7c1e5a8d4036b1c9")];
     let settings = [NO_SERVERS.as_slice(), &sandbox].concat();
     let output = onrush(&["serve"], &settings).await;
     assert!(!output.status.success());
@@ -170,6 +171,122 @@ async fn seed_loads_the_demo_data_once_and_changes_nothing_after_that() {
     }
     let login = serde_json::json!({"phone": "13800000001", "password": "onrush-demo"});
     h.post("/auth/login", (), login).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seed_refuses_a_database_where_other_people_have_accounts() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    h.register().await;
+    let env = h.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let output = onrush(&["seed"], &env).await;
+    assert!(!output.status.success());
+    let text = errors(&output);
+    assert!(text.contains("other people have accounts") && text.contains("--beside-other-people"), "{text}");
+    assert_eq!(h.count("SELECT COUNT(*) FROM users").await, 1);
+    assert_eq!(h.count("SELECT COUNT(*) FROM courses").await, 0);
+    let output = onrush(&["seed", "--beside-other-people"], &env).await;
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(h.count("SELECT COUNT(*) FROM users").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_warns_while_a_demo_password_gives_entry() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    let warning = "A DEMO ACCOUNT IS OPEN";
+    assert!(!h.process("api", &[]).await.log().contains(warning));
+    demo::load(&h.app).await.unwrap();
+    let log = h.process("api", &[]).await.log();
+    assert_eq!(log.matches(warning).count(), 2, "{log}");
+    for phone in ["13800000000", "13800000001"] {
+        assert!(log.contains(phone), "{log}");
+    }
+    // Another password closes it; the other account stays open.
+    let theirs =
+        "UPDATE users SET password_hash = REPLACE(password_hash, 'p=1$', 'p=1$AAAA') WHERE phone = '13800000000'";
+    sqlx::query(theirs).execute(&h.app.db).await.unwrap();
+    assert_eq!(h.process("api", &[]).await.log().matches(warning).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_may_come_from_files() {
+    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = ["DATABASE_URL", "REDIS_URL", "ONRUSH_AUTH__JWT_SECRET", "ONRUSH_PAYMENTS__SANDBOX_SECRET"];
+    let mut env = h.env();
+    for (name, value) in env.iter_mut().filter(|(name, _)| secrets.contains(&name.as_str())) {
+        let file = dir.path().join(&*name);
+        std::fs::write(&file, format!("{value}\n")).unwrap();
+        *name = format!("{name}_FILE");
+        *value = file.to_str().unwrap().to_owned();
+    }
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let output = onrush(&["check"], &env).await;
+    assert!(output.status.success(), "{}", errors(&output));
+    let twice = [env.as_slice(), &[("REDIS_URL", "redis://elsewhere"), ("ONRUSH_HTTP__LISTEN_FILE", "x")]].concat();
+    let text = errors(&onrush(&["check"], &twice).await);
+    assert!(text.contains("- REDIS_URL_FILE and REDIS_URL are both set: one of them must go"), "{text}");
+    assert!(text.contains("- ONRUSH_HTTP__LISTEN_FILE is not a setting"), "{text}");
+}
+
+#[test]
+fn the_secrets_of_the_script_are_for_their_owner_alone_and_never_written_over() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    let dir = tempfile::tempdir().unwrap();
+    let run = |target: &str| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/script/secrets");
+        Command::new(script).arg(target).current_dir(dir.path()).output().unwrap()
+    };
+    let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    assert!(run(".env").status.success());
+    assert_eq!(mode(".env"), 0o600);
+    let first = read(".env");
+    assert!(first.lines().count() == 2 && first.starts_with("ONRUSH_AUTH__JWT_SECRET="), "two settings");
+    let again = run(".env");
+    assert!(!again.status.success() && errors(&again).contains("stays as it is"));
+    assert_eq!(read(".env"), first);
+
+    assert!(run(".secrets/").status.success());
+    assert_eq!(mode(".secrets"), 0o700);
+    let compose = include_str!("../../docker-compose.yml");
+    let named = compose.lines().filter_map(|line| line.trim().strip_prefix("file: .secrets/"));
+    let named: Vec<&str> = named.collect();
+    assert_eq!(named.len(), std::fs::read_dir(dir.path().join(".secrets")).unwrap().count());
+    for file in named {
+        assert_eq!(mode(&format!(".secrets/{file}")), 0o444, "{file}");
+    }
+    let (url, password) = (read(".secrets/database_url"), read(".secrets/mysql_password"));
+    assert!(url.contains(&format!("onrush:{}@mysql:3306", password.trim())));
+    assert!(!run(".secrets/").status.success());
+    assert_eq!(read(".secrets/mysql_password"), password);
+}
+
+/// Without a container engine here: that no service was left out, in words that the compose specification has.
+#[test]
+fn every_service_of_the_compose_file_is_hardened_and_has_limits() {
+    let compose = include_str!("../../docker-compose.yml");
+    let hardened = compose.split("x-hardened: &hardened\n").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+    for line in ["read_only: true", "cap_drop: [ALL]", "security_opt: [\"no-new-privileges:true\"]"] {
+        assert!(hardened.contains(line), "no {line} in {hardened}");
+    }
+    let services = compose.split("\nservices:\n").nth(1).and_then(|rest| rest.split("\nsecrets:\n").next()).unwrap();
+    let mut count = 0;
+    for service in services.split("\n\n  ").filter(|part| part.contains("<<: *hardened")) {
+        count += 1;
+        for key in ["mem_limit: ", "cpus: ", "pids_limit: ", "secrets: [", "networks: ["] {
+            assert!(service.contains(&format!("\n    {key}")), "no {key} in {service}");
+        }
+        for key in ["cap_add", "privileged"] {
+            assert!(!service.contains(key), "{key} in {service}");
+        }
+    }
+    assert_eq!(count, 3);
+    for variable in ["DATABASE_URL:", "REDIS_URL:", "JWT_SECRET:", "SANDBOX_SECRET:", "MYSQL_PASSWORD:"] {
+        assert!(!compose.contains(variable), "{variable} has a secret in the environment");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

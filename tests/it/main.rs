@@ -25,6 +25,7 @@ mod reports;
 mod round_trips;
 mod schedules;
 mod seckill;
+mod security;
 mod skeleton;
 mod survival;
 mod wallet;

@@ -242,7 +242,7 @@ async fn operations_are_for_administrators() {
     // Nothing of it was done.
     let queue = desk.get("/admin/queues/late").await;
     assert_eq!((&queue["paused"], &queue["depth"]), (&json!(false), &json!(1)));
-    assert_eq!(desk.h.count("SELECT COUNT(*) FROM audit").await, 0);
+    assert_eq!(desk.h.count("SELECT COUNT(*) FROM audit WHERE action <> 'access.forbidden'").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use crate::jobs;
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Shape};
 use crate::platform::rules::{in_our_time, words};
+use crate::platform::spelling::{nfc, nfc_option};
 
 /// A new schedule.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -20,6 +21,7 @@ pub struct CreateSchedule {
     id: Option<ScheduleId>,
     /// Its name, unlike all others.
     #[garde(custom(words(1, 100)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     name: String,
     /// The task to enqueue.
@@ -77,6 +79,7 @@ pub struct CreateSchedule {
 pub struct ChangeSchedule {
     /// Its name, unlike all others.
     #[garde(inner(custom(words(1, 100))))]
+    #[serde(default, deserialize_with = "nfc_option")]
     #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     name: Option<String>,
     /// The task to enqueue.

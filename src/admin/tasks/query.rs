@@ -9,6 +9,7 @@ use crate::jobs;
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Shape};
 use crate::platform::rules::{in_our_time, words};
+use crate::platform::spelling::nfc_option;
 
 /// Items of a page when the request does not say.
 const DEFAULT_LIMIT: usize = 20;
@@ -28,6 +29,7 @@ pub struct TasksQuery {
     state: Option<State>,
     /// Of this name.
     #[garde(inner(custom(words(1, 100))))]
+    #[serde(default, deserialize_with = "nfc_option")]
     #[param(min_length = 1, max_length = 100)]
     name: Option<String>,
     /// Not before this instant: of its end, for a task that has ended; else of its enqueueing. RFC 3339.

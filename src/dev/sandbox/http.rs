@@ -33,7 +33,8 @@ async fn api(State(app): State<App>, headers: HeaderMap, Input(RawBody(body)): I
         app.clock.now(),
     );
     if verified.is_err() {
-        return signed(&app, StatusCode::UNAUTHORIZED, Err(No::InvalidSignature));
+        // Not signed: whoever cannot sign with the merchant's secret gets nothing signed with it.
+        return Ok((StatusCode::UNAUTHORIZED, axum::Json(refusal(No::InvalidSignature))).into_response());
     }
     let answer = match serde_json::from_slice::<Request>(&body) {
         Err(_) => Err(No::InvalidRequest),

@@ -21,6 +21,7 @@ use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Paged, Path
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::words;
+use crate::platform::spelling::nfc;
 
 /// What of a paid order is to be refunded: all that is left, unless courses or an amount are named.
 #[derive(Debug, Clone, Serialize, Deserialize, garde::Validate, utoipa::ToSchema)]
@@ -36,6 +37,7 @@ pub struct OrderRefundRequest {
     pub amount_fen: Option<i64>,
     /// Why, for the books.
     #[garde(custom(words(1, 200)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     pub reason: String,
 }
@@ -159,6 +161,7 @@ pub async fn payment(
 pub struct AbandonRequest {
     /// Why, for the audit: what the gateway's own list says of it, say.
     #[garde(custom(words(1, 200)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     pub reason: String,
 }

@@ -15,6 +15,7 @@ use crate::platform::day::Day;
 use crate::platform::extract::{Input, Inputs, Json, Paged, Path, Shape};
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::rules::words;
+use crate::platform::spelling::nfc;
 
 /// Which bills.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
@@ -130,6 +131,7 @@ pub async fn differences(
 pub struct ResolveRequest {
     /// What it was, and what was done about it.
     #[garde(custom(words(1, 500)))]
+    #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 500, pattern = r"\S")]
     pub note: String,
 }

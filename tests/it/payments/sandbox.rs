@@ -29,6 +29,8 @@ async fn a_merchant_is_known_by_the_signature() {
     let api = || h.request(Method::POST, "/sandbox/api", ());
     let unsigned = send(api().body(request.clone())).await.expect(401);
     assert_eq!(unsigned["code"], "200002");
+    // A stranger gets nothing signed: who heard it could say it again, to whom it was not said.
+    assert_eq!((unsigned.header("x-sandbox-signature"), unsigned.header("x-sandbox-timestamp")), (None, None));
     let mut altered = request.clone();
     altered[10] ^= 1;
     let signed = |body: Vec<u8>| {
