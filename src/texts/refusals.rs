@@ -26,6 +26,7 @@ fn both(kind: Kind) -> (&'static str, &'static str) {
         Kind::Unauthenticated => ("请先登录", "Please log in first"),
         Kind::TokenInvalid => ("登录已失效，请重新登录", "Please log in again"),
         Kind::TokenExpired => ("登录已过期，请重新登录", "Your login has expired, please log in again"),
+        Kind::LoginOver => ("登录已结束，请重新登录", "Your login is over, please log in again"),
         Kind::Forbidden => ("没有权限", "You may not do this"),
         Kind::NotFound => ("活动或任务不存在", "There is no such sale or task"),
         Kind::MethodNotAllowed => ("请求方式不支持", "This cannot be asked for in this way"),
