@@ -21,7 +21,8 @@ const PATIENCE: usize = 20;
 /// A transaction begins again a bounded number of times, so not all that it does fails in one run.
 const PARTS: usize = 4;
 
-/// All that is counted twice when something is done twice, and is missing when something is lost.
+/// All that is counted twice when something is done twice, and is missing when something is lost. Messages that changed
+/// nothing are not: who asks again is told again.
 const CENSUS: &str = "SELECT CONVERT(CONCAT_WS(' ',
     CONCAT('users:', (SELECT COUNT(*) FROM users)),
     CONCAT('courses:', (SELECT COUNT(*) FROM courses), '/', (SELECT COUNT(*) FROM chapters)),
@@ -38,7 +39,8 @@ const CENSUS: &str = "SELECT CONVERT(CONCAT_WS(' ',
         (SELECT CONCAT(status, COALESCE(resolution, ''), '*', COUNT(*), '=', SUM(refunded_fen)) AS n FROM payments
          GROUP BY status, resolution) p)),
     CONCAT('told:', (SELECT GROUP_CONCAT(n ORDER BY n) FROM
-        (SELECT CONCAT(outcome, '*', COUNT(*)) AS n FROM payment_notifications GROUP BY outcome) t)),
+        (SELECT CONCAT(outcome, '*', COUNT(*)) AS n FROM payment_notifications WHERE outcome <> 'repeated'
+         GROUP BY outcome) t)),
     CONCAT('refunds:', (SELECT GROUP_CONCAT(n ORDER BY n) FROM
         (SELECT CONCAT(status, '*', COUNT(*), '=', SUM(amount_fen)) AS n FROM refunds GROUP BY status) r), '/',
         (SELECT COUNT(*) FROM order_refunds)),
@@ -392,8 +394,8 @@ fn writes(text: &str) -> bool {
 struct Written {
     /// Each statement.
     statements: BTreeSet<String>,
-    /// The last one of each kind of transaction.
-    transactions: BTreeSet<String>,
+    /// Each kind of transaction: all its statements. The longest come first, since one may be a part of another.
+    transactions: Vec<String>,
     /// Those that are transactions of their own.
     alone: BTreeSet<String>,
     come_to: String,
@@ -406,28 +408,33 @@ async fn undisturbed() -> Written {
     let commands = desk.way.commands();
     let links: BTreeSet<usize> = commands.iter().map(|command| command.link).collect();
     for link in links {
-        let (mut open, mut last) = (false, None);
+        let (mut open, mut within, mut has_written) = (false, Vec::new(), false);
         for Command { text, .. } in commands.iter().filter(|command| command.link == link).filter(is_run) {
             match text.as_str() {
-                "BEGIN" => (open, last) = (true, None),
+                "BEGIN" => (open, within, has_written) = (true, Vec::new(), false),
                 "COMMIT" => {
-                    transactions.extend(last.take());
                     open = false;
+                    if has_written {
+                        transactions.insert(within.join("\n"));
+                    }
                 }
                 "ROLLBACK" => open = false,
-                text if writes(text) => {
-                    statements.insert(text.to_owned());
-                    if open {
-                        last = Some(text.to_owned());
-                    } else if !text.ends_with("FOR UPDATE") {
+                text => {
+                    within.push(text);
+                    has_written |= writes(text);
+                    if writes(text) {
+                        statements.insert(text.to_owned());
+                    }
+                    if writes(text) && !open && !text.ends_with("FOR UPDATE") {
                         alone.insert(text.to_owned());
                     }
                 }
-                _ => {}
             }
         }
     }
     assert!(statements.len() > 60 && transactions.len() > 15 && alone.len() > 10, "the proxy sees what is written");
+    let mut transactions: Vec<String> = transactions.into_iter().collect();
+    transactions.sort_by_key(|all| std::cmp::Reverse(all.len()));
     Written { statements, transactions, alone, come_to }
 }
 

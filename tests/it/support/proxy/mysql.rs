@@ -76,7 +76,7 @@ pub(super) enum Deed {
 pub(super) enum To {
     /// The one with the text.
     Itself,
-    /// The COMMIT of a transaction in which there was one with the text.
+    /// The COMMIT of a transaction in which there was one with the text, or several in a row, a line each.
     ItsCommit,
 }
 
@@ -294,7 +294,7 @@ impl Conversation {
         }
         self.follower.spring(|snare| match snare.to {
             To::Itself => text.contains(&snare.text),
-            To::ItsCommit => text == "COMMIT" && within.iter().any(|text| text.contains(&snare.text)),
+            To::ItsCommit => text == "COMMIT" && within.join("\n").contains(&snare.text),
         })
     }
 
