@@ -26,7 +26,7 @@ const MAX_ACTIVITIES: u32 = 1000;
 /// One invariant as found.
 #[derive(Debug, Clone)]
 pub struct Finding {
-    /// `I1` … `I8`.
+    /// `I1` … `I9`.
     pub name: &'static str,
     /// What must hold.
     pub rule: &'static str,
@@ -77,6 +77,7 @@ pub async fn findings(app: &App, repair: bool) -> anyhow::Result<Vec<Finding>> {
         rule: "Redis stock = MySQL stock less what is admitted and not placed",
         violations: differences,
     });
+    findings.sort_by_key(|finding| finding.name);
     Ok(findings)
 }
 
@@ -146,6 +147,14 @@ const RULES: &[Rule] = &[
                 "user whose points differ from the ledger",
                 "SELECT p.user_id FROM points_accounts p LEFT JOIN points_ledger l ON l.user_id = p.user_id \
                  GROUP BY p.user_id, p.balance HAVING p.balance <> CAST(COALESCE(SUM(l.delta), 0) AS SIGNED) OR p.balance < 0 LIMIT 20",
+            ),
+            (
+                "user who owes other points than refunds left owed and credits paid",
+                "SELECT p.user_id FROM points_accounts p \
+                 LEFT JOIN (SELECT o.user_id, SUM(r.points_owed) AS owed FROM order_refunds r JOIN orders o ON o.id = r.order_id \
+                 WHERE r.points_owed > 0 GROUP BY o.user_id) r ON r.user_id = p.user_id \
+                 LEFT JOIN (SELECT user_id, SUM(delta) AS paid FROM points_ledger WHERE reason = 'owed_paid' GROUP BY user_id) l \
+                 ON l.user_id = p.user_id WHERE p.owed <> COALESCE(r.owed, 0) + COALESCE(l.paid, 0) LIMIT 20",
             ),
             (
                 "user with a ledger and no account",
@@ -260,6 +269,15 @@ const RULES: &[Rule] = &[
                 "SELECT DISTINCT o.id FROM orders o JOIN user_courses c ON c.order_id = o.id WHERE o.status IN (2, 3) LIMIT 20",
             ),
         ],
+    ),
+    (
+        "I9",
+        "no course stands in two paid orders of one buyer, unless what was paid for one of them is owed back",
+        &[(
+            "order for a course that another paid order of its buyer is for",
+            "SELECT MAX(o.id) FROM orders o JOIN order_items i ON i.order_id = o.id WHERE o.status = 1 AND i.refund_id IS NULL \
+             AND i.price_fen > 0 GROUP BY o.user_id, i.course_id HAVING COUNT(*) > 1 LIMIT 20",
+        )],
     ),
 ];
 

@@ -97,6 +97,12 @@ refusals! {
     CouponExhausted = 409 "coupon_exhausted" "No coupon is left";
     /// More points than the user has, or than the order takes.
     PointsUnusable = 409 "points_unusable" "The points cannot be used";
+    /// The order costs something else than the buyer was shown; `expected_payable_fen` and `payable_fen` say what.
+    PriceChanged = 409 "price_changed" "The price has changed";
+    /// More is to be paid than the gateway takes, or than any does; `max_fen` says what is taken at most, `gateways` by whom.
+    AmountTooLarge = 409 "amount_too_large" "The amount is more than can be paid";
+    /// The user has as many orders waiting for their payment as are allowed, or as many of a course; `max` says how many.
+    TooManyUnpaid = 409 "too_many_unpaid" "Too many orders wait for their payment";
     /// The order is not in a state that allows this.
     OrderState = 409 "order_state" "The order's state does not allow this";
     /// The order's time to pay is over.
@@ -189,8 +195,8 @@ pub struct Refusal {
     pub retry_after_s: Option<u64>,
     /// Faults by field.
     pub errors: Vec<FieldFault>,
-    /// One more member of the body, such as `starts_at`.
-    pub extra: Option<(&'static str, Value)>,
+    /// More members of the body, such as `starts_at`.
+    pub extra: Vec<(&'static str, Value)>,
     /// Why, for the log, the books and administrators (a bill's `error`): what another system said, and no other
     /// caller is told.
     pub cause: String,
@@ -205,7 +211,7 @@ impl Refusal {
     /// One more member of the body, as the views have it: a number is a number.
     pub fn with(mut self, name: &'static str, value: impl Serialize) -> Self {
         // What is named here is text or a number, which always can be written.
-        self.extra = Some((name, serde_json::to_value(value).unwrap_or_default()));
+        self.extra.push((name, serde_json::to_value(value).unwrap_or_default()));
         self
     }
     /// Why, for those who run the service.
@@ -240,7 +246,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A refusal of `kind`, explained by `detail`.
 pub fn refuse(kind: Kind, detail: impl Into<String>) -> Refusal {
-    Refusal { kind, detail: detail.into(), retry_after_s: None, errors: Vec::new(), extra: None, cause: String::new() }
+    Refusal {
+        kind,
+        detail: detail.into(),
+        retry_after_s: None,
+        errors: Vec::new(),
+        extra: Vec::new(),
+        cause: String::new(),
+    }
 }
 
 /// A refusal of one field.
@@ -386,13 +399,13 @@ impl Serialize for Docs<'_> {
     }
 }
 
-/// A further member, as a map of one or none.
+/// Further members, as a map.
 #[derive(Debug)]
-pub struct Extra<'a>(Option<(&'static str, &'a Value)>);
+pub struct Extra<'a>(&'a [(&'static str, Value)]);
 
 impl Serialize for Extra<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0)
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
@@ -521,7 +534,7 @@ fn render(refusal: &Refusal, request_id: &str, words: Option<Words>) -> Response
         code: words.map(|_| refusal.kind.code()),
         msg: words.map(|words| words(refusal.kind)),
         errors: &refusal.errors,
-        extra: Extra(refusal.extra.as_ref().map(|(name, value)| (*name, value))),
+        extra: Extra(&refusal.extra),
     };
     let mut body = Vec::with_capacity(PROBLEM_SIZE);
     if let Err(error) = serde_json::to_writer(&mut body, &problem) {

@@ -17,6 +17,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::auth::{self, UserId};
 use crate::error::{Kind, Result, refuse};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
@@ -101,7 +102,8 @@ impl IntoResponse for Answer {
 }
 
 /// Takes the key for this transaction. `Some`: the request was answered before, with this; do nothing more.
-/// `None`: it is the first; end with [`keep`] and commit.
+/// `None`: it is the first; end with [`keep`] and commit. It takes the user's turn ([`auth::take_turn`]): a user whose
+/// account is gone is refused.
 pub async fn begin(
     conn: &mut Conn,
     user: Uuid,
@@ -109,7 +111,9 @@ pub async fn begin(
     fingerprint: Fingerprint,
     now: At,
 ) -> Result<Option<Answer>> {
-    queue_behind_the_user(conn, user).await?;
+    if !auth::take_turn(conn, UserId::from_uuid(user)).await? {
+        return Err(Kind::TokenInvalid.into());
+    }
     if insert(conn, user, key, fingerprint, now).await? {
         return Ok(None);
     }
@@ -151,17 +155,6 @@ pub async fn prune(app: &App) -> anyhow::Result<()> {
             break;
         }
     }
-    Ok(())
-}
-
-/// Waits until no other transaction that queued here for this user is open, and holds up those that come after. What it
-/// committed is then seen. Taken after the rows of orders and payments that are locked already, before any other.
-pub async fn queue_behind_the_user(conn: &mut Conn, user: Uuid) -> Result<()> {
-    sqlx::query("SELECT id FROM users WHERE id = ? FOR UPDATE")
-        .bind(user)
-        .fetch_optional(conn)
-        .await
-        .context("waiting for the user's other requests")?;
     Ok(())
 }
 

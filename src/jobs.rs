@@ -12,7 +12,8 @@ use crate::app::App;
 use crate::config::Config;
 use crate::dev::sandbox;
 use crate::engine::schedule::{RunHere, Scheduler};
-use crate::engine::{QueueSpec, Registry};
+use crate::engine::{Job, Outcome, QueueSpec, Registry};
+use crate::orders::{Grant, OrderId};
 use crate::{orders, payments, seckill};
 
 pub use passes::{own_schedules, run_pass, schedulable};
@@ -41,7 +42,7 @@ pub fn registry(config: &Config) -> Registry<App> {
         .queue(QueueSpec { name: "expiry", batch: 100, concurrency: 2 })
         .batch(payments::expire)
         .queue(QueueSpec { name: "grant", batch: 100, concurrency: 2 })
-        .batch(orders::jobs::grant)
+        .batch(grant)
         .queue(QueueSpec { name: "release", batch: 100, concurrency: 2 })
         .batch(|app, jobs| orders::jobs::release(app, jobs, seckill::give_back))
         .queue(QueueSpec { name: "late", batch: 20, concurrency: 2 })
@@ -49,6 +50,16 @@ pub fn registry(config: &Config) -> Registry<App> {
         .batch(payments::end_trades)
         .partitioned_queue(seckill_queue, |app| seckill::jobs::partitions(app).boxed())
         .batch(seckill::jobs::place)
+}
+
+/// Gives the courses of paid orders, and then has payments of other orders for them looked after.
+async fn grant(app: App, jobs: Vec<Job<Grant>>) -> Vec<Outcome> {
+    let paid: Vec<OrderId> = jobs.iter().map(|job| job.args.order_id).collect();
+    let outcomes = orders::jobs::grant(app.clone(), jobs).await;
+    if let Err(error) = payments::look_beside(&app, &paid).await {
+        tracing::warn!(%error, "payments of other orders for the same courses are looked after in their own time");
+    }
+    outcomes
 }
 
 /// Starts to look whether something is open at a payment gateway that is switched off, for processes that would drive it.

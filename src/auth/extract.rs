@@ -1,8 +1,8 @@
 //! Who is asking, and from where.
 //!
-//! [`CurrentUser`] takes the access token's word, without MySQL and Redis. That is enough to read one's own and to queue
-//! for a sale. Where money moves, [`LiveUser`] asks MySQL whether the account stands and the login goes on; [`Admin`] asks
-//! that, and what the account may do now. MySQL has the truth of it: a login that ended a moment ago, at whichever
+//! [`CurrentUser`] takes the access token's word, without MySQL and Redis. That is enough to queue for a sale. Where MySQL
+//! is touched anyhow, [`LiveUser`] asks it whether the account stands and the login goes on; [`Admin`] asks that, and what
+//! the account may do now. MySQL has the truth of it: a login that ended a moment ago, at whichever
 //! process, is over, and Redis is not asked.
 
 use std::convert::Infallible;

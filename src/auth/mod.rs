@@ -1,7 +1,7 @@
 //! Accounts, logins and who is asking.
 //!
 //! * An **access token** is a short-lived JWT that carries the user, the role and the login: checking it costs no MySQL
-//!   and no Redis ([`CurrentUser`]). Where money moves, and for administrators, MySQL is asked as well whether the account
+//!   and no Redis ([`CurrentUser`]). Where MySQL is touched anyhow, it is asked as well whether the account
 //!   stands and the login goes on ([`LiveUser`], [`Admin`]).
 //! * A **refresh token** is 32 random bytes, stored as SHA-256 and used once. The tokens that descend from one login
 //!   are a family; using one of them twice ends the family, because the service cannot tell a thief from the owner.
@@ -147,6 +147,17 @@ async fn authenticate(app: &App, phone: &Phone, password: Password) -> Result<Us
 async fn profile(app: &App, user: UserId) -> Result<User> {
     let found = store::find_user(&mut *app.db.acquire().await?, user).await.context("reading a user")?;
     found.ok_or(Kind::TokenInvalid.into())
+}
+
+/// Waits until no other transaction that took a turn of this user is open, and holds up those that come after. What it
+/// committed is then seen. Taken after the rows of orders and payments that are locked already, before any other. False:
+/// the account is gone, and nobody is held up.
+///
+/// It writes the row, which a lock alone would not. On a cluster that takes writes on every node a lock is known to its own
+/// node alone; but of two transactions that wrote the same row one is rolled back, at the latest when it commits, with the
+/// error of a deadlock ([`retrying`]).
+pub async fn take_turn(conn: &mut db::Conn, user: UserId) -> Result<bool> {
+    Ok(store::take_turn(conn, user).await.context("waiting for the user's other requests")?)
 }
 
 /// The accounts of these users, in no order. One that is gone is not there.

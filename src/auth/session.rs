@@ -70,7 +70,8 @@ async fn rotate(app: &App, hash: &[u8], next: RefreshToken) -> Result<Session> {
     let mut tx = app.db.begin().await?;
     let token = store::find_token(&mut tx, hash).await.context("reading a refresh token")?;
     let token = token.ok_or(Kind::RefreshInvalid)?;
-    let user = store::lock_user(&mut tx, token.user_id).await.context("locking a user")?;
+    store::take_turn(&mut tx, token.user_id).await.context("locking a user")?;
+    let user = store::find_user(&mut tx, token.user_id).await.context("reading a user")?;
     let user = user.ok_or(Kind::RefreshInvalid)?;
     if store::use_token(&mut tx, hash, now).await.context("using a refresh token")? {
         let session = extend(app, &mut tx, user, token.family_id, next, now).await?;
@@ -97,7 +98,7 @@ async fn revoke(app: &App, hash: &[u8]) -> Result<()> {
     let Some(token) = store::find_token(&mut tx, hash).await.context("reading a refresh token")? else {
         return Ok(());
     };
-    store::lock_user(&mut tx, token.user_id).await.context("locking a user")?;
+    store::take_turn(&mut tx, token.user_id).await.context("locking a user")?;
     store::revoke_family(&mut tx, token.family_id, app.clock.now()).await.context("revoking a login")?;
     Ok(tx.commit().await.context("committing a logout")?)
 }
@@ -107,7 +108,7 @@ pub(super) async fn close_all(app: &App, by: UserId, user: UserId) -> Result<()>
     retrying(|| async {
         let now = app.clock.now();
         let mut tx = app.db.begin().await?;
-        if store::lock_user(&mut tx, user).await.context("locking a user")?.is_none() {
+        if !store::take_turn(&mut tx, user).await.context("locking a user")? {
             return Err(Kind::NotFound.into());
         }
         let revoked = store::revoke_logins(&mut tx, user, now).await.context("revoking all logins")?;

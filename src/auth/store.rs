@@ -42,12 +42,10 @@ pub(super) async fn find_phone(conn: &mut Conn, phone: &Phone) -> sqlx::Result<O
     sqlx::query_scalar("SELECT id FROM users WHERE phone = ?").bind(phone.as_str()).fetch_optional(conn).await
 }
 
-/// The user with an id, held until the transaction ends.
-pub(super) async fn lock_user(conn: &mut Conn, user: UserId) -> sqlx::Result<Option<User>> {
-    sqlx::query_as("SELECT id, phone, nickname, role, created_at FROM users WHERE id = ? FOR UPDATE")
-        .bind(user)
-        .fetch_optional(conn)
-        .await
+/// Holds a user's row until the transaction ends; false when there is none. It writes, see [`super::take_turn`].
+pub(super) async fn take_turn(conn: &mut Conn, user: UserId) -> sqlx::Result<bool> {
+    let taken = sqlx::query("UPDATE users SET turns = turns + 1 WHERE id = ?").bind(user).execute(conn).await?;
+    Ok(taken.rows_affected() == 1)
 }
 
 /// How an account and one of its logins stand. A login that was never kept, or is kept no more, is not over: its tokens

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{Course, CourseDetail, CourseId, MyCourse, NewCourse};
 use crate::app::App;
-use crate::auth::{Admin, CurrentUser};
+use crate::auth::{Admin, LiveUser};
 use crate::error::{Problem, Result};
 use crate::platform::extract::{Input, Json, Path, Query, Shape};
 use crate::platform::money::Money;
@@ -43,7 +43,7 @@ pub async fn detail(
 ))]
 pub async fn mine(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<axum::Json<Page<MyCourse>>> {
     Ok(axum::Json(super::courses_of(&app, user.id, &page).await?))

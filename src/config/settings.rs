@@ -98,6 +98,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("orders.points_earned_per_yuan", "1", Whole(0, 10_000)),
     set("orders.owed_grace_s", "15", Whole(1, 3600)),
     set("orders.sweep_period_s", "10", Whole(1, 3600)),
+    set("orders.max_unpaid", "200", Whole(1, 10_000)),
+    set("orders.max_unpaid_per_course", "10", Whole(1, 1000)),
     set("seckill.sold_out_memory_ms", "200", Whole(0, 200)),
     set("seckill.submissions_max", "30", Whole(1, 60_000)),
     set("seckill.submissions_window_s", "10", Whole(1, 3600)),

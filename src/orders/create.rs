@@ -1,11 +1,11 @@
 //! Quoting and making an order: look, price, hold, insert, all in one transaction; then tell the queues.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::model::{Item, NewOrder, Order, OrderId, OrderKind, Status};
 use super::pricing::{self, Line, Priced, Rules, Unpriceable};
-use super::{Whole, announce_created, left_to_redrive, store};
+use super::{Whole, announce_created, bought, left_to_redrive, store};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::{self, CourseForSale, CourseId};
@@ -135,7 +135,52 @@ async fn assess(
     };
     let lines: Vec<Line> = courses.iter().map(|course| Line { price: course.price, discountable: true }).collect();
     let priced = pricing::price(&lines, coupon.as_ref(), new.points, Rules::from(&app.config.orders))?;
+    refuse_another_price(new.expected_payable, priced.payable)?;
+    if priced.payable > Money::ZERO {
+        refuse_what_nobody_takes(app, priced.payable)?;
+        refuse_many_unpaid(app, conn, user, &new.courses, now).await?;
+    }
     Ok((courses, priced))
+}
+
+/// Refuses an order that costs something else than its buyer was shown.
+fn refuse_another_price(expected: Option<Money>, payable: Money) -> Result<()> {
+    let Some(expected) = expected.filter(|expected| *expected != payable) else { return Ok(()) };
+    let refusal = refuse(Kind::PriceChanged, format!("it costs {payable} yuan now, and not {expected}"));
+    Err(refusal.with("expected_payable_fen", expected).with("payable_fen", payable).into())
+}
+
+/// Refuses an amount that no gateway takes that is on. Without any of them nothing is paid anyhow.
+fn refuse_what_nobody_takes(app: &App, payable: Money) -> Result<()> {
+    let most = app.config.payments.amounts_max().into_iter().map(|limit| limit.max_fen).max();
+    match most {
+        Some(most) if payable > most => Err(amount_too_large(app, payable, most)),
+        _ => Ok(()),
+    }
+}
+
+/// The refusal of an amount of which at most so much can be paid.
+pub fn amount_too_large(app: &App, payable: Money, most: Money) -> Error {
+    let refusal = refuse(Kind::AmountTooLarge, format!("{payable} yuan are to be paid, and {most} at most can be"));
+    refusal.with("max_fen", most).with("gateways", app.config.payments.amounts_max()).into()
+}
+
+/// Refuses one more order than may wait for its payment. In an order's transaction the caller has the user's turn, so
+/// that two at once are counted one after the other.
+async fn refuse_many_unpaid(app: &App, conn: &mut Conn, user: UserId, courses: &[CourseId], now: At) -> Result<()> {
+    let (most, most_of_one) = (app.config.orders.max_unpaid, app.config.orders.max_unpaid_per_course);
+    let open = store::count_open(conn, user, courses, now).await?;
+    if open.iter().any(|(course, open)| course.is_none() && *open >= most) {
+        let why = format!("{most} orders wait for their payment: pay or cancel one of them");
+        return Err(refuse(Kind::TooManyUnpaid, why).with("max", most).into());
+    }
+    let full: Vec<CourseId> =
+        open.iter().filter(|(_, open)| *open >= most_of_one).filter_map(|(course, _)| *course).collect();
+    if full.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{most_of_one} orders of a course wait for their payment: pay or cancel one of them");
+    Err(refuse(Kind::TooManyUnpaid, why).with("max", most_of_one).with("course_ids", full).into())
 }
 
 /// The courses, in the order asked for, if all are on sale.
@@ -154,8 +199,7 @@ async fn on_sale(conn: &mut Conn, wanted: &[CourseId]) -> Result<Vec<CourseForSa
 
 /// Refuses courses that the user has, or has paid for and is about to get.
 pub async fn refuse_owned(conn: &mut Conn, user: UserId, wanted: &[CourseId]) -> Result<()> {
-    let mut owned: HashSet<CourseId> = catalogue::owned(conn, user, wanted).await?.into_iter().collect();
-    owned.extend(store::paid_not_granted(conn, user, wanted).await?);
+    let owned = bought(conn, user, wanted).await?;
     if owned.is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ItemView, NewOrder, OrderView, Whole};
 use crate::app::App;
-use crate::auth::{CurrentUser, LiveUser};
+use crate::auth::LiveUser;
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
 use crate::idempotency::{Answer, Key};
@@ -35,6 +35,10 @@ pub struct OrderRequest {
     #[garde(range(min = 0, max = 1_000_000_000_000))]
     #[schema(minimum = 0, maximum = 1_000_000_000_000i64)]
     pub points: Option<i64>,
+    /// What the buyer was shown as `payable_fen`: refused with `price_changed` when it is something else now.
+    #[garde(range(min = 0, max = 100_000_000_000_000))]
+    #[schema(minimum = 0, maximum = 100_000_000_000_000i64)]
+    pub expected_payable_fen: Option<i64>,
 }
 
 impl Shape<App> for OrderRequest {
@@ -50,7 +54,12 @@ impl Shape<App> for OrderRequest {
 
 impl From<OrderRequest> for NewOrder {
     fn from(request: OrderRequest) -> Self {
-        Self { courses: request.course_ids, coupon: request.user_coupon_id, points: request.points.unwrap_or(0) }
+        Self {
+            courses: request.course_ids,
+            coupon: request.user_coupon_id,
+            points: request.points.unwrap_or(0),
+            expected_payable: request.expected_payable_fen.map(Money::fen),
+        }
     }
 }
 
@@ -82,11 +91,11 @@ pub struct QuoteView {
     responses(
         (status = 200, body = QuoteView, description = "The price"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found: not your coupon"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "course_unavailable, already_owned (both name `course_ids`), coupon_unusable, points_unusable"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "course_unavailable, already_owned (both name `course_ids`), coupon_unusable, points_unusable, price_changed (with `expected_payable_fen` and `payable_fen`), amount_too_large (with `max_fen` and `gateways`), too_many_unpaid (with `max`, and `course_ids` when it is about courses)"),
     ))]
 pub async fn quote(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Json(request)): Input<Json<OrderRequest>>,
 ) -> Result<Reply<QuoteView>> {
     let quote = super::quote(&app, user.id, &request.into()).await?;
@@ -112,7 +121,7 @@ pub async fn quote(
         (status = 201, body = OrderView, description = "Made; a repeat answers the same bytes"),
         (status = 400, body = Problem, content_type = "application/problem+json", description = "malformed_json, idempotency_key_missing, idempotency_key_invalid"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found: not your coupon"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "course_unavailable, already_owned (both name `course_ids`), coupon_unusable, points_unusable"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "course_unavailable, already_owned (both name `course_ids`), coupon_unusable, points_unusable, price_changed (with `expected_payable_fen` and `payable_fen`), amount_too_large (with `max_fen` and `gateways`), too_many_unpaid (with `max`, and `course_ids` when it is about courses)"),
         (status = 422, body = Problem, content_type = "application/problem+json", description = "validation_failed, idempotency_key_reused"),
     ))]
 pub async fn create(

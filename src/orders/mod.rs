@@ -14,7 +14,7 @@ mod refund;
 mod store;
 mod views;
 
-pub use create::{Quote, create, quote, refuse_owned};
+pub use create::{Quote, amount_too_large, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
 pub use model::{
     Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
@@ -33,12 +33,11 @@ use sqlx::Connection;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::auth::UserId;
-use crate::catalogue;
+use crate::auth::{self, UserId};
+use crate::catalogue::{self, CourseId};
 use crate::config;
 use crate::engine;
 use crate::error::{Result, retrying};
-use crate::idempotency;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
@@ -117,14 +116,40 @@ pub async fn mark_paid(conn: &mut Conn, order: &Order, now: At) -> Result<bool> 
     store::mark_paid(conn, order.id, now).await
 }
 
-/// Whether its user has every course of an order by others that are paid. Of two orders that are paid at once, one sees
-/// the other: they queue behind the user. The caller holds the order by [`lock`].
-pub async fn is_bought_otherwise(conn: &mut Conn, order: &Order) -> Result<bool> {
-    idempotency::queue_behind_the_user(conn, order.user_id.uuid()).await?;
-    let courses: Vec<_> = store::items(conn, &[order.id]).await?.into_iter().map(|item| item.course_id).collect();
-    let mut bought: HashSet<_> = catalogue::owned(conn, order.user_id, &courses).await?.into_iter().collect();
-    bought.extend(store::paid_not_granted(conn, order.user_id, &courses).await?);
-    Ok(courses.iter().all(|course| bought.contains(course)))
+/// Those of `courses` that the user has, or has paid for and is about to get.
+///
+/// A grant may commit between the two reads. It moves a course from what is paid to what is owned, so they are read in
+/// that direction: the course is in one of them, or in both.
+pub(crate) async fn bought(conn: &mut Conn, user: UserId, courses: &[CourseId]) -> Result<HashSet<CourseId>> {
+    let mut bought: HashSet<CourseId> = store::paid_not_granted(conn, user, courses).await?.into_iter().collect();
+    bought.extend(catalogue::owned(conn, user, courses).await?);
+    Ok(bought)
+}
+
+/// What of an order its user has by others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoughtOtherwise {
+    /// These courses of it.
+    pub courses: Vec<CourseId>,
+    /// They are all that it has.
+    pub all: bool,
+}
+
+/// What of an unpaid order its user has by other ones that are paid. Of two orders that are paid at once, one sees the
+/// other when each has taken the user's turn ([`auth::take_turn`]).
+pub async fn bought_otherwise(conn: &mut Conn, order: &Order) -> Result<BoughtOtherwise> {
+    let mut courses: Vec<_> = store::items(conn, &[order.id]).await?.into_iter().map(|item| item.course_id).collect();
+    let (whole, bought) = (courses.len(), bought(conn, order.user_id, &courses).await?);
+    courses.retain(|course| bought.contains(course));
+    Ok(BoughtOtherwise { all: courses.len() == whole, courses })
+}
+
+/// Unpaid orders, at most `limit`, that have a course of one of these, and whose buyer is the same.
+pub async fn unpaid_beside(conn: &mut Conn, orders: &[OrderId], limit: u32) -> Result<Vec<OrderId>> {
+    if orders.is_empty() {
+        return Ok(Vec::new());
+    }
+    store::unpaid_beside(conn, orders, limit).await
 }
 
 /// Notes that a payment was started; false when the order is not unpaid or its time is over.
@@ -160,11 +185,9 @@ pub async fn reopen(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
 }
 
 async fn retake(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
-    idempotency::queue_behind_the_user(conn, order.user_id.uuid()).await?;
-    let courses: Vec<_> = store::items(conn, &[order.id]).await?.into_iter().map(|item| item.course_id).collect();
-    if !catalogue::owned(conn, order.user_id, &courses).await?.is_empty()
-        || !store::paid_not_granted(conn, order.user_id, &courses).await?.is_empty()
-    {
+    // The account may be gone: its money came all the same.
+    auth::take_turn(conn, order.user_id).await?;
+    if !bought_otherwise(conn, order).await?.courses.is_empty() {
         return Ok(false);
     }
     if order.released_at.is_none() {

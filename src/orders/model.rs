@@ -229,6 +229,10 @@ pub struct NewOrder {
     pub coupon: Option<UserCouponId>,
     /// The points to spend, not negative.
     pub points: i64,
+    /// What the buyer was shown: the order is refused when it costs something else. Left out where it is not given, so
+    /// that a repeat across an upgrade is the same request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_payable: Option<Money>,
 }
 
 /// An order that a seckill was won with.

@@ -15,7 +15,7 @@ use crate::catalogue::{self, CourseId};
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::db::{CHUNK, Conn};
-use crate::wallet::{self, Credit, Reason};
+use crate::wallet::{self, Credit, PointsBack, Reason};
 
 /// What a refund takes back of an order.
 #[derive(Debug, Clone)]
@@ -33,18 +33,22 @@ pub async fn grant_now(app: &App, id: OrderId) -> Result<()> {
     retrying(|| async { jobs::grant_all(app, &[id]).await }).await
 }
 
-/// Takes back courses and points; gives how many points were there. The caller holds the order by [`super::lock`].
-pub async fn take_back(conn: &mut Conn, order: &Order, what: &TakeBack, now: At) -> Result<i64> {
+/// Takes back courses and points; gives how many points were there, and how many are owed. The caller holds the order by
+/// [`super::lock`].
+pub async fn take_back(conn: &mut Conn, order: &Order, what: &TakeBack, now: At) -> Result<PointsBack> {
     if !what.courses.is_empty() {
         let noted = store::mark_items_refunded(conn, order.id, what.refund, &what.courses).await?;
         if noted != what.courses.len() as u64 {
             return Err(anyhow::anyhow!("items of order {} changed under its lock", order.id).into());
         }
-        catalogue::revoke(conn, order.id.uuid(), &what.courses).await?;
-        store::insert_taken_back(conn, order.id, order.user_id, &what.courses, now).await?;
+        // What was not given yet is not taken away.
+        if order.granted_at.is_some() {
+            catalogue::revoke(conn, order.id.uuid(), &what.courses).await?;
+            store::insert_taken_back(conn, order.id, order.user_id, &what.courses, now).await?;
+        }
     }
     let reason = Reason::OrderEarnedBack;
-    wallet::take_points_there(conn, order.user_id, what.earned, reason, what.refund.uuid(), now).await
+    wallet::take_back_points(conn, order.user_id, what.earned, reason, what.refund.uuid(), now).await
 }
 
 /// Courses that refunds took back, after one of them, at most `limit`, by order and course: each until it is forgotten.
@@ -80,7 +84,7 @@ pub async fn mark_refunding(conn: &mut Conn, order: &Order) -> Result<()> {
 }
 
 /// refunding → refunded: gives back the coupon and the points that were spent, less `missing`: points that the order had
-/// earned and that were not there to be taken back.
+/// earned, that were not there to be taken back, and that are not owed since, as refunds of a version before have them.
 pub async fn finish_refund(conn: &mut Conn, order: &Order, missing: i64, now: At) -> Result<()> {
     moved(store::mark_refunded(conn, order.id, now).await?, order)?;
     if order.user_coupon_id.is_some() {

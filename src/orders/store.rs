@@ -149,16 +149,56 @@ pub async fn items(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// Which of these courses the user has paid for in an order that is still to be granted. The list must not be empty.
+/// Which of these courses the user has paid for in an order that is still to be granted. What a refund has taken back is
+/// not among them. The list must not be empty.
 pub async fn paid_not_granted(conn: &mut Conn, user: UserId, courses: &[CourseId]) -> Result<Vec<CourseId>> {
     let mut query = QueryBuilder::new(
         "SELECT DISTINCT i.course_id FROM orders o JOIN order_items i ON i.order_id = o.id
-         WHERE o.granted_at IS NULL AND o.status = ",
+         WHERE o.granted_at IS NULL AND i.refund_id IS NULL AND o.status = ",
     );
     query.push_bind(Status::Paid).push(" AND o.user_id = ").push_bind(user).push(" AND i.course_id IN ");
     push_in(&mut query, courses.iter().copied());
     let owed = query.build_query_scalar().fetch_all(conn).await.context("reading paid courses")?;
     Ok(owed)
+}
+
+/// Unpaid orders of the buyers of these, with a course of theirs. The list must not be empty.
+pub async fn unpaid_beside(conn: &mut Conn, orders: &[OrderId], limit: u32) -> Result<Vec<OrderId>> {
+    let mut query = QueryBuilder::new(
+        "SELECT DISTINCT b.id FROM orders a JOIN order_items i ON i.order_id = a.id
+         JOIN orders b FORCE INDEX (ix_orders_user) ON b.user_id = a.user_id AND b.id <> a.id AND b.status = ",
+    );
+    query.push_bind(Status::Unpaid);
+    query.push(" JOIN order_items j ON j.order_id = b.id AND j.course_id = i.course_id WHERE a.id IN ");
+    push_in(&mut query, orders.iter().copied());
+    query.push(" LIMIT ").push_bind(limit);
+    let beside =
+        query.build_query_scalar().fetch_all(conn).await.context("looking for unpaid orders of the same courses")?;
+    Ok(beside)
+}
+
+/// How many orders of the user can still be paid: all of them (under no course), and those with each of these courses
+/// where there are any. The list must not be empty.
+pub async fn count_open(
+    conn: &mut Conn,
+    user: UserId,
+    courses: &[CourseId],
+    now: At,
+) -> Result<Vec<(Option<CourseId>, i64)>> {
+    let mut query = QueryBuilder::new(
+        "SELECT NULL AS course_id, COUNT(*) AS open FROM orders FORCE INDEX (ix_orders_user) WHERE user_id = ",
+    );
+    query.push_bind(user).push(" AND status = ").push_bind(Status::Unpaid).push(" AND expires_at > ").push_bind(now);
+    query.push(
+        " UNION ALL SELECT i.course_id, COUNT(*) FROM orders o FORCE INDEX (ix_orders_user)
+         JOIN order_items i ON i.order_id = o.id WHERE o.user_id = ",
+    );
+    query.push_bind(user).push(" AND o.status = ").push_bind(Status::Unpaid);
+    query.push(" AND o.expires_at > ").push_bind(now).push(" AND i.course_id IN ");
+    push_in(&mut query, courses.iter().copied());
+    query.push(" GROUP BY i.course_id");
+    let open = query.build_query_as().fetch_all(conn).await.context("counting open orders")?;
+    Ok(open)
 }
 
 /// unpaid → paid.
@@ -174,10 +214,12 @@ pub async fn mark_paid(conn: &mut Conn, id: OrderId, now: At) -> Result<bool> {
     Ok(moved.rows_affected() == 1)
 }
 
-/// Notes that a payment was started, while there is time to pay. The first start is kept.
+/// Notes that a payment was started, while there is time to pay. The first start is kept; the row changes with each, so
+/// that who closes the order on another node of a cluster meets it.
 pub async fn mark_pay_started(conn: &mut Conn, id: OrderId, now: At) -> Result<bool> {
     let marked = sqlx::query(
-        "UPDATE orders SET pay_started_at = COALESCE(pay_started_at, ?) WHERE id = ? AND status = ? AND expires_at > ?",
+        "UPDATE orders SET pay_started_at = COALESCE(pay_started_at, ?), pay_turns = pay_turns + 1
+         WHERE id = ? AND status = ? AND expires_at > ?",
     )
     .bind(now)
     .bind(id)

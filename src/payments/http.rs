@@ -114,7 +114,7 @@ impl PayView {
     responses(
         (status = 200, body = PayView, description = "Where the buyer pays; the same again while the payment is under way"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no order of yours"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state` (not unpaid), `order_expired`, `already_owned`"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state` (not unpaid), `order_expired`, `already_owned`, `amount_too_large` (with `max_fen` and `gateways`)"),
         (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: ask again, the payment goes on; or the service cannot answer now"),
     )
 )]

@@ -155,12 +155,31 @@ async fn try_ask(app: &App, payment: &Payment) -> Result<()> {
     }
     let mut conn = app.db.acquire().await?;
     let order = orders::find(&mut conn, payment.order_id).await?.context("a payment without its order")?;
+    let in_vain = order.status != Status::Unpaid || orders::bought_otherwise(&mut conn, &order).await?.all;
     drop(conn);
-    if order.status == Status::Unpaid {
+    if !in_vain {
         return settle::ask(app, payment).await;
     }
-    // Another payment paid the order: nobody is to pay it once more.
+    // Another payment paid the order, or others of the buyer's bought all its courses: nobody is to pay it once more.
     close::end(app, payment).await
+}
+
+/// Unpaid orders beside those of one batch of grants whose payments are asked about.
+const BESIDE: u32 = 200;
+
+/// Has the payments be asked about that were started for other orders of the same courses, now that these orders are paid:
+/// [`query_started`] ends those that would be paid in vain. Should this be lost, it does so when their own turn comes.
+pub async fn look_beside(app: &App, paid: &[OrderId]) -> Result<()> {
+    let mut conn = app.db.acquire().await?;
+    let beside = orders::unpaid_beside(&mut conn, paid, BESIDE).await?;
+    if beside.is_empty() {
+        return Ok(());
+    }
+    let started = store::started_of(&mut conn, &beside).await.context("looking for payments beside")?;
+    for payment in started {
+        store::ask_now(&mut conn, payment, app.clock.now()).await.context("planning a question")?;
+    }
+    Ok(())
 }
 
 /// One bounded pass over the refunds that are due, each sent or asked about at a growing interval until the gateway says a last word.

@@ -33,7 +33,7 @@ mod store;
 mod views;
 
 pub use close::{Closed, EndTrade, close_order, sweep_due};
-pub use jobs::{drive_refunds, end_trades, expire, query_started, redrive_late, resolve_late};
+pub use jobs::{drive_refunds, end_trades, expire, look_beside, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
 pub use model::{
     BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, PayWith, PaymentId, RefundId, RefundStatus,
@@ -50,8 +50,9 @@ use anyhow::Context;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::auth::UserId;
+use crate::auth::{self, UserId};
 use crate::catalogue::CourseId;
+use crate::config::amount_max;
 use crate::engine::Item;
 use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::orders::{self, OrderId, Status};
@@ -224,6 +225,14 @@ async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Beg
     }
     if order.expires_at <= now {
         return Err(Kind::OrderExpired.into());
+    }
+    let most = amount_max(way.gateway.as_str()).context("a gateway without its largest amount")?;
+    if order.payable > most {
+        return Err(orders::amount_too_large(app, order.payable, most));
+    }
+    // The order of these courses that is being paid by another request of theirs comes first, or after this.
+    if !auth::take_turn(&mut tx, user).await? {
+        return Err(Kind::TokenInvalid.into());
     }
     let items = orders::items(&mut tx, order.id).await?;
     let courses: Vec<CourseId> = items.iter().map(|item| item.course_id).collect();

@@ -4,7 +4,7 @@ mod pay;
 mod refund;
 
 pub use pay::{Channel, JsapiParams, PayWith};
-pub use refund::{CAUSE_LATE, Refund, RefundAnswer, RefundId, RefundReason, RefundStatus};
+pub use refund::{CAUSE_LATE, CAUSE_PAID_TWICE, Refund, RefundAnswer, RefundId, RefundReason, RefundStatus};
 
 use std::str::FromStr;
 use std::time::Duration;

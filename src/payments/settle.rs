@@ -14,14 +14,16 @@ use super::late::ResolveLate;
 use super::model::{
     Gateway, Message, NotificationId, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge,
 };
+use super::refund::order::give_back_twice;
 use super::refund::{self, Address, Heard};
 use super::store::{self, NewNotification};
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::UserId;
+use crate::auth::{self, UserId};
+use crate::catalogue::CourseId;
 use crate::engine::Item;
 use crate::error::{Error, Kind, Result, retrying};
-use crate::orders::{self, OrderId, Status};
+use crate::orders::{self, BoughtOtherwise, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
 
@@ -119,6 +121,8 @@ struct Judged {
     settled: Settled,
     /// Why, for a person.
     detail: String,
+    /// Of the order that is paid, courses that its buyer has by another one.
+    twice: Vec<CourseId>,
 }
 
 /// Locks what a message is about and judges it; `None` when there is no such payment (yet).
@@ -130,10 +134,16 @@ async fn judge_locked(app: &App, conn: &mut Conn, gateway: Gateway, message: &Me
     let payment = store::lock_payment(conn, id).await.context("locking a payment")?.context("a payment vanished")?;
     let verdict = judge(message, &payment, gateway::merchant(app, gateway)?);
     let to_be_paid = matches!(verdict, Verdict::Settle) && order.status == Status::Unpaid;
-    let in_vain = to_be_paid && orders::is_bought_otherwise(conn, &order).await?;
+    let bought = if to_be_paid {
+        // Of two orders that are paid at once, one sees the other. The account may be gone: the money came all the same.
+        auth::take_turn(conn, order.user_id).await?;
+        orders::bought_otherwise(conn, &order).await?
+    } else {
+        BoughtOtherwise { courses: Vec::new(), all: false }
+    };
     let (settled, detail) = match verdict {
         // It stays unpaid until its time is over, and its money goes back.
-        Verdict::Settle if in_vain => (Settled::Late(payment.id), "its courses were bought otherwise".to_owned()),
+        Verdict::Settle if bought.all => (Settled::Late(payment.id), "its courses were bought otherwise".to_owned()),
         Verdict::Settle if to_be_paid => (Settled::Paid(order.id), String::new()),
         Verdict::Settle => (Settled::Late(payment.id), format!("the order is {}", order.status.name())),
         Verdict::Repeat => (Settled::Repeated, String::new()),
@@ -147,7 +157,7 @@ async fn judge_locked(app: &App, conn: &mut Conn, gateway: Gateway, message: &Me
             Address::Person(why) => (Settled::Flagged, why),
         },
     };
-    Ok(Some(Judged { order, payment, settled, detail }))
+    Ok(Some(Judged { order, payment, settled, detail, twice: bought.courses }))
 }
 
 async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
@@ -185,6 +195,9 @@ async fn settle_once(app: &App, gateway: Gateway, message: &Message, body: &[u8]
 fn tell(gateway: Gateway, message: &Message, judged: &Judged, heard: Option<&Heard>) {
     if let (Settled::Refund(id), Some(heard)) = (judged.settled, heard) {
         refund::tell(id, heard);
+    }
+    if matches!(judged.settled, Settled::Paid(_)) && !judged.twice.is_empty() {
+        tracing::info!(order.no = %judged.order.id, courses = judged.twice.len(), "courses were bought by another order: what was paid for them goes back");
     }
     if judged.settled == Settled::Flagged {
         tracing::error!(
@@ -254,7 +267,7 @@ async fn move_on(app: &App, conn: &mut Conn, judged: &Judged, message: &Message)
     let (now, Judged { order, payment, settled, .. }) = (app.clock.now(), judged);
     match (&message.said, *settled) {
         (Said::Paid { trade_no, .. }, Settled::Paid(_) | Settled::Late(_)) => {
-            take_in(conn, order, payment, trade_no, *settled, now).await?;
+            take_in(conn, judged, trade_no, now).await?;
         }
         (Said::Refunded { answer, .. }, Settled::Refund(id)) => {
             return refund::hear(conn, order, id, answer, now).await.map(Some);
@@ -272,24 +285,21 @@ async fn move_on(app: &App, conn: &mut Conn, judged: &Judged, message: &Message)
 }
 
 /// Takes money in: for the order, or to be decided about.
-async fn take_in(
-    conn: &mut Conn,
-    order: &orders::Order,
-    payment: &Payment,
-    trade_no: &str,
-    settled: Settled,
-    now: At,
-) -> Result<()> {
+async fn take_in(conn: &mut Conn, judged: &Judged, trade_no: &str, now: At) -> Result<()> {
+    let Judged { order, payment, settled, twice, .. } = judged;
     let resolution = if matches!(settled, Settled::Paid(_)) { "order" } else { "owed" };
     let moved =
         store::mark_paid(conn, payment.id, trade_no, resolution, now).await.context("marking a payment paid")?;
     if !moved {
         return Err(anyhow::anyhow!("payment {} changed under its lock", payment.id).into());
     }
-    if matches!(settled, Settled::Paid(_)) && !orders::mark_paid(conn, order, now).await? {
+    if !matches!(settled, Settled::Paid(_)) {
+        return Ok(());
+    }
+    if !orders::mark_paid(conn, order, now).await? {
         return Err(anyhow::anyhow!("order {} changed under its lock", order.id).into());
     }
-    Ok(())
+    if twice.is_empty() { Ok(()) } else { give_back_twice(conn, order, payment, twice.clone(), now).await }
 }
 
 /// A message that was kept before: it did what it did.

@@ -87,6 +87,13 @@ pub(super) async fn started_at(conn: &mut Conn, orders: &[OrderId]) -> sqlx::Res
     query.build_query_as().fetch_all(conn).await
 }
 
+/// Payments of these orders that the buyer may still pay. The list must not be empty.
+pub(super) async fn started_of(conn: &mut Conn, orders: &[OrderId]) -> sqlx::Result<Vec<PaymentId>> {
+    let mut query = QueryBuilder::new("SELECT id FROM payments WHERE status = 'started' AND order_id IN ");
+    push_in(&mut query, orders.iter().copied());
+    query.build_query_scalar().fetch_all(conn).await
+}
+
 /// Money came in: once, whatever the payment's state was before.
 pub(super) async fn mark_paid(
     conn: &mut Conn,

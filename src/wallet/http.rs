@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId};
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::{Admin, CurrentUser, LiveUser};
+use crate::auth::{Admin, LiveUser};
 use crate::error::{Problem, Result, retrying};
 use crate::idempotency::{self, Answer, Key};
 use crate::platform::clock::At;
@@ -99,7 +99,7 @@ pub async fn claim(
     responses((status = 200, body = Page<UserCouponView>, description = "A page")))]
 pub async fn coupons(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Reply<Page<UserCouponView>>> {
     let list = super::coupons(&app, user.id, &page).await?;
@@ -113,10 +113,11 @@ pub async fn coupons(
 pub struct LedgerLineView {
     /// Points that came (positive) or went.
     pub delta: i64,
-    /// Why: `order_spend`, `order_return`, `order_earned`, `order_earned_back`, `order_refunded` or `gift`, with `:<n>`
-    /// behind it for the n-th time an order took or gave back its points.
+    /// Why: `order_spend`, `order_return`, `order_earned`, `order_earned_back`, `order_refunded`, `owed_paid` or `gift`,
+    /// with `:<n>` behind it for the n-th time an order took or gave back its points.
     pub reason: String,
-    /// What for: the order's number, the number of a refund of it for `order_earned_back`, or the giver's reference.
+    /// What for: the order's number, the number of a refund of it for `order_earned_back`, the credit that paid for
+    /// `owed_paid`, or the giver's reference.
     pub reference: HolderId,
     /// When.
     pub created_at: At,
@@ -127,6 +128,8 @@ pub struct LedgerLineView {
 pub struct PointsView {
     /// What can be spent.
     pub balance: i64,
+    /// Points that refunds were to take back and that had been spent: the next that come pay them (`owed_paid`).
+    pub owed: i64,
     /// The changes it is the sum of, newest first.
     pub items: Vec<LedgerLineView>,
     /// Send it as `cursor` for the next page; null on the last page.
@@ -138,10 +141,10 @@ pub struct PointsView {
     responses((status = 200, body = PointsView, description = "The balance and a page of the ledger")))]
 pub async fn points(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Reply<PointsView>> {
-    let (balance, lines) = super::points(&app, user.id, &page).await?;
+    let (account, lines) = super::points(&app, user.id, &page).await?;
     let view = |line: LedgerLine| LedgerLineView {
         delta: line.delta,
         reason: line.reason,
@@ -149,7 +152,8 @@ pub async fn points(
         created_at: line.created_at,
     };
     let items = lines.items.into_iter().map(view).collect();
-    Ok(Reply(PointsView { balance, items, next_cursor: lines.next_cursor }))
+    let (balance, owed) = (account.balance, account.owed);
+    Ok(Reply(PointsView { balance, owed, items, next_cursor: lines.next_cursor }))
 }
 
 /// A coupon to create: `amount_fen`, or `percent_off` with `cap_fen`.

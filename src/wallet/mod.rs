@@ -9,8 +9,8 @@ mod model;
 mod store;
 
 pub use model::{
-    Coupon, CouponFault, CouponId, CouponKind, CouponState, Credit, Holder, HolderId, LedgerLine, NewCoupon, Reason,
-    Terms, UserCoupon, UserCouponId,
+    Coupon, CouponFault, CouponId, CouponKind, CouponState, Credit, Holder, HolderId, LedgerLine, NewCoupon,
+    PointsAccount, Reason, Terms, UserCoupon, UserCouponId,
 };
 
 use anyhow::Context;
@@ -73,17 +73,17 @@ pub async fn coupons(app: &App, user: UserId, page: &PageQuery) -> Result<Page<U
     Ok(page.page(list, |coupon| coupon.id))
 }
 
-/// The user's points and a page of the ledger they come from.
-pub async fn points(app: &App, user: UserId, page: &PageQuery) -> Result<(i64, Page<LedgerLine>)> {
+/// The user's account of points and a page of the ledger its balance comes from.
+pub async fn points(app: &App, user: UserId, page: &PageQuery) -> Result<(PointsAccount, Page<LedgerLine>)> {
     let mut conn = app.db.acquire().await?;
-    let balance = store::balance(&mut conn, user).await?;
+    let account = store::account(&mut conn, user).await?;
     let lines = store::ledger(&mut conn, user, page.before(), page.fetch()).await?;
-    Ok((balance, page.page(lines, |line| line.id)))
+    Ok((account, page.page(lines, |line| line.id)))
 }
 
 /// The user's points.
 pub async fn balance(conn: &mut Conn, user: UserId) -> Result<i64> {
-    store::balance(conn, user).await
+    Ok(store::account(conn, user).await?.balance)
 }
 
 /// A coupon in the user's wallet; somebody else's is `None`.
@@ -125,29 +125,44 @@ pub async fn take_points(
     Ok(true)
 }
 
-/// Takes points from the user, or as many as there are; gives how many. As [`take_points`] otherwise.
-pub async fn take_points_there(
+/// Points that were to be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PointsBack {
+    /// So many were there, and were taken.
+    pub taken: i64,
+    /// The others had been spent: the user owes them, and the next credits pay them ([`give_points`]).
+    pub owed: i64,
+}
+
+/// Takes points back from the user: as many as there are, and the others are owed. As [`take_points`] otherwise.
+pub async fn take_back_points(
     conn: &mut Conn,
     user: UserId,
     points: i64,
     reason: Reason,
     reference: Uuid,
     now: At,
-) -> Result<i64> {
+) -> Result<PointsBack> {
     if points <= 0 {
-        return Ok(0);
+        return Ok(PointsBack::default());
     }
-    let there = store::lock_balance(conn, user).await?.min(points);
-    if there > 0 && !take_points(conn, user, there, reason, reference, now).await? {
+    let taken = store::lock_balance(conn, user).await?.min(points);
+    if taken > 0 && !take_points(conn, user, taken, reason, reference, now).await? {
         return Err(anyhow::anyhow!("the points of {user} changed under their lock").into());
     }
-    Ok(there)
+    let owed = points - taken;
+    if owed > 0 {
+        store::owe(conn, user, owed).await?;
+    }
+    Ok(PointsBack { taken, owed })
 }
 
 /// Credits that one statement takes.
 const CREDIT_CHUNK: usize = 200;
 
-/// Gives points to users, each (user, reason, reference) once: a credit given before changes nothing.
+/// Gives points to users, each (user, reason, reference) once: a credit given before changes nothing. Whoever owes points
+/// pays them of what they are given, with a line of the ledger of its own. Every credit comes through here, so nobody keeps
+/// points that they owe by having them come back another way.
 pub async fn give_points(conn: &mut Conn, credits: &[Credit], now: At) -> Result<()> {
     let real: Vec<(Id<LedgerLine>, Credit)> =
         credits.iter().filter(|credit| credit.points > 0).map(|credit| (Id::new(), *credit)).collect();
@@ -155,6 +170,18 @@ pub async fn give_points(conn: &mut Conn, credits: &[Credit], now: At) -> Result
         store::insert_credits(conn, chunk, now).await?;
         // Only lines that were really written have these ids, so only they are added.
         store::add_credits(conn, chunk.iter().map(|(id, _)| *id)).await?;
+        for due in store::dues(conn, chunk.iter().map(|(id, _)| *id)).await? {
+            pay_owed(conn, due, now).await?;
+        }
     }
     Ok(())
+}
+
+/// Has a user pay points that they owe. Their account is held: it was just added to.
+async fn pay_owed(conn: &mut Conn, due: store::Due, now: At) -> Result<()> {
+    let store::Due { user_id, credit, due } = due;
+    if !store::pay_owed(conn, user_id, due).await? {
+        return Err(anyhow::anyhow!("the points that {user_id} owes changed under their lock").into());
+    }
+    store::insert_debit(conn, user_id, due, Reason::OwedPaid, credit.uuid(), now).await
 }

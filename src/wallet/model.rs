@@ -184,6 +184,8 @@ pub enum Reason {
     OrderEarnedBack,
     /// What an order had spent, given back when all its money had gone back.
     OrderRefunded,
+    /// Owed since a refund took back more than was there, and paid of a credit; the reference is that line's id.
+    OwedPaid,
     /// Given by the shop; the reference is the giver's.
     Gift,
 }
@@ -198,6 +200,7 @@ impl Reason {
             Self::OrderEarned => "order_earned".to_owned(),
             Self::OrderEarnedBack => "order_earned_back".to_owned(),
             Self::OrderRefunded => "order_refunded".to_owned(),
+            Self::OwedPaid => "owed_paid".to_owned(),
             Self::Gift => "gift".to_owned(),
         }
     }
@@ -214,6 +217,15 @@ pub struct Credit {
     pub reason: Reason,
     /// What for, such as an order's id.
     pub reference: Uuid,
+}
+
+/// A user's points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, sqlx::FromRow)]
+pub struct PointsAccount {
+    /// What can be spent: the sum of the ledger.
+    pub balance: i64,
+    /// Points that refunds were to take back and that had been spent.
+    pub owed: i64,
 }
 
 /// A line of a user's points ledger (marker and row).

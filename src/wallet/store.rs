@@ -4,7 +4,9 @@ use anyhow::Context;
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::model::{Coupon, CouponId, Credit, LedgerLine, NewCoupon, Reason, Terms, UserCoupon, UserCouponId};
+use super::model::{
+    Coupon, CouponId, Credit, LedgerLine, NewCoupon, PointsAccount, Reason, Terms, UserCoupon, UserCouponId,
+};
 use crate::auth::UserId;
 use crate::error::Result;
 use crate::platform::clock::At;
@@ -159,16 +161,16 @@ pub async fn free_coupons(conn: &mut Conn, orders: &[Uuid]) -> Result<()> {
 }
 
 /// The user's points.
-pub async fn balance(conn: &mut Conn, user: UserId) -> Result<i64> {
-    let balance = sqlx::query_scalar("SELECT balance FROM points_accounts WHERE user_id = ?")
+pub async fn account(conn: &mut Conn, user: UserId) -> Result<PointsAccount> {
+    let account: Option<PointsAccount> = sqlx::query_as("SELECT balance, owed FROM points_accounts WHERE user_id = ?")
         .bind(user)
         .fetch_optional(conn)
         .await
         .context("reading points")?;
-    Ok(balance.unwrap_or(0))
+    Ok(account.unwrap_or_default())
 }
 
-/// As [`balance`], held until the transaction ends.
+/// The points that the user can spend, held until the transaction ends.
 pub async fn lock_balance(conn: &mut Conn, user: UserId) -> Result<i64> {
     let balance = sqlx::query_scalar("SELECT balance FROM points_accounts WHERE user_id = ? FOR UPDATE")
         .bind(user)
@@ -190,7 +192,62 @@ pub async fn debit(conn: &mut Conn, user: UserId, points: i64) -> Result<bool> {
     Ok(taken.rows_affected() == 1)
 }
 
-/// Writes the ledger line of a [`debit`]; the same (user, reason, reference) a second time is an error.
+/// Notes that the user owes points.
+pub async fn owe(conn: &mut Conn, user: UserId, points: i64) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO points_accounts (user_id, balance, owed) VALUES (?, 0, ?)
+         ON DUPLICATE KEY UPDATE owed = owed + VALUES(owed)",
+    )
+    .bind(user)
+    .bind(points)
+    .execute(conn)
+    .await
+    .context("noting owed points")?;
+    Ok(())
+}
+
+/// Takes points that the user owes off what they owe and off their balance; false when there are not as many.
+pub async fn pay_owed(conn: &mut Conn, user: UserId, points: i64) -> Result<bool> {
+    let paid = sqlx::query(
+        "UPDATE points_accounts SET balance = balance - ?, owed = owed - ?
+         WHERE user_id = ? AND balance >= ? AND owed >= ?",
+    )
+    .bind(points)
+    .bind(points)
+    .bind(user)
+    .bind(points)
+    .bind(points)
+    .execute(conn)
+    .await
+    .context("taking owed points")?;
+    Ok(paid.rows_affected() == 1)
+}
+
+/// Points to take from a user who owes some and was given some.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub struct Due {
+    /// Who.
+    pub user_id: UserId,
+    /// The first of the ledger lines that gave them points.
+    pub credit: Id<LedgerLine>,
+    /// How many.
+    pub due: i64,
+}
+
+/// What is due of those whom the ledger lines with these ids gave points; ids that were not written are nobody's. The list
+/// must not be empty.
+pub async fn dues(conn: &mut Conn, ids: impl IntoIterator<Item = Id<LedgerLine>>) -> Result<Vec<Due>> {
+    let mut query = QueryBuilder::new(
+        "SELECT a.user_id, MIN(l.id) AS credit, LEAST(a.owed, a.balance) AS due
+         FROM points_ledger l JOIN points_accounts a ON a.user_id = l.user_id
+         WHERE a.owed > 0 AND a.balance > 0 AND l.id IN ",
+    );
+    push_in(&mut query, ids);
+    query.push(" GROUP BY a.user_id, a.owed, a.balance ORDER BY a.user_id");
+    Ok(query.build_query_as().fetch_all(conn).await.context("looking for owed points")?)
+}
+
+/// Writes the ledger line of a [`debit`] or of [`pay_owed`]; the same (user, reason, reference) a second time is an error.
 pub async fn insert_debit(
     conn: &mut Conn,
     user: UserId,

@@ -18,6 +18,11 @@ async fn token(h: &Harness, role: Role) -> String {
     person.token
 }
 
+/// Somebody with an account.
+async fn somebody(h: &Harness) -> UserId {
+    UserId::from_uuid(h.register().await.id)
+}
+
 fn new_course(id: CourseId) -> Value {
     json!({"id": id, "title": "Rust 入门", "summary": "从零开始", "price_fen": 9900, "chapters": ["一", "二", "三"]})
 }
@@ -156,7 +161,7 @@ async fn the_shop_is_listed_in_pages_newest_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_given_twice_is_one_and_shows_in_my_courses() {
     let h = Harness::new().await;
-    let (a, b, user, order) = (h.course(100).await, h.course(200).await, UserId::new(), Uuid::now_v7());
+    let (a, b, user, order) = (h.course(100).await, h.course(200).await, somebody(&h).await, Uuid::now_v7());
     let given = [(user, id_of(&b), order), (user, id_of(&a), order)];
     grant(&h, &given).await;
     let before = my_courses(&h, user).await;
@@ -171,14 +176,14 @@ async fn a_grant_given_twice_is_one_and_shows_in_my_courses() {
     assert_eq!(h.count("SELECT COUNT(*) FROM user_courses").await, 2);
     assert_eq!(h.count("SELECT COUNT(*) FROM user_course_chapters").await, 6);
     grant(&h, &[]).await;
-    assert!(ids(&my_courses(&h, UserId::new()).await).is_empty());
+    assert!(ids(&my_courses(&h, somebody(&h).await).await).is_empty());
     h.get("/me/courses", ()).await.problem(401, "unauthenticated");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn my_courses_come_in_pages() {
     let h = Harness::new().await;
-    let (user, order) = (UserId::new(), Uuid::now_v7());
+    let (user, order) = (somebody(&h).await, Uuid::now_v7());
     let mut all = Vec::new();
     for price in 0..3 {
         let course = h.course(price).await;
@@ -195,7 +200,7 @@ async fn my_courses_come_in_pages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn taking_back_one_order_leaves_what_another_gave() {
     let h = Harness::new().await;
-    let (a, b, user) = (h.course(100).await, h.course(200).await, UserId::new());
+    let (a, b, user) = (h.course(100).await, h.course(200).await, somebody(&h).await);
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     grant(&h, &[(user, id_of(&a), first), (user, id_of(&b), first)]).await;
     grant(&h, &[(user, id_of(&a), second), (UserId::new(), id_of(&b), Uuid::now_v7())]).await;
@@ -217,7 +222,7 @@ async fn taking_back_one_order_leaves_what_another_gave() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoke_beside_a_grant_of_the_same_course_leaves_it_whole() {
     let h = Harness::new().await;
-    let (course, user) = (h.course(100).await, UserId::new());
+    let (course, user) = (h.course(100).await, somebody(&h).await);
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
     grant(&h, &[(user, id_of(&course), first)]).await;
     // The grant has everything and is not committed when the revoke comes.

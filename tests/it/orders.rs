@@ -698,7 +698,8 @@ async fn seckill_orders_are_inserted_in_one_go_and_one_for_nothing_is_paid() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_early_finds_its_one_order_under_its_key() {
-    let h = Harness::new().await;
+    let settings = vec![("orders.max_unpaid_per_course", "60".to_owned())];
+    let h = Harness::with(Options { settings, ..Options::default() }).await;
     let (alice, course) = (h.register().await, h.course(1000).await);
     let impatient = |n: u64| {
         let request = h.client.request(reqwest::Method::POST, "/orders", &alice);

@@ -21,6 +21,7 @@ mod sandbox;
 mod settlement;
 mod shown;
 mod stripe;
+mod twice;
 mod wechat;
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ use axum::extract::State;
 use serde::Deserialize;
 
 use crate::app::App;
-use crate::auth::CurrentUser;
+use crate::auth::LiveUser;
 use crate::error::{Problem, Result};
 use crate::orders::{OrderId, OrderView, Status, WhichOrders};
 use crate::payments::views::orders as views;
@@ -31,7 +31,7 @@ impl Shape<App> for OrdersQuery {}
     responses((status = 200, body = Page<OrderView>, description = "A page")))]
 pub async fn list(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Paged(query, page)): Input<Paged<OrdersQuery>>,
 ) -> Result<Reply<Page<OrderView>>> {
     let which = WhichOrders { user: Some(user.id), kind: None, status: query.status };
@@ -47,7 +47,7 @@ pub async fn list(
     ))]
 pub async fn detail(
     State(app): State<App>,
-    user: CurrentUser,
+    LiveUser(user): LiveUser,
     Input(Path(no)): Input<Path<OrderId>>,
 ) -> Result<Reply<OrderView>> {
     Ok(Reply(views::one_of_buyer(&app, user.id, no).await?))

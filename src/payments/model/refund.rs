@@ -102,7 +102,7 @@ pub enum RefundAnswer {
 pub enum RefundReason {
     /// It came for an order that was dead and could not be opened again.
     Late,
-    /// It came for an order that another payment had paid.
+    /// It came for an order that another payment had paid, or for courses that the buyer has by another order.
     PaidTwice,
     /// A person refunds the order, or a part of it.
     Asked,
@@ -118,6 +118,9 @@ impl TryFrom<Text> for RefundReason {
 
 /// The cause of a refund of money that came too late or twice: a payment's money goes back so once.
 pub const CAUSE_LATE: &str = "late";
+/// The cause of a refund of what was paid for those courses of an order that the buyer had by another one when it was paid:
+/// once of a payment.
+pub const CAUSE_PAID_TWICE: &str = "paid_twice";
 
 impl RefundReason {
     /// As the database has it.

@@ -17,7 +17,7 @@ use crate::catalogue::CourseId;
 use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::idempotency::{self, Answer, Fingerprint, Key};
 use crate::orders::{self, Item, Order, OrderId, OrderRefundId, Status, TakeBack};
-use crate::payments::model::{Payment, RefundId, RefundReason};
+use crate::payments::model::{CAUSE_PAID_TWICE, Payment, RefundId, RefundReason};
 use crate::payments::store;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -137,7 +137,7 @@ pub struct OrderRefundView {
     pub refund_no: Option<RefundId>,
     /// Points that the order had earned and that were taken back.
     pub points_taken_back: i64,
-    /// Points that it had earned and that had been spent: they are kept back from those that a whole refund returns.
+    /// Points that it had earned and that had been spent: the buyer owes them, and the next points that come pay them.
     pub points_missing: i64,
 }
 
@@ -182,18 +182,19 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
     };
     let plan = plan(&order, &items, gone, &asked.part)?;
     let refund = OrderRefundId::new();
-    let refund_no = owe(&mut tx, payment.as_ref(), &plan, refund, asked.reason, now).await?;
+    let asked_for = refund.to_string();
+    let why = Why { reason: RefundReason::Asked, cause: &asked_for, note: asked.reason };
+    let refund_no = owe(&mut tx, payment.as_ref(), plan.amount, &why, now).await?;
     let what = TakeBack { refund, courses: plan.courses.clone(), earned: plan.earned };
-    let taken = orders::take_back(&mut tx, &order, &what, now).await?;
+    let points = orders::take_back(&mut tx, &order, &what, now).await?;
     let new = refunds::NewOrderRefund {
         id: refund,
         order: id,
         kind: plan.kind.as_str(),
         amount: plan.amount,
-        points_back: taken,
-        points_missing: plan.earned - taken,
+        points,
         reason: asked.reason,
-        by: asked.by,
+        by: Some(asked.by),
     };
     refunds::insert_order_refund(&mut tx, &new, now).await.context("writing down a refund")?;
     let order_status = if plan.ends { end(&mut tx, order, now).await? } else { order.status };
@@ -204,8 +205,8 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
         course_ids: plan.courses,
         amount_fen: plan.amount,
         refund_no,
-        points_taken_back: taken,
-        points_missing: new.points_missing,
+        points_taken_back: points.taken,
+        points_missing: points.owed,
     };
     let act = Act { by: asked.by, action: "order.refund", target: &id.to_string() };
     let details = json!({
@@ -232,27 +233,65 @@ fn may_be_refunded(order: &Order) -> Result<()> {
     }
 }
 
+/// Why money is owed.
+struct Why<'a> {
+    reason: RefundReason,
+    /// Once of a payment.
+    cause: &'a str,
+    /// In words.
+    note: &'a str,
+}
+
 /// Owes the money, if there is any.
 async fn owe(
     conn: &mut Conn,
     payment: Option<&Payment>,
-    plan: &Plan,
-    refund: OrderRefundId,
-    note: &str,
+    amount: Money,
+    why: &Why<'_>,
     now: At,
 ) -> Result<Option<RefundId>> {
-    if plan.amount == Money::ZERO {
+    if amount == Money::ZERO {
         return Ok(None);
     }
     let payment = payment.context("a paid order without its payment")?;
-    if !refunds::set_aside(conn, payment.id, plan.amount).await.context("setting money aside")? {
+    if !refunds::set_aside(conn, payment.id, amount).await.context("setting money aside")? {
         return Err(Error::from(Kind::RefundTooMuch));
     }
     let id = RefundId::new();
-    let (reason, cause) = (RefundReason::Asked.as_str(), refund.to_string());
-    let new = refunds::NewRefund { id, payment, amount: plan.amount, reason, cause: &cause, note };
+    let new = refunds::NewRefund { id, payment, amount, reason: why.reason.as_str(), cause: why.cause, note: why.note };
     refunds::insert(conn, &new, now).await.context("owing a refund")?;
     Ok(Some(id))
+}
+
+/// The words that administrators read beside a refund that nobody asked for.
+const BOUGHT_OTHERWISE: &str = "bought by another order when this one was paid";
+
+/// Gives back those courses of an order that its buyer has by another one, in the transaction that takes in the money for
+/// it: what was paid for each is owed, and it is never granted. The points that this money earns are taken back at once;
+/// the order's own come with its grant. The caller holds the order and the payment, and has marked both paid.
+pub(in crate::payments) async fn give_back_twice(
+    conn: &mut Conn,
+    order: &Order,
+    payment: &Payment,
+    courses: Vec<CourseId>,
+    now: At,
+) -> Result<()> {
+    let items = orders::items(conn, order.id).await?;
+    let plan = plan(order, &items, Money::ZERO, &Part::Courses(courses))?;
+    let refund = OrderRefundId::new();
+    let why = Why { reason: RefundReason::PaidTwice, cause: CAUSE_PAID_TWICE, note: BOUGHT_OTHERWISE };
+    owe(conn, Some(payment), plan.amount, &why, now).await?;
+    let what = TakeBack { refund, courses: plan.courses, earned: plan.earned };
+    let new = refunds::NewOrderRefund {
+        id: refund,
+        order: order.id,
+        kind: plan.kind.as_str(),
+        amount: plan.amount,
+        points: orders::take_back(conn, order, &what, now).await?,
+        reason: BOUGHT_OTHERWISE,
+        by: None,
+    };
+    Ok(refunds::insert_order_refund(conn, &new, now).await.context("writing down a refund")?)
 }
 
 /// Every course is taken back: the order's status now.

@@ -9,6 +9,7 @@ use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
 use crate::platform::text::Text;
+use crate::wallet::PointsBack;
 
 /// Reads whole refunds. A macro, because a statement must be known when it is compiled.
 macro_rules! select_refunds {
@@ -117,43 +118,47 @@ pub(in crate::payments) async fn orders_to_finish(conn: &mut Conn, limit: u32) -
     .await
 }
 
-/// A refund of an order that a person asked for.
+/// In place of who asked for a refund of an order, when the service itself did.
+pub(in crate::payments) const NOBODY: UserId = UserId::min();
+
+/// A refund of an order that a person asked for, or the service itself.
 pub(in crate::payments) struct NewOrderRefund<'a> {
     pub id: OrderRefundId,
     pub order: OrderId,
     pub kind: &'static str,
     pub amount: Money,
-    pub points_back: i64,
-    pub points_missing: i64,
+    pub points: PointsBack,
     pub reason: &'a str,
-    pub by: UserId,
+    /// Who asked; nobody when the service itself did.
+    pub by: Option<UserId>,
 }
 
-/// Writes down a refund that a person asked for.
+/// Writes down a refund that a person asked for, or the service itself.
 pub(in crate::payments) async fn insert_order_refund(
     conn: &mut Conn,
     new: &NewOrderRefund<'_>,
     now: At,
 ) -> sqlx::Result<()> {
     query(
-        "INSERT INTO order_refunds (id, order_id, kind, amount_fen, points_back, points_missing, reason, asked_by, \
-         created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO order_refunds (id, order_id, kind, amount_fen, points_back, points_missing, points_owed, reason, \
+         asked_by, created_at) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
     )
     .bind(new.id)
     .bind(new.order)
     .bind(new.kind)
     .bind(new.amount)
-    .bind(new.points_back)
-    .bind(new.points_missing)
+    .bind(new.points.taken)
+    .bind(new.points.owed)
     .bind(new.reason)
-    .bind(new.by)
+    .bind(new.by.unwrap_or(NOBODY))
     .bind(now)
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Points that an order had earned and that were spent when its refunds were to take them back.
+/// Points that an order had earned and that were spent when refunds of a version before were to take them back; since then
+/// they are owed.
 pub(in crate::payments) async fn points_missing(conn: &mut Conn, order: OrderId) -> sqlx::Result<i64> {
     query_scalar("SELECT CAST(COALESCE(SUM(points_missing), 0) AS SIGNED) FROM order_refunds WHERE order_id = ?")
         .bind(order)

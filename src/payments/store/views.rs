@@ -4,7 +4,10 @@ use sqlx::{MySql, QueryBuilder, query_as};
 
 use crate::auth::UserId;
 use crate::orders::{OrderId, OrderRefundId};
-use crate::payments::model::{Gateway, NotificationId, PaymentId, RefundId, RefundReason, RefundStatus};
+use crate::payments::model::{
+    CAUSE_PAID_TWICE, Gateway, NotificationId, PaymentId, RefundId, RefundReason, RefundStatus,
+};
+use crate::payments::store::refunds::NOBODY;
 use crate::platform::clock::At;
 use crate::platform::db::{Conn, push_in};
 use crate::platform::money::Money;
@@ -219,7 +222,7 @@ pub(in crate::payments) async fn refund(conn: &mut Conn, id: RefundId) -> sqlx::
     query.build_query_as().fetch_optional(conn).await
 }
 
-/// A refund of an order that an administrator asked for.
+/// A refund of an order that an administrator asked for, or the service itself.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments) struct OrderRefundRow {
     pub id: OrderRefundId,
@@ -230,24 +233,27 @@ pub(in crate::payments) struct OrderRefundRow {
     pub points_missing: i64,
     #[sqlx(try_from = "Text")]
     pub reason: String,
+    /// [`NOBODY`](super::refunds::NOBODY) when the service itself did.
     pub asked_by: UserId,
     pub created_at: At,
     /// The refund of its money.
     pub refund_no: Option<RefundId>,
 }
 
-/// What administrators refunded of an order.
+/// What was refunded of an order.
 pub(in crate::payments) async fn order_refunds(
     conn: &mut Conn,
     order: OrderId,
     limit: u32,
 ) -> sqlx::Result<Vec<OrderRefundRow>> {
     query_as(
-        "SELECT o.id, o.kind, o.amount_fen, o.points_back, o.points_missing, o.reason, o.asked_by, o.created_at, \
-         r.id AS refund_no FROM order_refunds o LEFT JOIN refunds r \
-         ON r.order_id = o.order_id AND r.cause = CONVERT(LOWER(HEX(o.id)) USING ascii) COLLATE ascii_bin \
-         WHERE o.order_id = ? ORDER BY o.id DESC LIMIT ?",
+        "SELECT o.id, o.kind, o.amount_fen, o.points_back, o.points_missing + o.points_owed AS points_missing, o.reason, \
+         o.asked_by, o.created_at, r.id AS refund_no FROM order_refunds o LEFT JOIN refunds r \
+         ON r.order_id = o.order_id AND (r.cause = CONVERT(LOWER(HEX(o.id)) USING ascii) COLLATE ascii_bin \
+         OR (o.asked_by = ? AND r.cause = ?)) WHERE o.order_id = ? ORDER BY o.id DESC LIMIT ?",
     )
+    .bind(NOBODY)
+    .bind(CAUSE_PAID_TWICE)
     .bind(order)
     .bind(limit)
     .fetch_all(conn)
@@ -279,11 +285,12 @@ pub(in crate::payments) async fn money_back(
 ) -> sqlx::Result<Vec<BackRow>> {
     let mut query = QueryBuilder::<MySql>::new(
         "SELECT order_id, amount_fen, reason, status, created_at, confirmed_at, confirmed_fen FROM \
-         (SELECT order_id, amount_fen, reason, status, created_at, confirmed_at, \
-         ROW_NUMBER() OVER (PARTITION BY order_id ORDER BY id DESC) AS place, \
-         CAST(SUM(CASE WHEN status = 'confirmed' AND reason = 'asked' THEN amount_fen ELSE 0 END) \
-         OVER (PARTITION BY order_id) AS SIGNED) \
-         AS confirmed_fen FROM refunds FORCE INDEX (ix_refunds_order) WHERE status <> 'replaced' AND order_id IN ",
+         (SELECT r.order_id, r.amount_fen, r.reason, r.status, r.created_at, r.confirmed_at, \
+         ROW_NUMBER() OVER (PARTITION BY r.order_id ORDER BY r.id DESC) AS place, \
+         CAST(SUM(CASE WHEN r.status = 'confirmed' AND p.resolution = 'order' THEN r.amount_fen ELSE 0 END) \
+         OVER (PARTITION BY r.order_id) AS SIGNED) AS confirmed_fen \
+         FROM refunds r FORCE INDEX (ix_refunds_order) JOIN payments p ON p.id = r.payment_id \
+         WHERE r.status <> 'replaced' AND r.order_id IN ",
     );
     push_in(&mut query, orders.iter().copied());
     query.push(") back WHERE place <= ").push_bind(each).push(" ORDER BY order_id, place");

@@ -14,6 +14,7 @@ use crate::orders::{
     self, BackReason, BackStatus, BackView, Item, OrderFacts, OrderId, OrderRefundId, OrderView, WhichOrders, Whole,
 };
 use crate::payments::model::{PaymentId, RefundId, RefundReason, RefundStatus};
+use crate::payments::store::refunds::NOBODY;
 use crate::payments::store::views::{self as rows, BackRow, OrderRefundRow, WhichPayments, WhichRefunds};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -178,7 +179,7 @@ impl OrderCouponView {
     }
 }
 
-/// A refund of an order that an administrator asked for.
+/// A refund of an order that an administrator asked for, or the service itself.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct OrderRefundRecord {
     /// Its id.
@@ -193,12 +194,13 @@ pub struct OrderRefundRecord {
     pub refund_no: Option<RefundId>,
     /// Points that the order had earned and that were taken back.
     pub points_taken_back: i64,
-    /// Points that it had earned and that had been spent.
+    /// Points that it had earned and that had been spent: the buyer owes them, and the next points that come pay them.
     pub points_missing: i64,
     /// Why, in the administrator's words.
     pub reason: String,
-    /// Which administrator.
-    pub asked_by: UserId,
+    /// Which administrator; null when the service itself gives back what was paid for courses that the buyer had by another
+    /// order.
+    pub asked_by: Option<UserId>,
     /// When.
     pub created_at: At,
 }
@@ -215,7 +217,7 @@ impl OrderRefundRecord {
             points_taken_back: row.points_back,
             points_missing: row.points_missing,
             reason: row.reason,
-            asked_by: row.asked_by,
+            asked_by: (row.asked_by != NOBODY).then_some(row.asked_by),
             created_at: row.created_at,
         }
     }
@@ -231,7 +233,7 @@ pub struct AdminOrderDetail {
     pub coupon: Option<OrderCouponView>,
     /// The attempts to pay it, newest first: at most 100, as of each of the others.
     pub payments: Vec<PaymentView>,
-    /// What administrators refunded of it, newest first. An item that is `refunded` is in the `course_ids` of one of them.
+    /// What was refunded of it, newest first. An item that is `refunded` is in the `course_ids` of one of them.
     pub order_refunds: Vec<OrderRefundRecord>,
     /// The money that goes back or is back, newest first: that of `order_refunds`, and what came too late or twice.
     pub refunds: Vec<RefundView>,

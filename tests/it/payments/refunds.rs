@@ -316,7 +316,7 @@ async fn a_refused_refund_waits_for_a_person() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn points_that_were_spent_are_kept_back_from_those_that_come_back() {
+async fn points_that_were_spent_are_owed_and_taken_from_those_that_come_back() {
     let h = service().await;
     let (alice, admin) = (h.register().await, h.admin().await);
     let (course, other) = (h.course(20_000).await, h.course(300).await);
@@ -329,7 +329,13 @@ async fn points_that_were_spent_are_kept_back_from_those_that_come_back() {
     assert_eq!((&done["points_taken_back"], &done["points_missing"]), (&49.into(), &150.into()));
     drive(&h).await;
     assert_eq!(status(&h, &alice, &no).await, "refunded");
-    assert_eq!(balance(&h, &alice).await, 0, "never below nothing: what is missing is kept back, the rest is let go");
+    assert_eq!(balance(&h, &alice).await, 0, "never below nothing");
+    let points = h.get("/me/points", &alice).await.expect(200);
+    assert_eq!((&points["owed"], &points["items"][0]["reason"]), (&50.into(), &"owed_paid".into()));
+    // What is owed is paid by whatever comes next.
+    give_points(&h, &alice, 70).await;
+    assert_eq!(balance(&h, &alice).await, 20);
+    assert_eq!(h.get("/me/points", &alice).await["owed"], 0);
     assert_clean(&h).await;
     assert_ledger_adds_up(&h).await;
 }
