@@ -5,6 +5,7 @@
 //! each with what the setting should look like.
 
 mod alipay;
+mod amounts;
 mod files;
 mod gateways;
 mod limits;
@@ -26,6 +27,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 pub use self::alipay::{Alipay, alipay_merchant};
+pub use self::amounts::{AmountMax, amount_max};
 use self::gateways::{Section, read_apart};
 pub use self::limits::Limits;
 use self::settings::{COMMON_NAMES, SETTINGS};
@@ -153,6 +155,10 @@ pub struct Orders {
     pub owed_grace_s: u64,
     /// Seconds between two sweeps of due orders.
     pub sweep_period_s: u64,
+    /// Orders of one user that wait for their payment, at most.
+    pub max_unpaid: i64,
+    /// Of those, so many may have the same course.
+    pub max_unpaid_per_course: i64,
 }
 
 /// `ONRUSH_SECKILL__*`
@@ -320,8 +326,14 @@ impl Config {
 }
 
 /// Variables that begin like settings and are not: the command line reads them.
-const NOT_SETTINGS: &[&str] =
-    &["ONRUSH_CONFIG", "ONRUSH_TEST_DATABASE_URL", "ONRUSH_TEST_REDIS", "ONRUSH_TEST_TLS", "ONRUSH_TEST_DELAY_MS"];
+const NOT_SETTINGS: &[&str] = &[
+    "ONRUSH_CONFIG",
+    "ONRUSH_TEST_DATABASE_URL",
+    "ONRUSH_TEST_REDIS",
+    "ONRUSH_TEST_TLS",
+    "ONRUSH_TEST_DELAY_MS",
+    "ONRUSH_TEST_GALERA",
+];
 
 /// The variables that may be settings, and what cannot be read of them.
 fn environment() -> (HashMap<String, String>, Vec<String>) {

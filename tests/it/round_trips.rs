@@ -86,8 +86,8 @@ async fn an_order_takes_no_more_round_trips_than_it_must() {
         c.order(2).await;
     }
     c.order(2).await;
-    // One of them counts the orders that wait for their payment, under the buyer's turn.
-    c.expect("an order of two courses", 11);
+    // One asks whether the account stands and the login goes on, and one counts the orders that wait for their payment.
+    c.expect("an order of two courses", 12);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +100,7 @@ async fn a_list_takes_one_round_trip_for_each_kind_of_row_however_long_it_is() {
     }
     c.way.forget_commands();
     c.h.get("/orders", &buyer).await.expect(200);
-    // Before them, whether the account is still there.
+    // The first asks whether the account stands and the login goes on.
     c.expect("a list of orders", 4);
     c.way.forget_commands();
     c.h.get("/courses", &buyer).await.expect(200);

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cluster;
 pub mod delay;
+pub mod galera;
 pub mod gateways;
 pub mod harness;
 pub mod logs;
@@ -12,6 +13,7 @@ pub mod servers;
 
 pub use client::{Answer, Client};
 pub use cluster::Cluster;
+pub use galera::Galera;
 pub use harness::{Course, Harness, Options, Person};
 pub use process::Process;
 pub use proxy::{LostAt, Proxy, Verb};
