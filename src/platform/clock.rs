@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize};
+use jiff::fmt::StdFmtWrite;
+use jiff::fmt::temporal::DateTimePrinter;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::mysql::{MySql, MySqlTypeInfo, MySqlValueRef};
 
-/// An instant in UTC, whole milliseconds: what MySQL's `DATETIME(3)` holds, and RFC 3339 in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+/// An instant in UTC, whole milliseconds: what MySQL's `DATETIME(3)` holds. As text and in JSON it is RFC 3339 with exactly
+/// three decimals: who compares or cuts such texts finds all of them alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At(Timestamp);
 
 impl At {
@@ -85,7 +87,14 @@ impl From<Timestamp> for At {
 
 impl std::fmt::Display for At {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
+        const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
+        PRINTER.print_timestamp(&self.0, StdFmtWrite(f)).map_err(|_| std::fmt::Error)
+    }
+}
+
+impl Serialize for At {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -178,6 +187,19 @@ mod tests {
         let json = serde_json::to_string(&At::from_ms(1_763_667_000_123)).unwrap();
         assert_eq!(json, "\"2025-11-20T19:30:00.123Z\"");
         assert_eq!(serde_json::from_str::<At>(&json).unwrap(), At::from_ms(1_763_667_000_123));
+    }
+
+    #[test]
+    fn an_instant_has_three_decimals_whatever_they_are() {
+        for (ms, text) in [
+            (1_763_667_000_000, "2025-11-20T19:30:00.000Z"),
+            (1_763_667_000_120, "2025-11-20T19:30:00.120Z"),
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(At::from_ms(ms).to_string(), text);
+            assert_eq!(serde_json::to_value(At::from_ms(ms)).unwrap(), text);
+        }
     }
 
     #[test]

@@ -131,8 +131,8 @@ mod tests {
     #[test]
     fn a_day_lasts_from_midnight_to_midnight_of_its_zone() {
         let (from, until) = "2026-11-20".parse::<Day>().unwrap().bounds(&zone("Asia/Shanghai"));
-        assert_eq!(from.to_string(), "2026-11-19T16:00:00Z");
-        assert_eq!(until.to_string(), "2026-11-20T16:00:00Z");
+        assert_eq!(from.to_string(), "2026-11-19T16:00:00.000Z");
+        assert_eq!(until.to_string(), "2026-11-20T16:00:00.000Z");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::DailyReport;
 use crate::app::App;
 use crate::auth::Admin;
-use crate::error::{Kind, Problem, Result};
+use crate::error::{Kind, Problem, Result, refuse};
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Path, Query, Shape};
 use crate::platform::page::{self, Page};
@@ -50,7 +50,8 @@ pub async fn list(
 
 /// What one business day came to.
 ///
-/// There is no report of a day before the day is over and the report is made: 404 until then.
+/// There is no report of a day before the day is over and the report is made: 404 until then, and `ready_at` says when
+/// the next run of the schedule makes it.
 #[utoipa::path(get, path = "/admin/reports/daily/{day}", tag = "admin", operation_id = "show_daily_report",
     security(("bearer" = [])),
     params(("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
@@ -58,10 +59,15 @@ pub async fn list(
         (status = 200, body = DailyReport, description = "The report"),
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json",
-            description = "`not_found`: the day has no report, or none yet"),
+            description = "`not_found`: the day has no report, or none yet; `ready_at` says when it will be there"),
     ))]
 pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Answer<DailyReport>> {
     let mut conn = app.db.acquire().await?;
-    let report = super::find(&mut conn, day).await?;
-    Ok(Answer(report.ok_or(Kind::NotFound)?))
+    if let Some(report) = super::find(&mut conn, day).await? {
+        return Ok(Answer(report));
+    }
+    Err(match super::ready_at(&app, &mut conn, day).await? {
+        Some(at) => refuse(Kind::NotFound, format!("the report of {day} is made at {at}")).with("ready_at", at).into(),
+        None => refuse(Kind::NotFound, format!("{day} has no report")).into(),
+    })
 }

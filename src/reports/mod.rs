@@ -13,6 +13,7 @@ use anyhow::Context;
 use jiff::tz::TimeZone;
 
 use crate::app::App;
+use crate::engine::schedule;
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
@@ -20,6 +21,8 @@ use crate::platform::db::Conn;
 
 pub use model::{DailyReport, Span};
 
+/// The task that makes reports (`jobs/passes.rs`).
+pub const PASS: &str = "reports.daily";
 /// What follows an event is looked for this much earlier than the event: its time is another machine's.
 const SKEW: Duration = Duration::from_secs(3600);
 
@@ -86,6 +89,17 @@ pub async fn keep(conn: &mut Conn, report: &DailyReport) -> Result<()> {
 /// The report of a day.
 pub async fn find(conn: &mut Conn, day: Day) -> Result<Option<DailyReport>> {
     store::find(conn, day).await
+}
+
+/// When the report of a day that has none will be made, by the schedules as they are; none when no run will make it.
+pub async fn ready_at(app: &App, conn: &mut Conn, day: Day) -> Result<Option<At>> {
+    let now = app.clock.now();
+    let zone = TimeZone::get(&app.config.time_zone).context("reading the business time zone")?;
+    let Some(closed_at) = model::closed_at(day, now, &zone) else { return Ok(None) };
+    // A run at that very instant makes it.
+    let from = closed_at.max(now).minus(Duration::from_millis(1));
+    let schedules = schedule::enabled_of(conn, PASS).await?;
+    Ok(schedules.iter().filter_map(|schedule| schedule.definition.next_run(from)).min())
 }
 
 /// Reports of days before `before`, newest first.

@@ -85,6 +85,13 @@ pub fn due(now: At, zone: &TimeZone) -> Vec<(Day, Span)> {
     days.filter(|(_, span)| span.until.plus(CLOSING) <= now).collect()
 }
 
+/// The first instant at which the report of a day that has begun and has none can be made; none when it was missed for too
+/// long, or has not begun.
+pub fn closed_at(day: Day, now: At, zone: &TimeZone) -> Option<At> {
+    let today = Day::of(now, zone);
+    (today.days_before(DAYS_BACK)..=today).contains(&day).then(|| day.bounds(zone).1.plus(CLOSING))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

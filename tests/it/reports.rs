@@ -18,10 +18,10 @@ use crate::support::{Answer, Harness, Options};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The morning after 20 November in Shanghai, when the report is made.
-const MORNING: &str = "2026-11-20T23:30:00Z";
+const MORNING: &str = "2026-11-20T23:30:00.000Z";
 /// Its first instant there, and the next day's.
-const FROM: &str = "2026-11-19T16:00:00Z";
-const UNTIL: &str = "2026-11-20T16:00:00Z";
+const FROM: &str = "2026-11-19T16:00:00.000Z";
+const UNTIL: &str = "2026-11-20T16:00:00.000Z";
 const MS: Duration = Duration::from_millis(1);
 
 fn at(text: &str) -> At {
@@ -53,7 +53,7 @@ struct Booked {
 impl Booked {
     /// Made long before any day of these tests, and still unpaid.
     fn long_ago(kind: &'static str) -> Self {
-        let created = at("2026-10-01T00:00:00Z");
+        let created = at("2026-10-01T00:00:00.000Z");
         Self { kind, status: 0, created, paid: None, granted: None, closed: None, released: None, courses: 0 }
     }
 
@@ -258,7 +258,7 @@ fn week(last: &str) -> Vec<Day> {
 async fn days_that_were_missed_are_made_up_for_up_to_a_week() {
     let desk = Desk::at(MORNING).await;
     assert_eq!(make(&desk.h).await, json!(week("2026-11-20")));
-    set_clock(&desk.h, at("2026-11-23T23:30:00Z"));
+    set_clock(&desk.h, at("2026-11-23T23:30:00.000Z"));
     assert_eq!(make(&desk.h).await, json!(["2026-11-21", "2026-11-22", "2026-11-23"]));
     sqlx::query("DELETE FROM daily_reports WHERE day IN ('2026-11-22', '2026-11-14')")
         .execute(&desk.h.app.db)
@@ -266,7 +266,7 @@ async fn days_that_were_missed_are_made_up_for_up_to_a_week() {
         .unwrap();
     assert_eq!(make(&desk.h).await, json!(["2026-11-22"]));
     // Yesterday is closed ten minutes after its midnight.
-    set_clock(&desk.h, at("2027-01-31T16:09:59Z"));
+    set_clock(&desk.h, at("2027-01-31T16:09:59.000Z"));
     let most = make(&desk.h).await;
     assert_eq!(most, json!(&week("2027-01-31")[..6]));
     desk.h.advance(Duration::from_secs(1));
@@ -289,7 +289,9 @@ async fn days_that_were_missed_are_made_up_for_up_to_a_week() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_report_is_scheduled_in_the_morning_of_the_business_time_zone() {
-    for (zone, morning) in [("Asia/Shanghai", "2026-11-20T23:30:00Z"), ("America/New_York", "2026-11-20T12:30:00Z")] {
+    for (zone, morning) in
+        [("Asia/Shanghai", "2026-11-20T23:30:00.000Z"), ("America/New_York", "2026-11-20T12:30:00.000Z")]
+    {
         let settings = vec![("time_zone", zone.to_owned())];
         let h = Harness::with(Options { settings, ..Options::default() }).await;
         set_clock(&h, at(morning).minus(Duration::from_secs(60)));
@@ -319,6 +321,34 @@ async fn the_report_is_scheduled_in_the_morning_of_the_business_time_zone() {
         let last = if zone == "Asia/Shanghai" { "2026-11-20" } else { "2026-11-19" };
         assert_eq!(desk.look(id).await["last_task"]["result"], json!({ "made": week(last) }));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_is_not_there_yet_says_when_it_will_be() {
+    // The scheduler has made the product's own schedules: at 07:30 in Shanghai.
+    let desk = Desk::at("2026-11-20T04:00:00.000Z").await;
+    desk.scheduler.make_absent(&jobs::own_schedules(&desk.h.app.config, desk.h.now())).await.unwrap();
+    let today = report(&desk, "2026-11-20").await.problem(404, "not_found");
+    assert_eq!(today["ready_at"], MORNING);
+    assert!(today.text_of("detail").contains(MORNING), "{}", today.text());
+    // One that is missing is made by the next run, and one that nobody will make is not promised.
+    assert_eq!(report(&desk, "2026-11-19").await.problem(404, "not_found")["ready_at"], "2026-11-20T23:30:00.000Z");
+    for never in ["2026-11-12", "2026-11-21", "9999-12-31", "0000-01-01"] {
+        assert!(report(&desk, never).await.problem(404, "not_found")["ready_at"].is_null(), "{never}");
+    }
+    // As an operator has it.
+    let list = desk.h.get("/admin/schedules?limit=100", &desk.token()).await.expect(200);
+    let own = list["items"].as_array().unwrap().iter().find(|s| s["task"] == "reports.daily").unwrap();
+    let id = own["id"].as_str().unwrap();
+    desk.change(id, json!({ "crontab": "5 0 * * *" })).await;
+    // At five past midnight the day is not closed yet.
+    assert_eq!(report(&desk, "2026-11-20").await["ready_at"], "2026-11-21T16:05:00.000Z");
+    desk.change(id, json!({ "enabled": false })).await;
+    assert!(report(&desk, "2026-11-20").await.problem(404, "not_found")["ready_at"].is_null());
+    desk.change(id, json!({ "crontab": "30 7 * * *", "enabled": true })).await;
+    set_clock(&desk.h, at(MORNING));
+    make(&desk.h).await;
+    report(&desk, "2026-11-20").await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -366,7 +396,7 @@ async fn a_report_reads_what_its_day_has_and_not_what_was_before() {
     let (alone, few) = read(&mut conn).await;
     // A year ago, all of it: nothing of that is in the day's way.
     for _ in 0..100 {
-        everything_at(&h, at("2025-11-20T00:00:00Z"), 1).await;
+        everything_at(&h, at("2025-11-20T00:00:00.000Z"), 1).await;
     }
     let (beside_many, many) = read(&mut conn).await;
     assert_eq!(beside_many, alone);

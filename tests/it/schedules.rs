@@ -114,13 +114,13 @@ async fn an_interval_with_a_start_begins_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crontab_runs_by_the_clock_of_its_zone() {
-    let desk = Desk::at("2026-11-20T23:00:00Z").await;
+    let desk = Desk::at("2026-11-20T23:00:00.000Z").await;
     let times = json!({ "kind": "crontab", "crontab": "30 7 * * sat", "time_zone": "Asia/Shanghai" });
     let id = desk.schedule("saturday", times).await;
-    assert_eq!(desk.look(&id).await["next_run_at"], "2026-11-20T23:30:00Z");
+    assert_eq!(desk.look(&id).await["next_run_at"], "2026-11-20T23:30:00.000Z");
     assert_eq!(desk.after(MINUTE * 29, &id).await, 0);
     assert_eq!(desk.after(MINUTE, &id).await, 1);
-    assert_eq!(desk.look(&id).await["next_run_at"], "2026-11-27T23:30:00Z");
+    assert_eq!(desk.look(&id).await["next_run_at"], "2026-11-27T23:30:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,12 +139,12 @@ async fn a_date_runs_once_and_is_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crontab_runs_each_local_time_once_when_summer_time_ends() {
     // New York, 1 November 2026: 01:30 comes at 05:30 and again at 06:30 UTC.
-    let desk = Desk::at("2026-11-01T04:00:00Z").await;
+    let desk = Desk::at("2026-11-01T04:00:00.000Z").await;
     let times = |crontab: &str| json!({ "kind": "crontab", "crontab": crontab, "time_zone": "America/New_York" });
     let nightly = desk.schedule("nightly", times("30 1 * * *")).await;
     let hourly = desk.schedule("hourly", times("30 * * * *")).await;
-    assert_eq!(desk.look(&nightly).await["next_runs"][0], "2026-11-01T05:30:00Z");
-    assert_eq!(desk.look(&nightly).await["next_runs"][1], "2026-11-02T06:30:00Z");
+    assert_eq!(desk.look(&nightly).await["next_runs"][0], "2026-11-01T05:30:00.000Z");
+    assert_eq!(desk.look(&nightly).await["next_runs"][1], "2026-11-02T06:30:00.000Z");
     let mut told = Vec::new();
     for _ in 0..16 {
         desk.after(MINUTE * 15, &nightly).await;
@@ -157,13 +157,13 @@ async fn a_crontab_runs_each_local_time_once_when_summer_time_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crontab_in_the_hour_that_summer_time_leaves_out_runs_after_it() {
     // Berlin, 28 March 2027: 02:00 is followed by 03:00, at 01:00 UTC.
-    let desk = Desk::at("2027-03-28T00:30:00Z").await;
+    let desk = Desk::at("2027-03-28T00:30:00.000Z").await;
     let times = json!({ "kind": "crontab", "crontab": "15,45 2 * * *", "time_zone": "Europe/Berlin" });
     let id = desk.schedule("in the gap", times).await;
     assert_eq!(desk.after(MINUTE * 29, &id).await, 0);
     assert_eq!(desk.after(MINUTE, &id).await, 1);
     assert_eq!(desk.after(MINUTE * 60, &id).await, 1);
-    assert_eq!(desk.look(&id).await["next_run_at"], "2027-03-29T00:15:00Z");
+    assert_eq!(desk.look(&id).await["next_run_at"], "2027-03-29T00:15:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -401,7 +401,7 @@ mod tests {
     fn a_bills_day_is_the_business_day() {
         let bill = Bill { date: "2026-11-20".to_owned(), kind: BillKind::Payments, after: String::new() };
         let (from, until) = bill.day("Asia/Shanghai").unwrap();
-        assert_eq!(from.to_string(), "2026-11-19T16:00:00Z");
+        assert_eq!(from.to_string(), "2026-11-19T16:00:00.000Z");
         assert_eq!(until.since(from), Duration::from_secs(24 * 3600));
     }
 }

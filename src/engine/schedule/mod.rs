@@ -25,7 +25,7 @@ mod timing;
 pub use crontab::{Crontab, Fault, NotACrontab};
 pub use model::{CatchUp, Definition, Kind, MAX_CATCH_UP, Schedule, ScheduleId, crontab_faults};
 pub use run::{RunHere, Scheduler};
-pub use store::{Written, delete, find, list};
+pub use store::{Written, delete, enabled_of, find, list};
 pub use tasks::Tasks;
 pub use timing::{GRACE, Timing};
 

@@ -123,6 +123,16 @@ pub async fn list(conn: &mut Conn, before: ScheduleId, limit: u32) -> Result<Vec
     page.context("listing schedules")
 }
 
+/// Schedules of one task that are looked at, at most.
+const OF_ONE_TASK: u32 = 100;
+
+/// Enabled schedules of a task.
+pub async fn enabled_of(conn: &mut Conn, task: &str) -> Result<Vec<Schedule>> {
+    let sql = format!("SELECT {COLUMNS} FROM schedules WHERE task = ? AND enabled = TRUE ORDER BY id LIMIT ?");
+    let found = sqlx::query_as(&sql).bind(task).bind(OF_ONE_TASK).fetch_all(conn).await;
+    found.context("reading a task's schedules")
+}
+
 /// Enabled schedules of these tasks that are due, the longest due first.
 pub async fn due(conn: &mut Conn, tasks: &[&'static str], now: At, limit: u32) -> Result<Vec<Schedule>> {
     if tasks.is_empty() {

@@ -340,7 +340,7 @@ mod tests {
     fn times_are_those_of_beijing() {
         let at: At = "2026-12-31T16:30:05.999Z".parse().unwrap();
         assert_eq!(beijing(at), "2027-01-01 00:30:05");
-        assert_eq!(bill_due("2026-12-31").unwrap().to_string(), "2027-01-01T04:00:00Z");
+        assert_eq!(bill_due("2026-12-31").unwrap().to_string(), "2027-01-01T04:00:00.000Z");
         assert!(bill_due("2026-13-01").is_err());
     }
 

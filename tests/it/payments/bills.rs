@@ -19,12 +19,12 @@ use crate::schedules::{Desk, set_clock};
 use crate::support::gateways::alipay::{Alipay, Refunding, bill_line};
 
 /// Noon in Shanghai, on the day of most of these tests.
-const NOON: &str = "2026-11-20T04:00:00Z";
+const NOON: &str = "2026-11-20T04:00:00.000Z";
 /// When the pass runs on the mornings after it.
-const MORNING: &str = "2026-11-21T02:30:00Z";
-const NEXT_MORNING: &str = "2026-11-22T02:30:00Z";
+const MORNING: &str = "2026-11-21T02:30:00.000Z";
+const NEXT_MORNING: &str = "2026-11-22T02:30:00.000Z";
 /// The day's last midnight.
-const MIDNIGHT: &str = "2026-11-20T16:00:00Z";
+const MIDNIGHT: &str = "2026-11-20T16:00:00.000Z";
 
 fn at(text: &str) -> At {
     text.parse().expect("an instant")
@@ -170,7 +170,7 @@ async fn a_day_on_which_all_fits_has_no_differences() {
     payments::drive_refunds(&desk.h.app).await.unwrap();
     assert_eq!(refund_status(&desk, &back).await, "confirmed");
     // Yesterday has no bill before ten o'clock: those of the days before are fetched.
-    set_clock(&desk.h, at("2026-11-21T01:59:59Z"));
+    set_clock(&desk.h, at("2026-11-21T01:59:59.000Z"));
     let early = reconcile(&desk.h).await;
     assert_eq!(early["fetched"].as_array().unwrap().len(), 6);
     let done = on(&desk, MORNING).await;
@@ -358,10 +358,10 @@ async fn a_refund_that_is_under_way_is_waited_for() {
     on(&desk, NEXT_MORNING).await;
     assert_eq!(of_it().await, [row("refund", &no, "state_differs", "waiting")]);
     // For eight days; then somebody must look.
-    on(&desk, "2026-11-28T04:00:01Z").await;
+    on(&desk, "2026-11-28T04:00:01.000Z").await;
     assert_eq!(of_it().await, [row("refund", &no, "state_differs", "open")]);
     gateway_writes(&desk.h, "UPDATE sandbox_refunds SET status = 'done' WHERE refund_no = ?", &no).await;
-    on(&desk, "2026-11-28T05:00:00Z").await;
+    on(&desk, "2026-11-28T05:00:00.000Z").await;
     assert_eq!(of_it().await, [row("refund", &no, "state_differs", "vanished")]);
     assert_eq!(refund_status(&desk, &no).await, "confirmed");
 }

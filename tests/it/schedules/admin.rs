@@ -22,18 +22,18 @@ async fn refused(desk: &Desk, body: Value) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_correct_schedule_shows_its_next_five_runs() {
-    let desk = Desk::at("2026-11-21T09:00:00Z").await;
+    let desk = Desk::at("2026-11-21T09:00:00.000Z").await;
     let body = json!({
         "name": "weekdays", "task": "check.invariants", "kind": "crontab", "crontab": "30 7 * * mon-fri",
         "time_zone": "Asia/Shanghai",
     });
     let made = desk.h.post("/admin/schedules", &desk.token(), body).await.expect(201);
     let runs = json!([
-        "2026-11-22T23:30:00Z",
-        "2026-11-23T23:30:00Z",
-        "2026-11-24T23:30:00Z",
-        "2026-11-25T23:30:00Z",
-        "2026-11-26T23:30:00Z"
+        "2026-11-22T23:30:00.000Z",
+        "2026-11-23T23:30:00.000Z",
+        "2026-11-24T23:30:00.000Z",
+        "2026-11-25T23:30:00.000Z",
+        "2026-11-26T23:30:00.000Z"
     ]);
     assert_eq!(made["next_runs"], runs);
     assert_eq!(made["next_run_at"], runs[0]);
@@ -68,7 +68,7 @@ async fn every_fault_of_a_schedule_is_told_at_once() {
     let desk = Desk::new().await;
     let body = json!({
         "id": "no", "name": "", "task": "no.such", "args": [], "kind": "interval", "every_s": 0, "crontab": "* * * * *",
-        "run_at": "soon", "time_zone": "Mars/Olympus", "starts_at": "1999-01-01T00:00:00Z", "catch_up": "never",
+        "run_at": "soon", "time_zone": "Mars/Olympus", "starts_at": "1999-01-01T00:00:00.000Z", "catch_up": "never",
         "catch_up_max": 5000, "surprise": 1,
     });
     let mut fields: Vec<String> = refused(&desk, body).await.into_iter().map(|(field, _)| field).collect();
@@ -110,7 +110,7 @@ async fn only_what_can_be_scheduled_with_arguments_that_fit_is_taken() {
     let neither = json!({ "name": "x", "task": "auth.prune", "kind": "weekly", "crontab": "0 99 * * *" });
     let fields: Vec<String> = refused(&desk, neither).await.into_iter().map(|(field, _)| field).collect();
     assert_eq!(fields, ["kind", "crontab.hour"]);
-    let past = json!({ "name": "x", "task": "auth.prune", "kind": "once", "run_at": "2001-01-01T00:00:00Z" });
+    let past = json!({ "name": "x", "task": "auth.prune", "kind": "once", "run_at": "2001-01-01T00:00:00.000Z" });
     assert_eq!(refused(&desk, past).await[0].0, "run_at");
 }
 

@@ -100,7 +100,7 @@ async fn an_edit_while_a_run_is_under_way_stands() {
     sqlx::query(edit).execute(&mut *hold).await.unwrap();
     hold.commit().await.unwrap();
     pass.await.unwrap().unwrap();
-    assert_eq!(desk.look(&id).await["next_run_at"], "2099-01-01T00:00:00Z");
+    assert_eq!(desk.look(&id).await["next_run_at"], "2099-01-01T00:00:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -239,7 +239,7 @@ mod tests {
         let of = |number: &str, merchant: &str, fen| (number.to_owned(), merchant.to_owned(), fen);
         assert_eq!(told(&bill.payments), [of("p1", "p1", 1230), of("p2", "p2", 1)]);
         assert_eq!(told(&bill.refunds), [of("r1", "p1", 230)]);
-        assert_eq!(bill.payments[0].at.to_string(), "2026-11-20T13:01:02Z");
+        assert_eq!(bill.payments[0].at.to_string(), "2026-11-20T13:01:02.000Z");
         let empty = read(&zipped(&[&list(&[]), SUMS])).unwrap();
         assert!(empty.payments.is_empty() && empty.refunds.is_empty());
     }

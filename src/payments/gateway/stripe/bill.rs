@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_day_is_the_shops() {
         let (from, to) = bounds("2026-11-20", "Asia/Shanghai").unwrap();
-        assert_eq!((At::from_ms(from * 1000).to_string(), to - from), ("2026-11-19T16:00:00Z".to_owned(), 86_400));
+        assert_eq!((At::from_ms(from * 1000).to_string(), to - from), ("2026-11-19T16:00:00.000Z".to_owned(), 86_400));
         let (from, to) = bounds("2026-10-25", "Europe/Berlin").unwrap();
         assert_eq!(to - from, 25 * 3600);
         assert!(bounds("yesterday", "UTC").is_err());

@@ -322,7 +322,7 @@ fn a_bill_is_read_line_by_line_as_it_was_asked_for() {
     assert_eq!((paid.len(), back.len()), (1, 1));
     assert_eq!((&*paid[0].number, &*paid[0].merchant_no, paid[0].amount), ("P1", "P1", Money::fen(1999)));
     assert_eq!((&*back[0].number, &*back[0].merchant_no, back[0].amount), ("R1", "P1", Money::fen(500)));
-    assert_eq!(paid[0].at.to_string(), "2026-11-20T09:07:11Z");
+    assert_eq!(paid[0].at.to_string(), "2026-11-20T09:07:11.000Z");
     let none = bill::parse(file(&[]).as_bytes(), "1900000109").unwrap();
     assert!(none.payments.is_empty() && none.refunds.is_empty());
     let failed = bill::parse(file(&[PAID, &BACK.replace("`SUCCESS", "`FAIL")]).as_bytes(), "1900000109").unwrap();

@@ -24,9 +24,9 @@ async fn a_bill_is_read_line_by_line() {
         lines.iter().map(told).collect()
     };
     let line = |number: &str, payment: &str, fen, at: &str| (number.to_owned(), payment.to_owned(), fen, at.to_owned());
-    let midnight = "2026-11-19T16:00:07Z";
+    let midnight = "2026-11-19T16:00:07.000Z";
     assert_eq!(told(&bill.payments), [line("p1", "p1", 1999, midnight), line("p2", "p2", 5, midnight)]);
-    assert_eq!(told(&bill.refunds), [line("r1", "p1", 1000, "2026-11-20T15:59:59Z")]);
+    assert_eq!(told(&bill.refunds), [line("r1", "p1", 1000, "2026-11-20T15:59:59.000Z")]);
     all_is_well(&h, &alipay).await;
 }
 

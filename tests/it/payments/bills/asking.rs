@@ -116,7 +116,7 @@ async fn a_bill_that_cannot_be_kept_whole_is_not_kept() {
     assert_eq!(h.count("SELECT COUNT(*) FROM payment_bill_lines").await, 128);
     assert_eq!((bills(&desk).await.len(), told(&desk).await.len()), (6, 0));
     sqlx::query("ALTER TABLE payment_bill_lines DROP CONSTRAINT ck_no_more").execute(&h.app.db).await.unwrap();
-    let done = on(&desk, "2026-11-21T03:30:01Z").await;
+    let done = on(&desk, "2026-11-21T03:30:01.000Z").await;
     assert_eq!(done["fetched"], json!([{ "gateway": "sandbox", "day": "2026-11-20" }]));
     assert_eq!(done["opened"], json!(200));
     assert_eq!(h.count("SELECT COUNT(*) FROM payment_differences WHERE status = 'open'").await, 200);
@@ -166,7 +166,7 @@ async fn bills_are_for_administrators_and_of_days_that_have_them() {
         send(desk.h.request(method, &path, ()).json(&body)).await.problem(401, "unauthenticated");
     }
     let early = ask(&desk, "sandbox", "2026-11-20").await.problem(409, "bill_not_ready");
-    assert_eq!(early["ready_at"], "2026-11-21T02:00:00Z");
+    assert_eq!(early["ready_at"], "2026-11-21T02:00:00.000Z");
     assert_eq!(early["detail"], "the bill of 2026-11-20 is there from 2026-11-21T10:00:00+08:00 on");
     ask(&desk, "sandbox", "9999-12-31").await.problem(422, "validation_failed");
     ask(&desk, "sandbox", "2025-11-18").await.problem(422, "validation_failed");
@@ -249,13 +249,13 @@ async fn a_bill_that_failed_says_why_until_it_comes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bill_whose_task_is_lost_is_fetched_by_the_schedule() {
     let desk = desk().await;
-    stranger(&desk.h, "s1", 10, at("2026-09-01T04:00:00Z")).await;
+    stranger(&desk.h, "s1", 10, at("2026-09-01T04:00:00.000Z")).await;
     set_clock(&desk.h, at(MORNING));
     // Longer ago than the schedule looks for what is missing.
     ask(&desk, "sandbox", "2026-09-01").await.expect(202);
     assert_eq!(reconcile(&desk.h).await["fetched"].as_array().unwrap().len(), 7);
     assert_eq!(bill_of(&desk, "sandbox", "2026-09-01").await["state"], "fetching");
-    let done = on(&desk, "2026-11-21T03:30:00Z").await;
+    let done = on(&desk, "2026-11-21T03:30:00.000Z").await;
     assert_eq!(done["fetched"], json!([{ "gateway": "sandbox", "day": "2026-09-01" }]));
     assert_eq!(bill_of(&desk, "sandbox", "2026-09-01").await["state"], "fetched");
     assert_eq!(told(&desk).await, [row("payment", "s1", "missing_here", "open")]);
@@ -287,12 +287,16 @@ async fn differences_are_counted_and_shown_by_gateway_and_kind() {
     }
     let day = then.timestamp().in_tz("Asia/Shanghai").unwrap().date();
     let process = desk.h.process("api,worker", &[]).await;
-    let ask = async || {
+    let metrics = async || process.client.get("/metrics", ()).await.expect(200).text();
+    let ask = async |open: u32| {
         let path = format!("/admin/payments/bills/sandbox/{day}/fetch");
         let asked = process.client.post(&path, &desk.token(), json!({})).await.expect(202);
         let task = format!("/admin/tasks/{}", asked.text_of("task_id"));
         desk.h.eventually(async || desk.h.get(&task, &desk.token()).await["state"] == "SUCCESS").await;
-        process.client.get("/metrics", ()).await.expect(200).text()
+        // The page is made once a second at most.
+        let line = format!("onrush_payment_differences_open{{gateway=\"sandbox\"}} {open}\n");
+        desk.h.eventually(async || metrics().await.contains(&line)).await;
+        metrics().await
     };
     let has = |text: &str, name: &str, labels: &[&str], value: &str| {
         let of_it = |line: &&str| line.starts_with(&format!("{name}{{")) && labels.iter().all(|l| line.contains(l));
@@ -302,12 +306,12 @@ async fn differences_are_counted_and_shown_by_gateway_and_kind() {
     let (open, total) = ("onrush_payment_differences_open", "onrush_payment_differences_total");
     let opened = [r#"gateway="sandbox""#, r#"kind="missing_here""#, r#"outcome="opened""#];
     let vanished = [r#"gateway="sandbox""#, r#"kind="missing_here""#, r#"outcome="vanished""#];
-    let text = ask().await;
+    let text = ask(2).await;
     has(&text, open, &[r#"gateway="sandbox""#], "2");
     has(&text, open, &[r#"gateway="stripe""#], "0");
     has(&text, total, &opened, "2");
     gateway_writes(&desk.h, "DELETE FROM sandbox_trades WHERE merchant_no = ?", "s2").await;
-    let text = ask().await;
+    let text = ask(1).await;
     has(&text, open, &[r#"gateway="sandbox""#], "1");
     has(&text, total, &opened, "2");
     has(&text, total, &vanished, "1");

@@ -6,11 +6,11 @@ use super::*;
 async fn days_that_were_missed_are_made_up_for_up_to_a_week() {
     let desk = desk().await;
     on(&desk, MORNING).await;
-    let done = on(&desk, "2026-11-24T02:30:00Z").await;
+    let done = on(&desk, "2026-11-24T02:30:00.000Z").await;
     let days: Vec<&str> =
         done["fetched"].as_array().unwrap().iter().map(|bill| bill["day"].as_str().unwrap()).collect();
     assert_eq!(days, ["2026-11-21", "2026-11-22", "2026-11-23"]);
-    let done = on(&desk, "2026-12-24T02:30:00Z").await;
+    let done = on(&desk, "2026-12-24T02:30:00.000Z").await;
     assert_eq!(done["fetched"].as_array().unwrap().len(), 7);
     assert_eq!(done["fetched"][0]["day"], "2026-12-17");
 }
@@ -23,7 +23,7 @@ async fn money_that_crosses_midnight_on_its_way_to_us_is_no_difference() {
     set_clock(&desk.h, at(MIDNIGHT).plus(Duration::from_secs(30)));
     deliver(&desk.h).await;
     assert_eq!(status(&desk.h, &sold.buyer, &sold.order).await, "paid");
-    for morning in [MORNING, NEXT_MORNING, "2026-11-23T02:30:00Z"] {
+    for morning in [MORNING, NEXT_MORNING, "2026-11-23T02:30:00.000Z"] {
         on(&desk, morning).await;
         assert_eq!(told(&desk).await, [], "{morning}");
     }
@@ -48,9 +48,9 @@ async fn money_that_we_heard_of_days_late_is_found_on_its_own_day() {
     let desk = desk().await;
     let sold = pay(&desk.h, 1000, "action=pay").await;
     // Nobody fetches the bill of that day, and the callback comes after two days.
-    set_clock(&desk.h, at("2026-11-22T04:00:00Z"));
+    set_clock(&desk.h, at("2026-11-22T04:00:00.000Z"));
     deliver(&desk.h).await;
-    on(&desk, "2026-11-24T02:30:00Z").await;
+    on(&desk, "2026-11-24T02:30:00.000Z").await;
     assert_eq!(told(&desk).await, []);
     assert_eq!(desk.h.count("SELECT COUNT(*) FROM payment_bills WHERE believed = 1").await, 7);
     assert_eq!(sold.attempt.payment_no.len(), 32);
@@ -74,7 +74,7 @@ async fn a_bill_that_is_not_there_yet_is_asked_for_again_and_nothing_is_said_bef
     assert!(failed["error"].as_str().unwrap().starts_with("sandbox does not answer"), "{failed}");
     // An hour later; one day's never comes, and holds up no other.
     fails(3);
-    let done = on(&desk, "2026-11-21T03:30:00Z").await;
+    let done = on(&desk, "2026-11-21T03:30:00.000Z").await;
     assert_eq!(done["not_there"], json!([{ "gateway": "sandbox", "day": "2026-11-14" }]));
     assert_eq!(done["fetched"].as_array().unwrap().len(), 6);
     assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "waiting")]);
@@ -83,7 +83,7 @@ async fn a_bill_that_is_not_there_yet_is_asked_for_again_and_nothing_is_said_bef
     on(&desk, NEXT_MORNING).await;
     assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "waiting")]);
     fails(0);
-    on(&desk, "2026-11-22T03:30:00Z").await;
+    on(&desk, "2026-11-22T03:30:00.000Z").await;
     assert_eq!(told(&desk).await, [row("payment", &no, "missing_there", "open")]);
 }
 
@@ -92,7 +92,7 @@ async fn a_bill_that_is_not_there_yet_is_asked_for_again_and_nothing_is_said_bef
 async fn each_gateway_that_is_on_is_compared_by_days_of_its_own() {
     let alipay = Alipay::start().await;
     let h = service_with([alipay.settings(), vec![("time_zone", "America/New_York".to_owned())]].concat()).await;
-    set_clock(&h, at("2026-11-20T15:59:00Z"));
+    set_clock(&h, at("2026-11-20T15:59:00.000Z"));
     alipay.follow(&h);
     let desk = Desk::of(h).await;
     sell(&desk.h, 500).await;

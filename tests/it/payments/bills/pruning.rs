@@ -22,7 +22,7 @@ async fn old_lines_go_and_those_of_a_difference_that_nobody_resolved_stay() {
     for number in ["seen", "unseen"] {
         stranger(h, number, 7, at(NOON)).await;
     }
-    stranger(h, "later", 8, at("2026-11-21T04:00:00Z")).await;
+    stranger(h, "later", 8, at("2026-11-21T04:00:00.000Z")).await;
     on(&desk, MORNING).await;
     on(&desk, NEXT_MORNING).await;
     let all = differences(&desk, "").await;
@@ -31,17 +31,17 @@ async fn old_lines_go_and_those_of_a_difference_that_nobody_resolved_stay() {
         resolve(&desk, &id, "another shop's").await.expect(200);
     }
     // Four hundred days after the 20th all are still there; on the next one that day's go.
-    set_clock(h, at("2027-12-25T04:00:00Z"));
+    set_clock(h, at("2027-12-25T04:00:00.000Z"));
     assert_eq!(prune(&desk).await["lines"], 0);
     assert_eq!(lines(&desk).await.len(), 4);
-    set_clock(h, at("2027-12-26T04:00:00Z"));
+    set_clock(h, at("2027-12-26T04:00:00.000Z"));
     assert_eq!(prune(&desk).await["lines"], 2);
     assert_eq!(lines(&desk).await, ["later", "unseen"]);
     assert_eq!(prune(&desk).await["lines"], 0);
     // The sums stay, and so does what was told: with its line, the open one has not come to fit.
     let bill = bill_of(&desk, "sandbox", "2026-11-20").await.body["bill"].take();
     assert_eq!((&bill["payments"], &bill["payments_fen"]), (&json!(3), &json!(1014)));
-    assert_eq!((&bill["status"], &bill["pruned_at"]), (&json!("believed"), &json!("2027-12-26T04:00:00Z")));
+    assert_eq!((&bill["status"], &bill["pruned_at"]), (&json!("believed"), &json!("2027-12-26T04:00:00.000Z")));
     assert!(bill_of(&desk, "sandbox", "2026-11-21").await["bill"]["pruned_at"].is_null());
     reconcile(h).await;
     let mut expected = vec![
@@ -72,7 +72,7 @@ async fn the_lines_of_a_number_go_together() {
     }
     assert_eq!(lines(&desk).await, ["quick", "slow", "slow"]);
     // The 20th is old enough, the 21st is not.
-    set_clock(h, at("2027-12-26T04:00:00Z"));
+    set_clock(h, at("2027-12-26T04:00:00.000Z"));
     assert_eq!(prune(&desk).await["lines"], 1);
     assert_eq!(lines(&desk).await, ["slow", "slow"]);
     sqlx::query("UPDATE payment_bills SET compared_at = NULL WHERE day = '2026-11-21'")
@@ -84,7 +84,7 @@ async fn the_lines_of_a_number_go_together() {
     let slow = all.iter().find(|item| item["number"] == "slow").unwrap();
     assert_eq!((&slow["theirs_fen"], &slow["status"]), (&json!(14), &json!("resolved")));
     // A day later both are, also that of the bill which was pruned before.
-    set_clock(h, at("2027-12-27T04:00:00Z"));
+    set_clock(h, at("2027-12-27T04:00:00.000Z"));
     assert_eq!(prune(&desk).await["lines"], 2);
     assert_eq!(lines(&desk).await, Vec::<String>::new());
 }

@@ -42,7 +42,7 @@ async fn the_task_that_is_shown_is_the_one_that_was_answered_also_when_it_is_lat
     assert_eq!(shown().await, asked["task_id"]);
     // It comes so late that the schedule has taken it up.
     let asked = ask(&desk, "sandbox", "2026-11-20").await.expect(202);
-    on(&desk, "2026-11-21T03:30:00Z").await;
+    on(&desk, "2026-11-21T03:30:00.000Z").await;
     assert_eq!(shown().await, Value::Null);
     carry_out(&desk, &asked).await;
     assert_eq!(shown().await, asked["task_id"]);
@@ -82,7 +82,7 @@ async fn what_a_person_asked_for_is_compared_also_when_the_bill_says_the_same_an
     // The task is lost: the schedule takes it up.
     gateway_writes(h, forget, "s1").await;
     ask(&desk, "sandbox", "2026-11-20").await.expect(202);
-    assert_eq!(on(&desk, "2026-11-21T03:30:00Z").await["opened"], 1);
+    assert_eq!(on(&desk, "2026-11-21T03:30:00.000Z").await["opened"], 1);
     assert_eq!(told(&desk).await, found);
     // The task has the bill, and cannot compare it.
     gateway_writes(h, forget, "s1").await;

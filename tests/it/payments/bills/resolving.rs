@@ -50,7 +50,7 @@ async fn a_difference_that_waits_is_nobodys_to_resolve() {
     let id = differences(&desk, "").await[0]["id"].as_str().unwrap().to_owned();
     let refused = resolve(&desk, &id, "it is all right").await.problem(409, "difference_state");
     // Eight days after we heard of it.
-    assert_eq!(refused["waits_until"], "2026-11-28T04:00:00Z");
+    assert_eq!(refused["waits_until"], "2026-11-28T04:00:00.000Z");
     let words =
         "it may still come to fit by itself, and is still waiting, until 2026-11-28T12:00:00+08:00 at the latest";
     assert_eq!(refused["detail"], words);
@@ -103,7 +103,7 @@ async fn the_payment_of_a_difference_is_ours_where_we_know_it() {
     let h = &desk.h;
     let (sold, other) = (sell(h, 1000).await, sell(h, 2000).await);
     // We hear of it a day after the gateway's line: nothing but the bill leads to it.
-    set_clock(h, at("2026-11-20T17:00:00Z"));
+    set_clock(h, at("2026-11-20T17:00:00.000Z"));
     let no = refund(&desk, &sold).await;
     payments::drive_refunds(&h.app).await.unwrap();
     let astray = "UPDATE sandbox_refunds SET amount_fen = 1, created_at = '2026-11-20 04:00:00', trade_no = (SELECT trade_no FROM sandbox_trades \

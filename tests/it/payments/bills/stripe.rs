@@ -73,7 +73,7 @@ async fn each_kind_of_difference_with_stripes_balance_is_told_and_resolved() {
     for item in differences(&desk, "&status=open&gateway=stripe").await {
         resolve(&desk, item["id"].as_str().unwrap(), "looked at it in the Dashboard").await.expect(200);
     }
-    assert_eq!(on(&desk, "2026-11-23T02:30:00Z").await["opened"], 0);
+    assert_eq!(on(&desk, "2026-11-23T02:30:00.000Z").await["opened"], 0);
     assert!(told(&desk).await.iter().all(|(.., status)| status == "resolved"));
 }
 
@@ -129,13 +129,13 @@ async fn what_stripe_takes_back_later_is_told_until_it_is_given_again() {
     assert_eq!(told(&desk).await, [], "on its own day all of it was right");
 
     // At noon of the 22nd: the words of it are lost, the lines are not.
-    set_clock(h, at("2026-11-22T04:00:00Z"));
+    set_clock(h, at("2026-11-22T04:00:00.000Z"));
     stripe.refund_becomes(&id, "failed");
     stripe.list("adjustment", 1650, &adjusted_id);
     let (dispute, intent) = stripe.dispute(&session, 2000);
     stripe.list("payment_failure_refund", -3300, &stripe.charge_of(&bank));
     stripe.add_lines("adjustment", 2);
-    on(&desk, "2026-11-23T02:30:00Z").await;
+    on(&desk, "2026-11-23T02:30:00.000Z").await;
     let mut expected = vec![
         row("refund", &failed, "amount_differs", "open"),
         row("refund", &adjusted, "amount_differs", "open"),
@@ -158,9 +158,9 @@ async fn what_stripe_takes_back_later_is_told_until_it_is_given_again() {
     );
 
     // The shop was right.
-    set_clock(h, at("2026-11-24T04:00:00Z"));
+    set_clock(h, at("2026-11-24T04:00:00.000Z"));
     stripe.win(&dispute);
-    on(&desk, "2026-11-25T02:30:00Z").await;
+    on(&desk, "2026-11-25T02:30:00.000Z").await;
     for row in &mut expected {
         if row.1 == dispute {
             row.3 = "vanished".to_owned();

@@ -63,7 +63,7 @@ async fn each_kind_of_difference_with_wechats_bill_is_told_and_resolved() {
     for item in &open {
         resolve(&desk, item["id"].as_str().unwrap(), "looked at it there").await.expect(200);
     }
-    assert_eq!(on(&desk, "2026-11-23T02:30:00Z").await["opened"], 0);
+    assert_eq!(on(&desk, "2026-11-23T02:30:00.000Z").await["opened"], 0);
     assert!(told(&desk).await.iter().all(|(.., status)| status == "resolved"));
 }
 
