@@ -210,8 +210,7 @@ pub async fn refuse_owned(conn: &mut Conn, user: UserId, wanted: &[CourseId]) ->
 /// A refusal that names the courses it is about, in its text and as `course_ids`.
 fn about_courses(kind: Kind, courses: &[CourseId]) -> Error {
     let ids: Vec<String> = courses.iter().map(ToString::to_string).collect();
-    let ids = ids.join(",");
-    refuse(kind, format!("{}: {ids}", kind.title())).with("course_ids", ids).into()
+    refuse(kind, format!("{}: {}", kind.title(), ids.join(", "))).with("course_ids", courses).into()
 }
 
 fn coupon_in_use() -> Error {
