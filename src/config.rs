@@ -16,6 +16,7 @@ mod transport;
 mod wechat;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,14 +83,24 @@ pub struct Http {
     pub listen: String,
     /// Where clients and gateways reach the service, without a trailing slash; callbacks are built on it.
     pub public_url: String,
-    /// Origins of the front ends for CORS, comma separated; empty: none.
+    /// Origins of the front ends for CORS, comma separated; one of this machine may end with `:*`; empty: none.
     pub cors_origins: String,
+    /// Headers that pages of these origins may send, comma separated.
+    pub cors_headers: String,
+    /// Address and port of a listener of operators alone, who see metrics, the whole readiness and the documentation there.
+    pub operations_listen: Option<SocketAddr>,
+    /// With this token operators see them on the other listener too.
+    pub operations_token: Option<SecretString>,
+    /// Everybody sees them on the other listener.
+    pub operations_public: bool,
     /// Longest body, in bytes.
     pub body_limit_bytes: usize,
     /// Longest a request may take, in seconds. Long polls and event streams have their own bound.
     pub timeout_s: u64,
     /// Requests under way at once; one more is answered 503 with `Retry-After`.
     pub max_in_flight: usize,
+    /// Connections open at once; one more is answered 503 and closed.
+    pub max_connections: usize,
     /// Long polls and event streams at once; one more is answered at once, without waiting.
     pub max_waiting: usize,
     /// Those of one account among them; one more is refused.

@@ -1,53 +1,147 @@
 //! What every request goes through, in one layer: its id, its span, the bound on requests under way, its panic caught,
-//! its refusal written, its answer counted.
+//! its refusal written, the headers that every answer has, its line in the log, its answer counted.
 //!
 //! One layer on purpose. Each axum middleware boxes the request's future and copies the services inside it; on the
-//! routes that only ask Redis, half a dozen of them cost more than the answer.
+//! routes that only ask Redis, half a dozen of them cost more than the answer. And it is the outermost: whoever refuses a
+//! request, a page of another origin may read why.
 
-use std::collections::HashMap;
+mod cors;
+mod count;
+mod dress;
+
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use self::cors::Cors;
+use self::dress::Asked;
+use crate::config::Http;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::platform::crowd::{Crowd, Place};
 use crate::platform::lang::Lang;
 use crate::routes::API;
 use crate::texts;
 
+/// What the layer goes by; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Edge(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    crowd: Crowd,
+    cors: Option<Cors>,
+    is_https: bool,
+}
+
+impl Edge {
+    /// By the settings, with room for `crowd`.
+    pub fn new(settings: &Http, crowd: Crowd) -> Self {
+        let cors = Cors::new(&settings.cors_origins, &settings.cors_headers);
+        Self(Arc::new(Inner { crowd, cors, is_https: settings.public_url.starts_with("https://") }))
+    }
+}
+
+/// A browser's questions before its requests are counted together: they are asked of every route.
+const PREFLIGHT: &str = "preflight";
+
+const PASSWORD: HeaderValue = HeaderValue::from_static("Basic realm=\"onrush operations\", charset=\"UTF-8\"");
+
 /// The layer.
-pub async fn edge(State(crowd): State<Crowd>, mut request: Request, next: Next) -> Response {
+pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (id, header) = request_id(&request);
     // For those who write down what they saw.
     request.headers_mut().insert(HeaderName::from_static(REQUEST_ID), header.clone());
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let route = path.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let headers = request.headers();
+    let origin = edge.cors.as_ref().and_then(|cors| cors.origin(headers));
+    let asked = Asked {
+        is_read: matches!(method, Method::GET | Method::HEAD),
+        has_credentials: headers.contains_key(header::AUTHORIZATION),
+    };
+    let elsewhere = without_slash(request.uri());
+    let preflight = edge.cors.as_ref().filter(|_| cors::is_preflight(&method, headers));
+    let route = if preflight.is_some() { PREFLIGHT } else { path.as_ref().map_or("unmatched", MatchedPath::as_str) };
     // Where a sale's page asks, a refusal speaks to its buyer too.
-    let words = is_of_a_sale(route).then(|| texts::refusals(Lang::of(request.headers())));
+    let words = is_of_a_sale(route).then(|| texts::refusals(Lang::of(headers)));
     let span = tracing::info_span!("request", request.id = id, http.method = %method, http.route = route);
-    let response = match enter(&crowd, route) {
-        Ok(place) => {
-            if let Some(place) = &place {
-                request.extensions_mut().insert(place.clone());
-            }
-            run(request, next).instrument(span.clone()).await
-        }
-        Err(error) => error.into_response(),
+    let response = match preflight.map(Cors::preflight) {
+        Some(answer) => answer,
+        None => match admit(&edge.crowd, route, &mut request) {
+            Ok(()) => run(request, next).instrument(span.clone()).await,
+            Err(error) => error.into_response(),
+        },
     };
     let mut response = span.in_scope(|| error::problems(response, &id, words));
-    response.headers_mut().insert(HeaderName::from_static(REQUEST_ID), header);
-    record(&method, route, response.status(), started.elapsed());
+    if response.status() == StatusCode::NOT_FOUND
+        && let Some(location) = elsewhere
+    {
+        // No route of ours ends with a slash.
+        response = (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response();
+    }
+    let status = response.status();
+    let headers = response.headers_mut();
+    dress::dress(headers, status, route, asked, edge.is_https);
+    if let Some(cors) = &edge.cors {
+        cors.tell(origin, headers);
+    }
+    headers.insert(HeaderName::from_static(REQUEST_ID), header);
+    if !route.starts_with(API) && headers.contains_key(header::WWW_AUTHENTICATE) {
+        // A page of operators: a browser asks a person for the token as a password.
+        headers.append(header::WWW_AUTHENTICATE, PASSWORD);
+    }
+    count::record(&method, route, status, started.elapsed());
+    log(&id, &method, route, status, started.elapsed());
     response
+}
+
+/// One line for an answer, to be found by the request's id. What was not served is told where nobody asked for more.
+fn log(id: &str, method: &Method, route: &str, status: StatusCode, took: Duration) {
+    let (status, took_ms) = (status.as_u16(), took.as_secs_f64() * 1000.0);
+    if status >= 500 {
+        tracing::info!(request.id = id, http.method = %method, http.route = route, http.status = status, took_ms, "request answered");
+    } else {
+        tracing::debug!(request.id = id, http.method = %method, http.route = route, http.status = status, took_ms, "request answered");
+    }
+}
+
+/// Where a path that ends with a slash is without it, as a reference that is right behind any prefix that a proxy takes off.
+fn without_slash(uri: &Uri) -> Option<HeaderValue> {
+    let path = uri.path().strip_suffix('/')?;
+    let bare = path.trim_end_matches('/');
+    let last = bare.rsplit('/').next().filter(|last| !last.is_empty())?;
+    let up = "../".repeat(1 + path.len() - bare.len());
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    HeaderValue::from_str(&format!("{up}{last}{query}")).ok()
+}
+
+/// Whether the request may be taken on: it says whom it is meant for, and there is room for it.
+fn admit(crowd: &Crowd, route: &str, request: &mut Request) -> Result<(), Error> {
+    if request.version() == Version::HTTP_11 && !names_one_host(request.headers()) {
+        return Err(Kind::HostInvalid.into());
+    }
+    if let Some(place) = enter(crowd, route)? {
+        request.extensions_mut().insert(place);
+    }
+    Ok(())
+}
+
+/// RFC 9112 (3.2): a request without a `Host`, with several, or with one that is none is refused.
+fn names_one_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    // It may be empty, where the target has no authority.
+    host.is_empty() || host.to_str().is_ok_and(|host| !host.contains('@') && host.parse::<Authority>().is_ok())
 }
 
 /// Runs the rest of the request; a panic in it is a fault of ours, and the process goes on.
@@ -95,41 +189,35 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Response {
     Error::Internal(anyhow::anyhow!("handler panicked: {}", text.unwrap_or("unknown"))).into_response()
 }
 
-/// A route's counter and histogram for one method and status.
-type Handles = (&'static str, u16, metrics::Counter, metrics::Histogram);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Counts one answer. The handles are kept: finding them by their labels costs more than many a request here.
-fn record(method: &Method, route: &str, status: StatusCode, took: Duration) {
-    static KNOWN: LazyLock<RwLock<HashMap<String, Vec<Handles>>>> = LazyLock::new(RwLock::default);
-    let method = label(method);
-    let count = |(_, _, counter, histogram): &Handles| {
-        counter.increment(1);
-        histogram.record(took.as_secs_f64());
-    };
-    let same = |handles: &&Handles| handles.0 == method && handles.1 == status.as_u16();
-    let routes = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
-    if let Some(handles) = routes.get(route).and_then(|all| all.iter().find(same)) {
-        return count(handles);
+    #[test]
+    fn a_path_without_its_slash_is_named_from_where_it_is() {
+        let to = |uri: &str| without_slash(&uri.parse().unwrap()).map(|to| to.to_str().unwrap().to_owned());
+        assert_eq!(to("/api/v1/courses/"), Some("../courses".to_owned()));
+        assert_eq!(to("/api/v1/courses/?limit=1&x=/"), Some("../courses?limit=1&x=/".to_owned()));
+        assert_eq!(to("/courses///"), Some("../../../courses".to_owned()));
+        // Never another host's.
+        assert_eq!(to("//evil.example/"), Some("../evil.example".to_owned()));
+        assert_eq!((to("/"), to("//"), to("/courses"), to("*")), (None, None, None, None));
     }
-    drop(routes);
-    let labels = [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.as_u16().to_string())];
-    let counter = metrics::counter!("onrush_http_requests_total", &labels);
-    let histogram = metrics::histogram!("onrush_http_request_duration_seconds", &labels);
-    let handles = (method, status.as_u16(), counter, histogram);
-    count(&handles);
-    KNOWN.write().unwrap_or_else(PoisonError::into_inner).entry(route.to_owned()).or_default().push(handles);
-}
 
-/// A method nobody knows is no label of its own: labels are bounded.
-fn label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::HEAD => "HEAD",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
+    #[test]
+    fn a_request_names_one_host() {
+        let names = |hosts: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, host.parse().unwrap());
+            }
+            names_one_host(&headers)
+        };
+        for good in ["shop.example", "shop.example:8080", "[::1]:80", "127.0.0.1", ""] {
+            assert!(names(&[good]), "{good}");
+        }
+        for bad in [&[][..], &["a", "b"], &["a", "a"], &["a b"], &["a/b"], &["me@a"], &["a,b c"]] {
+            assert!(!names(bad), "{bad:?}");
+        }
     }
 }

@@ -51,6 +51,8 @@ const fn or_give_up(code: &[u16]) -> u16 {
 refusals! {
     /// The body is not JSON.
     MalformedJson = 400 "malformed_json" "The body is not valid JSON";
+    /// The request names no `Host`, several, or one that is not valid.
+    HostInvalid = 400 "host_invalid" "The Host header is not valid";
     /// The body did not arrive whole.
     BodyIncomplete = 400 "body_incomplete" "The body did not arrive whole";
     /// A mutating request without the header that makes it safe to repeat.

@@ -90,7 +90,7 @@ impl ConfigArgs {
 struct ServeArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// What this process does. Without `api` it still answers /healthz, /readyz and /metrics.
+    /// What this process does. Without `api` it still answers /healthz and /readyz, and shows operators their pages.
     #[arg(long, value_delimiter = ',', default_value = "api,worker,scheduler", value_name = "ROLES")]
     roles: Vec<Role>,
     /// Switches the sandbox payment gateway on, where anybody may "pay". Never in production.
@@ -233,6 +233,12 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             );
         }
     }
+    let http = &config.http;
+    if http.operations_public {
+        tracing::warn!("everybody sees the operators' pages: ONRUSH_HTTP__OPERATIONS_PUBLIC is on");
+    } else if http.operations_listen.is_none() && http.operations_token.is_none() {
+        tracing::info!("operators see no pages: set ONRUSH_HTTP__OPERATIONS_LISTEN or ONRUSH_HTTP__OPERATIONS_TOKEN");
+    }
     raise_file_limit();
     // Set once: nothing before this has set it.
     let _ = ops::METRICS.set(telemetry::init_metrics()?);
@@ -251,6 +257,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let serving = Serving::start(&app, listener, &args.roles)?;
     tracing::info!(address = %serving.address(), roles = Role::names(&args.roles), "onrush is serving");
+    if let Some(address) = serving.operations_address() {
+        tracing::info!(%address, "operators are served");
+    }
     until_told_to_stop().await?;
     tracing::info!(drain_s = app.config.http.drain_s, "onrush is stopping");
     if !serving.stop().await {

@@ -1,61 +1,25 @@
-//! What an operator sees and sets: health, readiness, metrics, request ids, load shedding, CORS.
+//! What an operator sees: health, readiness, metrics, the documentation; and the page at `/`.
+
+pub mod health;
+pub mod landing;
+pub mod pages;
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use axum::Extension;
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Serialize;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tokio::sync::Mutex;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use crate::app::App;
-use crate::error::{Kind, REQUEST_ID};
+use crate::error::Kind;
 use crate::platform::crowd::Crowd;
-use crate::platform::loops::LoopHealth;
-
-/// The process is up.
-#[utoipa::path(get, path = "/healthz", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "The process is up")))]
-pub async fn healthz() -> &'static str {
-    "ok"
-}
-
-/// One dependency or loop, for `/readyz`.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Readiness {
-    /// Whether the process should be sent requests.
-    pub ready: bool,
-    /// MySQL: `ok` or what is wrong.
-    pub mysql: String,
-    /// Redis: `ok` or what is wrong.
-    pub redis: String,
-    /// Every loop of the process.
-    pub loops: Vec<LoopHealth>,
-}
-
-/// Whether the process can serve: each dependency, each loop.
-#[utoipa::path(get, path = "/readyz", tag = "ops", responses(
-    (status = 200, body = Readiness, description = "Ready"),
-    (status = 503, body = Readiness, content_type = "application/json", description = "Not ready: the body says what is wrong"),
-))]
-pub async fn readyz(State(app): State<App>) -> Response {
-    let asked = app.clone();
-    // A task of its own: a sqlx future runs to its end.
-    let mysql = tokio::spawn(async move { sqlx::query("SELECT 1").execute(&asked.db).await.map(|_| ()) });
-    let mysql = match mysql.await {
-        Ok(Ok(())) => "ok".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic.to_string(),
-    };
-    let redis = app.redis.usable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
-    let loops = app.loops.health();
-    let stopping = app.loops.stop_signal().is_cancelled();
-    let ready = mysql == "ok" && redis == "ok" && !stopping && loops.iter().all(|l| !l.stalled);
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, mysql, redis, loops })).into_response()
-}
+use crate::platform::policy;
 
 /// The process's metrics recorder, installed by `main` once.
 pub static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -74,11 +38,34 @@ pub fn prepare_counters() {
         }
     }
     metrics::counter!("onrush_http_shed_total").increment(0);
+    metrics::counter!("onrush_http_connections_refused_total").increment(0);
+    metrics::gauge!("onrush_http_connections").increment(0.0);
 }
+
+/// Whoever asks more often is told what was told last.
+const RENDER_PERIOD: Duration = Duration::from_secs(1);
+
+/// The page of metrics as it was made last.
+#[derive(Default)]
+struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "Prometheus text format")))]
 pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>) -> Response {
+    let rendered = app.local::<Rendered>();
+    let mut last = rendered.0.lock().await;
+    let body = match &*last {
+        Some((at, body)) if at.elapsed() < RENDER_PERIOD => body.clone(),
+        _ => {
+            let body = render(&app, &crowd);
+            *last = Some((Instant::now(), body.clone()));
+            body
+        }
+    };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
+}
+
+fn render(app: &App, crowd: &Crowd) -> Bytes {
     metrics::gauge!("onrush_http_requests_in_flight").set(crowd.taken() as f64);
     let (size, idle) = (app.db.size(), app.db.num_idle());
     metrics::gauge!("onrush_mysql_pool_connections").set(f64::from(size));
@@ -86,8 +73,7 @@ pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>)
     let (open, used) = app.redis.pool_use();
     metrics::gauge!("onrush_redis_pool_connections").set(open as f64);
     metrics::gauge!("onrush_redis_pool_in_use").set(used as f64);
-    let body = METRICS.get().map(PrometheusHandle::render).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
+    METRICS.get().map(PrometheusHandle::render).unwrap_or_default().into()
 }
 
 /// The OpenAPI document.
@@ -101,7 +87,7 @@ pub async fn openapi() -> Response {
 /// Every refusal by its name: where the `type` of a problem leads.
 #[utoipa::path(get, path = "/docs/errors", tag = "ops", responses((status = 200, body = String, content_type = "text/html", description = "A page for people: each refusal, its status and what it means")))]
 pub async fn errors() -> Response {
-    static PAGE: OnceLock<String> = OnceLock::new();
+    static PAGE: OnceLock<(String, String)> = OnceLock::new();
     let row = |kind: &Kind| {
         let (name, status) = (kind.name(), kind.status().as_u16());
         // The table's words have no markup but the backquotes of Markdown, in pairs.
@@ -114,13 +100,13 @@ pub async fn errors() -> Response {
             "<tr id=\"{name}\"><td>{status}<td><a href=\"#{name}\"><code>{name}</code></a><td>{title}<td>{meaning}\n"
         )
     };
-    let page = PAGE.get_or_init(|| {
-        include_str!("errors.html").replace("{{rows}}", &Kind::ALL.iter().map(row).collect::<String>())
+    let (page, policy) = PAGE.get_or_init(|| {
+        let page = include_str!("errors.html");
+        let rows: String = Kind::ALL.iter().map(row).collect();
+        (page.replace("{{rows}}", &rows), policy::of_page(page, "form-action 'none'"))
     });
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
-    ];
+    let headers =
+        [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy.as_str())];
     (headers, page.as_str()).into_response()
 }
 
@@ -165,25 +151,4 @@ pub fn describe_problems(api: &mut utoipa::openapi::OpenApi) {
             }
         }
     }
-}
-
-/// CORS for the front ends' origins (comma separated); none by default.
-pub fn cors(origins: &str) -> Option<CorsLayer> {
-    let origins: Vec<HeaderValue> =
-        origins.split(',').filter_map(|o| HeaderValue::from_str(o.trim()).ok()).filter(|o| !o.is_empty()).collect();
-    if origins.is_empty() {
-        return None;
-    }
-    let layer = CorsLayer::new()
-        .allow_origin(AllowOrigin::list(origins))
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            HeaderName::from_static("idempotency-key"),
-            HeaderName::from_static(REQUEST_ID),
-        ])
-        .expose_headers([HeaderName::from_static(REQUEST_ID), header::RETRY_AFTER])
-        .max_age(std::time::Duration::from_secs(600));
-    Some(layer)
 }

@@ -7,13 +7,13 @@
 //!   timeout strikes (a sqlx future must never be dropped half way, see `platform::db`);
 //! * **operations**: health, readiness, metrics and the documentation, outside `/api/v1` and outside load shedding.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use axum::{Extension, Router};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
@@ -30,10 +30,11 @@ use crate::app::App;
 use crate::auth;
 use crate::catalogue;
 use crate::dev::sandbox;
-use crate::edge;
+use crate::edge::{self, Edge};
 use crate::error::{self, Error, Kind};
 use crate::limits;
 use crate::ops;
+use crate::ops::pages::{self, Pages};
 use crate::orders;
 use crate::payments;
 use crate::platform::crowd::{Crowd, Place};
@@ -50,10 +51,16 @@ pub const API: &str = "/api/v1";
         title = "onrush",
         description = "Orders and seckill for an online-course platform.\n\nA refusal is `application/problem+json`; \
             whatever is wrong with the path, the query, the headers and the body of a request is told at once, by field, \
-            in `errors`. Only what HTTP itself refuses has no body: a malformed request line or two content lengths (400), \
-            a target that is too long (414), a head that is too large (431)."
+            in `errors`. Only what HTTP itself refuses has no body: a malformed head, a line that ends \
+            with LF alone or two content lengths (400), a head that is too large (431)."
     ),
-    components(schemas(error::Problem)),
+    // Those of parameters are not found by themselves.
+    components(schemas(
+        error::Problem,
+        payments::NotificationOutcome,
+        payments::PaymentState,
+        payments::Resolution,
+    )),
     tags(
         (name = "auth"), (name = "catalogue"), (name = "wallet"), (name = "orders"), (name = "payments"),
         (name = "seckill"), (name = "tasks"), (name = "admin"), (name = "ops"),
@@ -138,20 +145,23 @@ fn hot() -> OpenApiRouter<App> {
         .routes(routes!(seckill::tasks::task_events))
 }
 
-/// Health, readiness, metrics.
+/// What everybody may ask: health, readiness, what the refusals mean.
 fn operations() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(ops::healthz))
-        .routes(routes!(ops::readyz))
-        .routes(routes!(ops::metrics))
-        .routes(routes!(ops::openapi))
+        .routes(routes!(ops::health::healthz))
+        .routes(routes!(ops::health::readyz))
         .routes(routes!(ops::errors))
+}
+
+/// What only operators may see.
+fn operators() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(ops::metrics)).routes(routes!(ops::openapi))
 }
 
 /// The API's description.
 pub fn document() -> utoipa::openapi::OpenApi {
-    let (_, api) =
-        split(OpenApiRouter::with_openapi(Document::openapi()).nest(API, detached()).merge(hot()).merge(operations()));
+    let whole = OpenApiRouter::with_openapi(Document::openapi()).nest(API, detached()).merge(hot());
+    let (_, api) = split(whole.merge(operations()).merge(operators()));
     api
 }
 
@@ -170,14 +180,12 @@ pub fn router(app: &App) -> Router {
     let (hot, _) = split(hot());
     let limited = || from_fn_with_state(app.clone(), limits::limit);
     let (detached, hot) = (bounded(app, detached.layer(limited())), hot.layer(limited()));
-    let swagger = utoipa_swagger_ui::SwaggerUi::new("/docs")
-        .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
-    let mut routes = Router::new().nest(API, detached).merge(hot).merge(swagger);
+    let mut routes = Router::new().nest(API, detached).merge(hot);
     if app.config.payments.sandbox {
         // A company outside that lives here: no part of the API or of its description.
         routes = routes.nest("/sandbox", bounded(app, sandbox::routes()));
     }
-    around(app, routes)
+    around(app, routes, Pages::of(&app.config.http))
 }
 
 /// What routes whose handlers may touch MySQL run in.
@@ -192,23 +200,37 @@ fn bounded(app: &App, routes: Router<App>) -> Router<App> {
 
 /// A process without the API: health, readiness, metrics.
 pub fn operations_router(app: &App) -> Router {
-    around(app, Router::new())
+    around(app, Router::new(), Pages::of(&app.config.http))
+}
+
+/// The operators' own listener: it shows everything to who reaches it.
+pub fn own_operations_router(app: &App) -> Router {
+    around(app, Router::new(), Pages::Open)
 }
 
 /// Puts the operations' routes beside `routes`, and around all of them what every request goes through.
-fn around(app: &App, routes: Router<App>) -> Router {
-    let (operations, _) = split(operations());
-    let crowd = Crowd::new(app.config.http.max_in_flight);
-    let routes = routes
-        .merge(operations.layer(compression()).layer(Extension(crowd.clone())))
+fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
+    let crowd = app.local::<Shared>().0.get_or_init(|| Crowd::new(app.config.http.max_in_flight)).clone();
+    let (mut operations, _) = split(operations());
+    operations = operations.route("/", get(ops::landing::landing));
+    if pages.are_there() {
+        let (operators, _) = split(operators());
+        let swagger = utoipa_swagger_ui::SwaggerUi::new("/docs")
+            .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
+        operations = operations.merge(operators.merge(swagger).layer(from_fn_with_state(pages.clone(), pages::guard)));
+    }
+    let operations = operations.layer(compression()).layer(Extension(crowd.clone())).layer(Extension(pages));
+    routes
+        .merge(operations)
         .fallback(|| async { Error::from(Kind::NotFound) })
-        .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) });
-    let routes = match ops::cors(&app.config.http.cors_origins) {
-        Some(cors) => routes.layer(cors),
-        None => routes,
-    };
-    routes.layer(from_fn_with_state(crowd, edge::edge)).with_state(app.clone())
+        .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) })
+        .layer(from_fn_with_state(Edge::new(&app.config.http, crowd), edge::edge))
+        .with_state(app.clone())
 }
+
+/// Requests under way at the process, whichever listener they came to.
+#[derive(Default)]
+struct Shared(OnceLock<Crowd>);
 
 /// Answers shorter than this are sent as they are: compressing them saves nothing.
 const COMPRESS_ABOVE_BYTES: u64 = 1024;
@@ -234,13 +256,9 @@ async fn run_detached(request: Request, next: Next) -> Response {
     }
 }
 
-/// The longest a client may take to send a request's head.
-pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use axum::routing::get;
     use tower::ServiceExt;
 
     use super::*;

@@ -1,23 +1,24 @@
 //! Runs an [`App`]: its HTTP server, its workers and its periodic jobs, by role, and stops them in order. `onrush
 //! serve`, `onrush dev` and the tests all come through here.
 
-use std::convert::Infallible;
+mod connection;
+mod head;
+mod stream;
+
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::body::Body;
-use axum::extract::ConnectInfo;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tower::ServiceExt;
 
+pub use self::connection::HEAD_TIMEOUT;
 use crate::app::App;
 use crate::platform::address::warn_if_nobody_is_trusted;
 use crate::platform::loops::Pulse;
@@ -60,11 +61,12 @@ pub struct Serving {
     app: App,
     address: SocketAddr,
     accepting: JoinHandle<GracefulShutdown>,
+    operations: Option<(SocketAddr, JoinHandle<GracefulShutdown>)>,
 }
 
 impl Serving {
     /// Starts what `roles` name, and the HTTP server: with the API where that is among them, else with health,
-    /// readiness and metrics alone.
+    /// readiness and metrics alone; and the operators' own listener, where the settings name one.
     pub fn start(app: &App, listener: TcpListener, roles: &[Role]) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("reading the address that is listened on")?;
         let router = if roles.contains(&Role::Api) {
@@ -84,13 +86,26 @@ impl Serving {
             jobs::start_watching(app);
         }
         start_measuring(app);
+        let operations = match &app.config.http.operations_listen {
+            Some(wanted) => {
+                let listener = listen(wanted).with_context(|| format!("listening on {wanted}, for operators"))?;
+                let address = listener.local_addr().context("reading the operators' address")?;
+                Some((address, tokio::spawn(accept(app.clone(), listener, routes::own_operations_router(app)))))
+            }
+            None => None,
+        };
         let accepting = tokio::spawn(accept(app.clone(), listener, router));
-        Ok(Self { app: app.clone(), address, accepting })
+        Ok(Self { app: app.clone(), address, accepting, operations })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where operators are answered, when they have a listener of their own.
+    pub fn operations_address(&self) -> Option<SocketAddr> {
+        self.operations.as_ref().map(|(address, _)| *address)
     }
 
     /// Stops in order, within `http.drain_s`: no new connections, requests under way are answered, loops end, tasks
@@ -101,13 +116,24 @@ impl Serving {
         let started = tokio::time::Instant::now();
         // Told first, so that readiness, long polls and readers know.
         self.app.loops.stop_signal().cancel();
-        let answered = match self.accepting.await {
-            Ok(connections) => tokio::time::timeout(deadline.mul_f64(HTTP_SHARE), connections.shutdown()).await.is_ok(),
-            Err(_) => false,
-        };
+        let until = started + deadline.mul_f64(HTTP_SHARE);
+        let mut answered = true;
+        for accepting in std::iter::once(self.accepting).chain(self.operations.map(|(_, accepting)| accepting)) {
+            answered &= match accepting.await {
+                Ok(connections) => tokio::time::timeout_at(until, connections.shutdown()).await.is_ok(),
+                Err(_) => false,
+            };
+        }
         let ended = self.app.loops.stop(deadline.saturating_sub(started.elapsed())).await;
         answered && ended
     }
+}
+
+/// Listens on an address of the settings.
+fn listen(address: &SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(listener)?)
 }
 
 /// Lets the process open as many files as it may need: each connection is one, and the usual limit at the start is 1024.
@@ -200,20 +226,36 @@ async fn measure_queues(app: App) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is told to a client for whom there is no connection left.
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
 /// Takes connections until the process stops; gives back those still open.
 async fn accept(app: App, listener: TcpListener, router: Router) -> GracefulShutdown {
     let connections = GracefulShutdown::new();
     let stop = app.loops.stop_signal();
+    let free = Arc::new(Semaphore::new(app.config.http.max_connections));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return connections,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let watcher = connections.watcher();
-                tokio::spawn(connection(stream, peer, router.clone(), watcher));
-            }
+            Ok((stream, peer)) => match free.clone().try_acquire_owned() {
+                Ok(place) => {
+                    let open = Open::new(place);
+                    let serving = connection::serve(stream, peer, router.clone(), connections.watcher(), stop.clone());
+                    tokio::spawn(async move {
+                        serving.await;
+                        drop(open);
+                    });
+                }
+                Err(_) => {
+                    metrics::counter!("onrush_http_connections_refused_total").increment(1);
+                    // As good as it goes: it is closed whether or not the client hears why.
+                    let _ = stream.try_write(FULL);
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -222,31 +264,18 @@ async fn accept(app: App, listener: TcpListener, router: Router) -> GracefulShut
     }
 }
 
-/// Serves one connection, HTTP/1 or 2, to its end. A client that dawdles over a request's head is cut off.
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    watcher: hyper_util::server::graceful::Watcher,
-) {
-    // Reading a head has a bound of its own, from its first byte.
-    let first = tokio::time::timeout(routes::HEADER_TIMEOUT, stream.peek(&mut [0])).await;
-    if !matches!(first, Ok(Ok(_))) {
-        return;
+/// A connection that is open, of `http.max_connections`.
+struct Open(#[expect(dead_code, reason = "held until the connection's end")] OwnedSemaphorePermit);
+
+impl Open {
+    fn new(place: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!("onrush_http_connections").increment(1.0);
+        Self(place)
     }
-    // Only a hint to the system; a connection without it works.
-    let _ = stream.set_nodelay(true);
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(routes::HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(routes::HEADER_TIMEOUT);
-    let served = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await;
-    if let Err(error) = served {
-        tracing::trace!(error, "connection ended early");
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!("onrush_http_connections").decrement(1.0);
     }
 }

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use axum::http::HeaderName;
 use config::{Source, Value};
 use jiff::tz::TimeZone;
 use sqlx::mysql::MySqlConnectOptions;
@@ -68,9 +69,22 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
     set("http.public_url", "http://127.0.0.1:8080", Text(URL, "https://shop.example.com", is_url)),
     set("http.cors_origins", "", Text("origins", "https://shop.example.com,http://localhost:5173", are_origins)),
+    set(
+        "http.cors_headers",
+        "authorization,content-type,idempotency-key,x-request-id,traceparent,tracestate,baggage,x-requested-with,\
+         accept-language,cache-control,if-none-match,last-event-id",
+        Text("names of headers", "authorization,content-type", are_headers),
+    ),
+    absent("http.operations_listen", Text("an address and a port", "127.0.0.1:9090", is_socket_address)),
+    secret(absent(
+        "http.operations_token",
+        Text("16 or more visible ASCII characters", "8d3b6f0c1e5a4972b8c04d6e", |t| t.len() >= 16 && is_visible(t)),
+    )),
+    set("http.operations_public", "false", Flag),
     set("http.body_limit_bytes", "65536", Whole(1024, 1 << 20)),
     set("http.timeout_s", "10", Whole(1, 300)),
     set("http.max_in_flight", "4096", Whole(1, 1_000_000)),
+    set("http.max_connections", "50000", Whole(16, 1_000_000)),
     set("http.max_waiting", "20000", Whole(1, 1_000_000)),
     set("http.max_waiting_per_account", "6", Whole(1, 1000)),
     set("http.drain_s", "25", Whole(1, 600)),
@@ -334,14 +348,24 @@ fn is_page(text: &str) -> bool {
         matches!(page.scheme(), "http" | "https") && for_anybody && names_neither
     })
 }
+fn are_headers(text: &str) -> bool {
+    text.split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .all(|name| HeaderName::try_from(name).is_ok() && name != "*")
+}
+fn is_visible(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}
 fn are_origins(text: &str) -> bool {
     text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).all(is_origin)
 }
 
-/// A scheme and a host, perhaps with a port, and nothing behind it.
+/// A scheme and a host, perhaps with a port, and nothing behind it. Of this machine it may be any port.
 fn is_origin(text: &str) -> bool {
+    let local = ["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"];
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ', '*']))
+    local.contains(&text) || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ', '*']))
 }
 
 #[cfg(test)]

@@ -184,13 +184,21 @@ async fn configure(
     let mut overrides = vec![
         ("database_url", database_url(&mysql, DATABASE)),
         ("redis_url", redis),
-        ("http.public_url", base.to_owned()),
         ("payments.sandbox", "true".to_owned()),
     ];
     if let Some(seconds) = options.pay_deadline_s {
         overrides.push(("orders.pay_deadline_s", seconds.to_string()));
     }
-    Config::load_over(&[("http.trusted_proxies", LOOPBACK)], Some(settings), &overrides)
+    let defaults = [
+        ("http.trusted_proxies", LOOPBACK),
+        ("http.public_url", base),
+        // The sandbox is here, whatever others call this service.
+        ("payments.sandbox_url", base),
+        // A front end under development is served from some port of this machine.
+        ("http.cors_origins", "http://localhost:*,http://127.0.0.1:*,http://[::1]:*"),
+        ("http.operations_public", "true"),
+    ];
+    Config::load_over(&defaults, Some(settings), &overrides)
 }
 
 /// Listens on `port` of this machine alone, or on the next free one.

@@ -43,6 +43,7 @@ pub use reconcile::{BillOf, FetchBill, Reconciled, fetch_bill, prune as prune_bi
 pub use refund::order::{Asked as OrderRefundAsked, OrderRefundKind, OrderRefundView, Part, refund_order};
 pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};
+pub use views::{Outcome as NotificationOutcome, PaymentState, Resolution};
 
 use std::time::Duration;
 

@@ -16,6 +16,7 @@ pub mod loops;
 pub mod money;
 pub mod output;
 pub mod page;
+pub mod policy;
 pub mod redis;
 pub mod rsa;
 pub mod rules;

@@ -10,6 +10,8 @@ use tracing_subscriber::prelude::*;
 /// Bounds of the duration histograms, in seconds.
 const DURATION_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Of requests, by route: few, since there are many routes.
+const REQUEST_BUCKETS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0];
 /// Histograms are folded this often (without it they grow for ever).
 pub const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
 
@@ -48,6 +50,10 @@ pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
 pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), DURATION_BUCKETS)
+        .and_then(|builder| {
+            let requests = Matcher::Full("onrush_http_request_duration_seconds".to_owned());
+            builder.set_buckets_for_metric(requests, REQUEST_BUCKETS)
+        })
         .context("setting histogram buckets")?
         .install_recorder()
         .context("installing the metrics recorder")

@@ -41,7 +41,9 @@ fn both(kind: Kind) -> (&'static str, &'static str) {
         Kind::Ended => ("活动已结束", "The sale is over"),
         Kind::BodyTooLarge => ("请求内容过大", "The request is too large"),
         Kind::NotJson => ("请求格式不支持", "The request is not JSON"),
-        Kind::MalformedJson | Kind::BodyIncomplete | Kind::Invalid => ("请求无效", "The request is not valid"),
+        Kind::HostInvalid | Kind::MalformedJson | Kind::BodyIncomplete | Kind::Invalid => {
+            ("请求无效", "The request is not valid")
+        }
         Kind::TooManyAttempts => ("操作太频繁，请稍后再试", "Too many tries, please wait a little"),
         Kind::Internal => ("服务出错，请稍后再试", "Something went wrong on our side, please try again later"),
         Kind::Unavailable => ("服务暂时不可用，请稍候", "The service cannot answer now, please wait a little"),

@@ -189,6 +189,30 @@ fn every_example_of_a_tasks_id_can_be_sent() {
     }
 }
 
+/// Generators of clients stop at a reference that leads nowhere.
+#[test]
+fn every_reference_of_the_openapi_file_leads_somewhere() {
+    fn references<'a>(value: &'a serde_json::Value, found: &mut BTreeSet<&'a str>) {
+        match value {
+            serde_json::Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(serde_json::Value::as_str));
+                members.values().for_each(|value| references(value, found));
+            }
+            serde_json::Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    assert!(found.len() > 20, "{found:?}");
+    let dangling: Vec<_> = found
+        .iter()
+        .filter(|reference| reference.strip_prefix('#').is_none_or(|pointer| document.pointer(pointer).is_none()))
+        .collect();
+    assert!(dangling.is_empty(), "{dangling:?}");
+}
+
 #[test]
 fn a_path_into_the_crate_is_read_in_all_its_forms() {
     let text = "use crate::a::b;\nuse crate::{c, d::{E, F}, g::h};\nlet x = crate::i::J::k(); // crate::no\n";

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use onrush::dev::demo;
 use onrush::dev::supervised::{Recipe, Supervised};
+use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::support::client::send;
 use crate::support::process::is_ready;
 use crate::support::servers::{blocking, new_dir};
 use crate::support::{Client, Process};
@@ -70,6 +72,14 @@ async fn a_playground_keeps_its_data_whatever_becomes_of_it() {
     let login = json!({"phone": "13900000001", "password": "a long password"});
     let mut first = Playground::start(dir, &[]).await;
     first.client.post("/auth/register", (), login.clone()).await.expect(201);
+    // A front end that is being written is served from some port here, and everything is shown.
+    for origin in ["http://localhost:5173", "http://127.0.0.1:3000"] {
+        let answer = send(first.client.request(Method::GET, "/me", ()).header("origin", origin)).await.expect(401);
+        assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
+    }
+    for page in ["/metrics", "/docs/", "/openapi.json"] {
+        first.client.get(page, ()).await.expect(200);
+    }
 
     let second = dev(dir, &[]).await;
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
@@ -85,7 +95,14 @@ async fn a_playground_keeps_its_data_whatever_becomes_of_it() {
         assert!(!dir.join(server).join("server.pid").exists(), "{server} still runs");
     }
 
+    // What a person writes into the settings wins over what `dev` makes up.
+    let file = dir.join("onrush.toml");
+    let settings = std::fs::read_to_string(&file).unwrap();
+    let more = "[http]\npublic_url = \"https://tunnel.example\"\noperations_public = false\n";
+    std::fs::write(&file, format!("{settings}\n{more}")).unwrap();
     let mut fresh = Playground::start(dir, &["--fresh"]).await;
+    let page = fresh.client.get("/", ()).await.expect(200);
+    assert!(page.header("strict-transport-security").is_some() && !page.text().contains("docs/\""), "{}", page.text());
     fresh.client.post("/auth/login", (), login).await.problem(401, "wrong_credentials");
     fresh.client.post("/auth/login", (), json!({"phone": "13800000001", "password": "onrush-demo"})).await.expect(200);
     fresh.end("INT").await;

@@ -1,5 +1,7 @@
 //! The sandbox gateway's HTTP surface.
 
+use std::sync::LazyLock;
+
 use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
@@ -14,6 +16,7 @@ use crate::app::App;
 use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Path, RawBody};
 use crate::platform::money::Money;
+use crate::platform::policy;
 
 /// Notifies that the cashier's page lists.
 const NOTIFIES_SHOWN: u32 = 20;
@@ -84,10 +87,11 @@ async fn page(State(app): State<App>, Input(Path(trade_no)): Input<Path<TradeNo>
     let Some(trade) = store::trade(&mut conn, trade_no).await? else { return Ok(declined(No::TradeNotFound)) };
     let notifies = store::notifies_of(&mut conn, trade_no, NOTIFIES_SHOWN).await?;
     let expired = trade.status == TradeStatus::Waiting && trade.expires_at <= app.clock.now();
+    static POLICY: LazyLock<String> = LazyLock::new(|| policy::of_page(PAGE, "form-action 'self'"));
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"),
+        (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
     ];
     Ok((headers, render(&trade, &notifies, expired)).into_response())
 }

@@ -146,6 +146,7 @@ impl Harness {
             ("redis_url", addresses.redis.clone()),
             ("redis_prefix", format!("t{unique}")),
             ("http.public_url", base.clone()),
+            ("http.operations_public", "true".to_owned()),
             ("database.pool_size", "6".to_owned()),
             ("database.acquire_timeout_ms", "20000".to_owned()),
             ("auth.jwt_secret", JWT_SECRET.to_owned()),
@@ -222,6 +223,12 @@ impl Harness {
         let way = Proxy::to(&self.addresses.mysql).await;
         let through = self.beside(vec![("database_url", way.database(&self.database))], true).await;
         (way, through)
+    }
+
+    /// Speaks with the operators' own listener.
+    pub fn operations(&self) -> Client {
+        let address = self.serving.as_ref().and_then(Serving::operations_address).expect("a listener of operators");
+        Client::new(format!("http://{address}"))
     }
 
     /// Stops the service in order; true when nothing was left under way.

@@ -1,0 +1,79 @@
+//! Whether the process is up, and whether it can serve.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::Serialize;
+
+use super::pages::Pages;
+use crate::app::App;
+use crate::platform::loops::LoopHealth;
+use crate::platform::together::Together;
+
+/// The process is up.
+#[utoipa::path(get, path = "/healthz", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "The process is up")))]
+pub async fn healthz() -> &'static str {
+    "ok"
+}
+
+/// Whether a process can serve. All but the first member is for operators, and absent for others.
+#[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
+pub struct Readiness {
+    /// Whether the process should be sent requests.
+    pub ready: bool,
+    /// MySQL: `ok` or what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mysql: Option<String>,
+    /// Redis: `ok` or what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<String>,
+    /// Every loop of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loops: Option<Vec<LoopHealth>>,
+}
+
+/// Whether the process can serve.
+///
+/// Operators are told each dependency and each loop; all others yes or no.
+#[utoipa::path(get, path = "/readyz", tag = "ops", responses(
+    (status = 200, body = Readiness, description = "Ready"),
+    (status = 503, body = Readiness, content_type = "application/json", description = "Not ready: operators are told what is wrong"),
+))]
+pub async fn readyz(State(app): State<App>, Extension(pages): Extension<Pages>, headers: HeaderMap) -> Response {
+    let mut readiness = readiness(&app).await;
+    if pages.may_see(&headers).is_err() {
+        readiness = Readiness { ready: readiness.ready, ..Readiness::default() };
+    }
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+/// Questions that come while the servers are asked: one look at a time, however many want to know.
+#[derive(Default)]
+struct Asking(Arc<Together<(), (), Readiness, ()>>);
+
+/// Looks at everything. Whoever asks gets a look that began after they asked.
+pub async fn readiness(app: &App) -> Readiness {
+    let asked = app.clone();
+    let look = move |questions: Vec<()>| {
+        let app = asked.clone();
+        async move { Ok(vec![look(&app).await; questions.len()]) }
+    };
+    let Asking(asking) = &*app.local::<Asking>();
+    // Given up, as when the process stops: not ready.
+    asking.ask(&(), (), look).await.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// Runs in a task of its own: a sqlx future runs to its end.
+async fn look(app: &App) -> Readiness {
+    let mysql = sqlx::query("SELECT 1").execute(&app.db).await;
+    let mysql = mysql.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
+    let redis = app.redis.usable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
+    let loops = app.loops.health();
+    let stopping = app.loops.stop_signal().is_cancelled();
+    let ready = mysql == "ok" && redis == "ok" && !stopping && loops.iter().all(|l| !l.stalled);
+    Readiness { ready, mysql: Some(mysql), redis: Some(redis), loops: Some(loops) }
+}
