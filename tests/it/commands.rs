@@ -14,6 +14,8 @@ use crate::support::{Harness, Options};
 async fn onrush(args: &[&str], settings: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_onrush"));
     command.args(args).env_clear().envs(settings.iter().copied()).kill_on_drop(true);
+    // Whose certificates are trusted is no setting of ours.
+    command.envs(std::env::var_os("SSL_CERT_FILE").map(|file| ("SSL_CERT_FILE", file)));
     command.output().await.expect("onrush")
 }
 

@@ -240,7 +240,9 @@ async fn a_restart_of_mysql_delays_placement_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn clients_that_leave_early_break_nothing() {
-    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    // Those who leave early leave their orders behind.
+    let unpaid = vec![("orders.max_unpaid", "10000".to_owned()), ("orders.max_unpaid_per_course", "1000".to_owned())];
+    let h = Harness::with(Options { system_clock: true, settings: unpaid, ..Options::default() }).await;
     let (sale, buyer, course) = (Sale::open(&h, 1).await, h.register().await, h.course(9900).await);
     let (course_path, body) = (format!("/courses/{}", course.no()), serde_json::json!({ "course_ids": [course.no()] }));
     let paths = ["/courses", course_path.as_str(), "/orders", "/me/courses", "/me/points", "/seckill/activities"];
