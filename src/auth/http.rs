@@ -232,8 +232,8 @@ pub async fn refresh(
 }
 
 /// Ends the login that a refresh token belongs to. Safe to repeat; an unknown token is fine. The access tokens made in it
-/// are refused from then on (`login_over`) by every administrator's route and wherever money moves; elsewhere they hold
-/// until they expire.
+/// are refused from then on (`login_over`) by every administrator's route, wherever money moves and where an account
+/// reads what is its own; at `/me`, submissions and polls they hold until they expire.
 #[utoipa::path(post, path = "/auth/logout", tag = "auth", request_body = RefreshRequest, responses(
     (status = 204, description = "The login is over"),
 ))]

@@ -117,8 +117,8 @@ async fn is_over(h: &Harness, token: &str, error: &str) {
         let answer = answer.problem(401, error);
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
     }
-    // It still reads: that is worth no look at MySQL, and ends with the token.
-    h.get("/orders", token).await.expect(200);
+    // Nor does it read what is the account's.
+    h.get("/orders", token).await.problem(401, error);
 }
 
 async fn goes_on(h: &Harness, token: &str) {
