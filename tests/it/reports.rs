@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use onrush::platform::clock::At;
 use onrush::platform::day::Day;
+use onrush::platform::text::Text;
 use onrush::reports::{self, Span};
 use onrush::{jobs, payments};
 use reqwest::Method;
@@ -379,8 +380,8 @@ async fn reports_are_for_administrators() {
 async fn rows_read(conn: &mut sqlx::MySqlConnection) -> i64 {
     let count =
         "SHOW SESSION STATUS WHERE variable_name LIKE 'Handler_read%' OR variable_name = 'Handler_icp_attempts'";
-    let counters: Vec<(String, String)> = sqlx::query_as(count).fetch_all(conn).await.unwrap();
-    counters.iter().map(|(_, count)| count.parse::<i64>().unwrap()).sum()
+    let counters: Vec<(Text, Text)> = sqlx::query_as(count).fetch_all(conn).await.unwrap();
+    counters.iter().map(|(_, Text(count))| count.parse::<i64>().unwrap()).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Orders with their money: what administrators see of everybody's, and what buyers see going back of theirs.
 
 use onrush::platform::page::PageQuery;
+use onrush::platform::text::Text;
 use sqlx::QueryBuilder;
 
 use super::refunds::{drive, paid, refund};
@@ -137,9 +138,9 @@ async fn administrators_see_an_order_with_all_that_belongs_to_it() {
 
 /// Rows that the server has read for this connection so far.
 async fn rows_read(conn: &mut sqlx::MySqlConnection) -> i64 {
-    let counters: Vec<(String, String)> =
+    let counters: Vec<(Text, Text)> =
         sqlx::query_as("SHOW SESSION STATUS LIKE 'Handler_read%'").fetch_all(conn).await.unwrap();
-    counters.iter().map(|(_, count)| count.parse::<i64>().unwrap()).sum()
+    counters.iter().map(|(_, Text(count))| count.parse::<i64>().unwrap()).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
