@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use onrush::auth::UserId;
 use onrush::engine::Revoked;
 use onrush::platform::clock::At;
+use onrush::platform::text::Text;
 use onrush::{check, orders, seckill};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -389,7 +390,7 @@ async fn polls_of_ids_that_nobody_had_ask_mysql_together() {
     };
     let selects = async || {
         let status = "SHOW GLOBAL STATUS LIKE 'Com_select'";
-        let (_, value): (String, String) = sqlx::query_as(status).fetch_one(&h.app.db).await.unwrap();
+        let (_, Text(value)): (Text, Text) = sqlx::query_as(status).fetch_one(&h.app.db).await.unwrap();
         value.parse::<i64>().unwrap()
     };
     let before = selects().await;

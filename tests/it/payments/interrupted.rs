@@ -28,8 +28,9 @@ const CENSUS: &str = "SELECT CONVERT(CONCAT_WS(' ',
     CONCAT('courses:', (SELECT COUNT(*) FROM courses), '/', (SELECT COUNT(*) FROM chapters)),
     CONCAT('owned:', (SELECT COUNT(*) FROM user_courses), '/', (SELECT COUNT(*) FROM user_course_chapters)),
     CONCAT('orders:', (SELECT GROUP_CONCAT(n ORDER BY n) FROM
-        (SELECT CONCAT(status, granted_at IS NULL, released_at IS NULL, '*', COUNT(*)) AS n FROM orders
-         GROUP BY status, granted_at IS NULL, released_at IS NULL) o)),
+        (SELECT CONCAT(status, ungranted, unreleased, '*', COUNT(*)) AS n FROM
+            (SELECT status, granted_at IS NULL AS ungranted, released_at IS NULL AS unreleased FROM orders) s
+         GROUP BY status, ungranted, unreleased) o)),
     CONCAT('items:', (SELECT COUNT(*) FROM order_items), '/', (SELECT COUNT(refund_id) FROM order_items)),
     CONCAT('answers:', (SELECT COUNT(*) FROM idempotency_keys)),
     CONCAT('coupons:', (SELECT CONCAT(COUNT(*), '/', SUM(quantity_left)) FROM coupons), '/',

@@ -1,6 +1,7 @@
 //! Lines of bills that are old enough go; what a person has still to look at stays.
 
 use onrush::platform::text::Text;
+use sqlx::Executor;
 
 use super::*;
 
@@ -113,7 +114,7 @@ async fn younger_lines_are_found_by_their_numbers() {
          ON b.id = l.bill_id WHERE b.status <> 'storing' AND b.gateway = 'sandbox' AND b.day < '2026-12-01' \
          AND l.kind = 'payment' AND l.number IN ('s1', 's2')",
     ] {
-        let plan: Vec<sqlx::mysql::MySqlRow> = sqlx::query(statement).fetch_all(&desk.h.app.db).await.unwrap();
+        let plan: Vec<sqlx::mysql::MySqlRow> = desk.h.app.db.fetch_all(statement).await.unwrap();
         let used: Vec<Text> = plan.iter().map(|row| sqlx::Row::get(row, "key")).collect();
         let keys = ["ix_payment_bill_lines_number", "PRIMARY"].map(|key| Text(key.to_owned()));
         assert_eq!(used, keys, "{statement}");
@@ -125,11 +126,11 @@ async fn younger_lines_are_found_by_their_numbers() {
 async fn old_bills_are_found_by_an_index() {
     let desk = desk().await;
     on(&desk, MORNING).await;
-    let plan: Vec<sqlx::mysql::MySqlRow> = sqlx::query(
+    // As text: MySQL names the columns of a plan only when it runs.
+    let plan: Vec<sqlx::mysql::MySqlRow> = desk.h.app.db.fetch_all(
         "EXPLAIN FORMAT=TRADITIONAL SELECT id, gateway, day FROM payment_bills WHERE pruned_at IS NULL AND day < '2026-01-01' \
          AND status <> 'storing' ORDER BY day LIMIT 64",
     )
-    .fetch_all(&desk.h.app.db)
     .await
     .unwrap();
     let Text(used) = sqlx::Row::get(&plan[0], "key");
