@@ -2,7 +2,7 @@
 //!
 //! The table is bounded. An empty bucket is the same as none, so a part of the table that is full forgets those, and
 //! while none of its buckets is empty it takes no new ones: whoever has none there passes. That takes more than
-//! [`BUCKETS`] accounts and addresses within a minute, which limits by account and address cannot stop anyway.
+//! 262,144 accounts and addresses within a minute, which limits by account and address cannot stop anyway.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

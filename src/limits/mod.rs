@@ -7,7 +7,7 @@
 //! Where it is counted: in **Redis**, for all processes together, on routes that touch MySQL anyway; in this process's
 //! **memory** on the hot routes, which keep their one round trip. A request that one of its limits refuses is counted by
 //! none. While Redis is away, requests pass: orders and payments do not depend on it. Only registrations then wait, as
-//! logins do (those have counts of their own, of failures: [`auth`](crate::auth)).
+//! logins do (those have counts of their own, of failures: [`auth`]).
 
 mod describe;
 mod memory;

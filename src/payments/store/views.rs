@@ -233,7 +233,7 @@ pub(in crate::payments) struct OrderRefundRow {
     pub points_missing: i64,
     #[sqlx(try_from = "Text")]
     pub reason: String,
-    /// [`NOBODY`](super::refunds::NOBODY) when the service itself did.
+    /// [`NOBODY`] when the service itself did.
     pub asked_by: UserId,
     pub created_at: At,
     /// The refund of its money.
