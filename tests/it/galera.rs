@@ -139,3 +139,22 @@ async fn a_commit_that_another_nodes_overtook_is_undone_and_reads_as_a_deadlock(
         assert_eq!(open, 0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_was_overtaken_in_the_middle_does_not_go_on_without_its_beginning() {
+    let Some((one, two, _cluster)) = on_two_nodes().await else { return };
+    let users = [one.register().await.id, one.register().await.id];
+    caught_up(&one, &two, "SELECT COUNT(*) FROM users").await;
+    // The next statement is one that its connection has not prepared yet, and then one that it has.
+    for user in users.map(UserId::from_uuid) {
+        let (mut here, mut there) = (one.app.db.begin().await.unwrap(), two.app.db.begin().await.unwrap());
+        assert!(auth::take_turn(&mut here, user).await.unwrap() && auth::take_turn(&mut there, user).await.unwrap());
+        here.commit().await.unwrap();
+        caught_up(&one, &two, "SELECT CAST(SUM(turns) AS SIGNED) FROM users").await;
+        let rename = "UPDATE users SET nickname = 'overtaken' WHERE id = ?";
+        let error = sqlx::query(rename).bind(user).execute(&mut *there).await.unwrap_err();
+        assert_eq!(trouble(&error), Trouble::Contention, "{error}");
+        drop(there);
+        assert_eq!(two.count("SELECT COUNT(*) FROM users WHERE nickname = 'overtaken'").await, 0);
+    }
+}
