@@ -37,9 +37,8 @@ async fn place(h: &Harness, sale: &Sale, person: &Person) -> Option<String> {
     gate(h, sale).await.remove(&format!("u{}", person.id.as_simple()))
 }
 
-/// Owners submit as fast as they can, until every one of the buyers has got in; how many of the owners' submissions were
-/// taken on.
-async fn crowd(h: &Harness, sale: &Sale, owners: &[Person], buyers: &[Person], tries: usize) -> usize {
+/// Owners submit as fast as they can while `buying` goes on; how many of their submissions were taken on.
+async fn crowd(h: &Harness, sale: &Sale, owners: &[Person], buying: impl Future<Output = ()>) -> usize {
     let (over, taken_on) = (AtomicBool::new(false), AtomicUsize::new(0));
     let looping = join_all(owners.iter().map(|owner| async {
         let mut mine = HashSet::new();
@@ -52,19 +51,7 @@ async fn crowd(h: &Harness, sale: &Sale, owners: &[Person], buyers: &[Person], t
         taken_on.fetch_add(mine.len(), Ordering::Relaxed);
     }));
     let buying = async {
-        for buyer in buyers {
-            let mut left = tries;
-            loop {
-                let answer = sale.submit(h, buyer).await;
-                left -= 1;
-                if answer.status == 202 {
-                    break;
-                }
-                assert!(left > 0, "a buyer was kept out: {}", answer.text());
-                // A unit that an owner held for as long as his submission waited comes back with its placement.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
+        buying.await;
         over.store(true, Ordering::Relaxed);
     };
     tokio::join!(looping, buying);
@@ -79,7 +66,12 @@ async fn owners_who_keep_submitting_keep_no_buyer_out() {
     let sale = Sale::with(&h, json!({ "stock": 5, "course_id": course.no() })).await;
     h.start_workers();
     // The gate knew them when it was built: none of them takes a unit, so each buyer gets in at once.
-    assert_eq!(crowd(&h, &sale, &owners, &buyers, 1).await, 0);
+    let at_once = async {
+        for buyer in &buyers {
+            sale.submit(&h, buyer).await.expect(202);
+        }
+    };
+    assert_eq!(crowd(&h, &sale, &owners, at_once).await, 0);
     for buyer in &buyers {
         assert_eq!(sale.take_part(&h, buyer).await["code"], 100);
     }
@@ -96,7 +88,13 @@ async fn an_owner_whom_the_gate_does_not_know_takes_a_unit_once_and_gives_it_bac
     // They bought it since the gate was built.
     own(&h, course.id, &owners).await;
     h.start_workers();
-    let taken_on = crowd(&h, &sale, &owners, &buyers, 1000).await;
+    // A unit that an owner held for as long as their submission waited comes back with its placement.
+    let in_the_end = async {
+        for buyer in &buyers {
+            h.eventually(async || sale.submit(&h, buyer).await.status == 202).await;
+        }
+    };
+    let taken_on = crowd(&h, &sale, &owners, in_the_end).await;
     assert!(taken_on <= owners.len(), "{taken_on} submissions of {} owners were taken on", owners.len());
     for buyer in &buyers {
         assert_eq!(sale.take_part(&h, buyer).await["code"], 100);
