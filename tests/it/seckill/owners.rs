@@ -1,6 +1,7 @@
 //! Who has the course already: refused at the gate without taking a unit, and never kept out for ever. And who submits
 //! far too often.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use sqlx::QueryBuilder;
@@ -89,15 +90,22 @@ async fn an_owner_whom_the_gate_does_not_know_takes_a_unit_once_and_gives_it_bac
     own(&h, course.id, &owners).await;
     h.start_workers();
     // A unit that an owner held for as long as their submission waited comes back with its placement.
+    let tasks = Mutex::new(Vec::new());
     let in_the_end = async {
         for buyer in &buyers {
-            h.eventually(async || sale.submit(&h, buyer).await.status == 202).await;
+            h.eventually(async || {
+                let answer = sale.submit(&h, buyer).await;
+                let is_in = answer.status == 202;
+                is_in.then(|| tasks.lock().unwrap().push(answer.text_of("id")));
+                is_in
+            })
+            .await;
         }
     };
     let taken_on = crowd(&h, &sale, &owners, in_the_end).await;
     assert!(taken_on <= owners.len(), "{taken_on} submissions of {} owners were taken on", owners.len());
-    for buyer in &buyers {
-        assert_eq!(sale.take_part(&h, buyer).await["code"], 100);
+    for (buyer, task) in buyers.iter().zip(tasks.into_inner().unwrap()) {
+        assert_eq!(h.get(&format!("/tasks/{task}?wait=20"), buyer).await.expect(200).body["code"], 100);
     }
     assert_clean(&h).await;
 }
