@@ -52,7 +52,7 @@ pub(super) async fn take_turn(conn: &mut Conn, user: UserId) -> sqlx::Result<boo
 /// are kept for longer than an access token lives.
 pub(super) async fn find_standing(conn: &mut Conn, user: UserId, login: LoginId) -> sqlx::Result<Option<Standing>> {
     sqlx::query_as(
-        "SELECT role, (SELECT COUNT(*) FROM refresh_tokens WHERE family_id = ? AND revoked_at IS NOT NULL) AS revoked \
+        "SELECT role, EXISTS (SELECT * FROM refresh_tokens WHERE family_id = ? AND revoked_at IS NOT NULL) AS revoked \
          FROM users WHERE id = ?",
     )
     .bind(login)
@@ -61,13 +61,15 @@ pub(super) async fn find_standing(conn: &mut Conn, user: UserId, login: LoginId)
     .await
 }
 
-/// Revokes the refresh tokens of all logins of a user.
+/// Revokes all logins of a user, as [`revoke_family`] does each; how many went on.
 pub(super) async fn revoke_logins(conn: &mut Conn, user: UserId, now: At) -> sqlx::Result<u64> {
-    let done = sqlx::query("UPDATE refresh_tokens SET revoked_at = ? WHERE user_id = ? AND revoked_at IS NULL")
-        .bind(now)
-        .bind(user)
-        .execute(conn)
-        .await?;
+    let done = sqlx::query(
+        "UPDATE refresh_tokens SET revoked_at = ? WHERE user_id = ? AND revoked_at IS NULL AND used_at IS NULL",
+    )
+    .bind(now)
+    .bind(user)
+    .execute(conn)
+    .await?;
     Ok(done.rows_affected())
 }
 
@@ -127,13 +129,15 @@ pub(super) async fn use_token(conn: &mut Conn, hash: &[u8], now: At) -> sqlx::Re
     Ok(done.rows_affected() == 1)
 }
 
-/// Revokes all tokens of a login.
+/// Revokes a login: the one token of it that was not used, since those that were let nobody in.
 pub(super) async fn revoke_family(conn: &mut Conn, family: Uuid, now: At) -> sqlx::Result<()> {
-    sqlx::query("UPDATE refresh_tokens SET revoked_at = ? WHERE family_id = ? AND revoked_at IS NULL")
-        .bind(now)
-        .bind(family)
-        .execute(conn)
-        .await?;
+    sqlx::query(
+        "UPDATE refresh_tokens SET revoked_at = ? WHERE family_id = ? AND revoked_at IS NULL AND used_at IS NULL",
+    )
+    .bind(now)
+    .bind(family)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

@@ -166,7 +166,7 @@ pub async fn paid_not_granted(conn: &mut Conn, user: UserId, courses: &[CourseId
 pub async fn unpaid_beside(conn: &mut Conn, orders: &[OrderId], limit: u32) -> Result<Vec<OrderId>> {
     let mut query = QueryBuilder::new(
         "SELECT DISTINCT b.id FROM orders a JOIN order_items i ON i.order_id = a.id
-         JOIN orders b FORCE INDEX (ix_orders_user) ON b.user_id = a.user_id AND b.id <> a.id AND b.status = ",
+         JOIN orders b FORCE INDEX (ix_orders_user_open) ON b.user_id = a.user_id AND b.id <> a.id AND b.status = ",
     );
     query.push_bind(Status::Unpaid);
     query.push(" JOIN order_items j ON j.order_id = b.id AND j.course_id = i.course_id WHERE a.id IN ");
@@ -186,11 +186,11 @@ pub async fn count_open(
     now: At,
 ) -> Result<Vec<(Option<CourseId>, i64)>> {
     let mut query = QueryBuilder::new(
-        "SELECT NULL AS course_id, COUNT(*) AS open FROM orders FORCE INDEX (ix_orders_user) WHERE user_id = ",
+        "SELECT NULL AS course_id, COUNT(*) AS open FROM orders FORCE INDEX (ix_orders_user_open) WHERE user_id = ",
     );
     query.push_bind(user).push(" AND status = ").push_bind(Status::Unpaid).push(" AND expires_at > ").push_bind(now);
     query.push(
-        " UNION ALL SELECT i.course_id, COUNT(*) FROM orders o FORCE INDEX (ix_orders_user)
+        " UNION ALL SELECT i.course_id, COUNT(*) FROM orders o FORCE INDEX (ix_orders_user_open)
          JOIN order_items i ON i.order_id = o.id WHERE o.user_id = ",
     );
     query.push_bind(user).push(" AND o.status = ").push_bind(Status::Unpaid);
