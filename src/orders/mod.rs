@@ -21,8 +21,8 @@ pub use model::{
     SeckillOrder, Status, WhichOrders,
 };
 pub use refund::{
-    TakeBack, TakenBack, finish_refund, forget_taken_back, grant_now, mark_refunding, refunded_seckill, statuses,
-    take_back, taken_back,
+    TakeBack, TakenBack, finish_refund, forget_taken_back, grant_now, mark_refunding, seckill_in, statuses, take_back,
+    taken_back,
 };
 pub use views::{BackReason, BackStatus, BackView, ItemView, OrderFacts, OrderView};
 

@@ -73,9 +73,9 @@ pub async fn statuses(conn: &mut Conn, orders: &[OrderId]) -> Result<HashMap<Ord
     Ok(all)
 }
 
-/// Seckill orders made after `after` whose money went back, or is on its way, at most `limit`, by id.
-pub async fn refunded_seckill(conn: &mut Conn, after: OrderId, limit: u32) -> Result<Vec<OrderId>> {
-    store::refunded_seckill(conn, after, limit).await
+/// Seckill orders in this status made after `after`, at most `limit`, by id.
+pub async fn seckill_in(conn: &mut Conn, status: Status, after: OrderId, limit: u32) -> Result<Vec<OrderId>> {
+    store::seckill_in(conn, status, after, limit).await
 }
 
 /// paid → refunding: everything is taken back, its money is on the way.

@@ -187,7 +187,7 @@ pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
     drop(conn);
     if gate.open(app, &token, &found).await? {
         tracing::info!(activity.id = %activity, stock = found.stock_left, "opened the gate of an activity");
-        owners::tell_of_all_refunded(app, &found).await?;
+        owners::tell_of_all_refunded(app, found.created_at).await?;
         if found.starts_at <= app.clock.now().plus(reconcile::BEFORE_START) {
             owners::write_next(app, &found, owners::PAGES_AT_OPENING).await?;
         }

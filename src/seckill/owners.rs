@@ -21,7 +21,8 @@ use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::{self, CourseId};
 use crate::error::{Kind, Result, retrying};
-use crate::orders::{self, OrderId, TakenBack};
+use crate::orders::{self, OrderId, Status, TakenBack};
+use crate::platform::clock::At;
 
 /// Owners written, notes told and refunded orders read at once.
 const PAGE: u32 = 500;
@@ -118,16 +119,21 @@ pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
         }
         let refunded: Vec<OrderId> = page.iter().map(|row| row.order_id).collect();
         mark_refunded(app, &refunded).await?;
-        forget_told(app, &page).await?;
-        if page.len() < PAGE as usize {
+        let is_last = page.len() < PAGE as usize;
+        forget_told(app, &page, is_last).await?;
+        if is_last {
             return Ok(());
         }
     }
 }
 
-async fn forget_told(app: &App, page: &[TakenBack]) -> Result<()> {
+/// Forgets the notes of a page that are old enough. The last order of a page that another one follows may go on there: it
+/// is forgotten with that one.
+async fn forget_told(app: &App, page: &[TakenBack], is_last: bool) -> Result<()> {
     let before = app.clock.now().minus(TOLD_FOR);
-    let told: HashSet<OrderId> = page.iter().filter(|row| row.created_at < before).map(|row| row.order_id).collect();
+    let goes_on = page.last().map(|row| row.order_id).filter(|_| !is_last);
+    let told = page.iter().filter(|row| row.created_at < before).map(|row| row.order_id);
+    let told: HashSet<OrderId> = told.filter(|order| Some(*order) != goes_on).collect();
     let told: Vec<OrderId> = told.into_iter().collect();
     retrying(|| async { orders::forget_taken_back(&mut *app.db.acquire().await?, &told, before).await }).await
 }
@@ -163,19 +169,23 @@ pub async fn mark_undone(app: &App, activity: ActivityId, entries: &[(UserId, En
 /// How long before its activity was made an order of it can seem to be made, by another clock.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(24 * 3600);
 
-/// As [`tell_of_refunds`], of everything that was won in a sale and refunded since the activity was made: its gate was
-/// built, or has forgotten.
-pub async fn tell_of_all_refunded(app: &App, activity: &Activity) -> Result<()> {
-    let mut after = OrderId::first_of(activity.created_at.minus(CLOCKS_DIFFER));
-    loop {
-        let mut conn = app.db.acquire().await?;
-        let page = orders::refunded_seckill(&mut conn, after, PAGE).await?;
-        drop(conn);
-        let Some(last) = page.last() else { return Ok(()) };
-        after = *last;
-        mark_refunded(app, &page).await?;
-        if page.len() < PAGE as usize {
-            return Ok(());
+/// As [`tell_of_refunds`], of everything that was won in a sale and refunded since this instant, when the first activity
+/// was made whose gate was built, or has forgotten.
+pub async fn tell_of_all_refunded(app: &App, since: At) -> Result<()> {
+    // In the direction in which orders move.
+    for status in [Status::Refunding, Status::Refunded] {
+        let mut after = OrderId::first_of(since.minus(CLOCKS_DIFFER));
+        loop {
+            let mut conn = app.db.acquire().await?;
+            let page = orders::seckill_in(&mut conn, status, after, PAGE).await?;
+            drop(conn);
+            let Some(last) = page.last() else { break };
+            after = *last;
+            mark_refunded(app, &page).await?;
+            if page.len() < PAGE as usize {
+                break;
+            }
         }
     }
+    Ok(())
 }

@@ -114,7 +114,9 @@ pub async fn look_after_gates(app: &App) -> Result<()> {
     if remember {
         for activity in activities {
             remember_users(app, activity.id).await?;
-            owners::tell_of_all_refunded(app, activity).await?;
+        }
+        if let Some(since) = activities.iter().map(|activity| activity.created_at).min() {
+            owners::tell_of_all_refunded(app, since).await?;
         }
     }
     look_after_owners(app, activities).await?;

@@ -98,12 +98,16 @@ pub async fn statuses(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<(OrderI
     query.build_query_as().fetch_all(conn).await.context("reading the statuses of orders").map_err(Into::into)
 }
 
-/// Seckill orders above `after` whose money went back, or is on its way, by id.
-pub async fn refunded_seckill(conn: &mut Conn, after: OrderId, limit: u32) -> Result<Vec<OrderId>> {
-    let mut query = QueryBuilder::new("SELECT id FROM orders WHERE kind = 'seckill' AND status IN (");
-    query.push_bind(Status::Refunding).push(", ").push_bind(Status::Refunded).push(") AND id > ").push_bind(after);
-    query.push(" ORDER BY id LIMIT ").push_bind(limit);
-    query.build_query_scalar().fetch_all(conn).await.context("reading refunded seckill orders").map_err(Into::into)
+/// Seckill orders in a status, above `after`, by id.
+pub async fn seckill_in(conn: &mut Conn, status: Status, after: OrderId, limit: u32) -> Result<Vec<OrderId>> {
+    sqlx::query_scalar("SELECT id FROM orders WHERE kind = 'seckill' AND status = ? AND id > ? ORDER BY id LIMIT ?")
+        .bind(status)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(conn)
+        .await
+        .context("reading refunded seckill orders")
+        .map_err(Into::into)
 }
 
 /// Notes which refund takes these courses of an order back; one that another refund has taken is not noted again. The
