@@ -1,5 +1,5 @@
-//! What every request goes through, in one layer: its id, its span, the bound on requests under way, its panic caught,
-//! its refusal written, the headers that every answer has, its line in the log, its answer counted.
+//! What every request goes through, in one layer: its id, its span, the bound on requests under way, the limits of its
+//! account and address, its panic caught, its refusal written, the headers that every answer has, its line in the log, its answer counted.
 //!
 //! One layer on purpose. Each axum middleware boxes the request's future and copies the services inside it; on the
 //! routes that only ask Redis, half a dozen of them cost more than the answer. And it is the outermost: whoever refuses a
@@ -24,29 +24,32 @@ use uuid::Uuid;
 
 use self::cors::Cors;
 use self::dress::Asked;
-use crate::config::Http;
+use crate::app::App;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
+use crate::limits;
 use crate::platform::crowd::{Crowd, Place};
 use crate::platform::lang::Lang;
 use crate::routes::API;
 use crate::texts;
 
 /// What the layer goes by; cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Edge(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
+    app: App,
     crowd: Crowd,
     cors: Option<Cors>,
     is_https: bool,
 }
 
 impl Edge {
-    /// By the settings, with room for `crowd`.
-    pub fn new(settings: &Http, crowd: Crowd) -> Self {
+    /// By the app's settings, with room for `crowd`.
+    pub fn new(app: &App, crowd: Crowd) -> Self {
+        let settings = &app.config.http;
         let cors = Cors::new(&settings.cors_origins, &settings.cors_headers);
-        Self(Arc::new(Inner { crowd, cors, is_https: settings.public_url.starts_with("https://") }))
+        let app = app.clone();
+        Self(Arc::new(Inner { app, crowd, cors, is_https: settings.public_url.starts_with("https://") }))
     }
 }
 
@@ -78,7 +81,7 @@ pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Ne
     let response = match preflight.map(Cors::preflight) {
         Some(answer) => answer,
         None => match admit(&edge.crowd, route, &mut request) {
-            Ok(()) => run(request, next).instrument(span.clone()).await,
+            Ok(()) => run(limits::limit(&edge.app, route, request, next)).instrument(span.clone()).await,
             Err(error) => error.into_response(),
         },
     };
@@ -140,13 +143,15 @@ fn admit(crowd: &Crowd, route: &str, request: &mut Request) -> Result<(), Error>
 fn names_one_host(headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    // Nearly all: letters, digits, points and hyphens, which need not be parsed.
+    let is_name = host.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
     // It may be empty, where the target has no authority.
-    host.is_empty() || host.to_str().is_ok_and(|host| !host.contains('@') && host.parse::<Authority>().is_ok())
+    is_name || host.to_str().is_ok_and(|host| !host.contains('@') && host.parse::<Authority>().is_ok())
 }
 
 /// Runs the rest of the request; a panic in it is a fault of ours, and the process goes on.
-pub async fn run(request: Request, next: Next) -> Response {
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+pub async fn run(rest: impl Future<Output = Response>) -> Response {
+    let answer = AssertUnwindSafe(rest).catch_unwind().await;
     answer.unwrap_or_else(|panic| panicked(&*panic))
 }
 

@@ -178,9 +178,7 @@ fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) 
 pub fn router(app: &App) -> Router {
     let (detached, _) = split(detached());
     let (hot, _) = split(hot());
-    let limited = || from_fn_with_state(app.clone(), limits::limit);
-    let (detached, hot) = (bounded(app, detached.layer(limited())), hot.layer(limited()));
-    let mut routes = Router::new().nest(API, detached).merge(hot);
+    let mut routes = Router::new().nest(API, bounded(app, detached)).merge(hot);
     if app.config.payments.sandbox {
         // A company outside that lives here: no part of the API or of its description.
         routes = routes.nest("/sandbox", bounded(app, sandbox::routes()));
@@ -224,7 +222,7 @@ fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
         .merge(operations)
         .fallback(|| async { Error::from(Kind::NotFound) })
         .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) })
-        .layer(from_fn_with_state(Edge::new(&app.config.http, crowd), edge::edge))
+        .layer(from_fn_with_state(Edge::new(app, crowd), edge::edge))
         .with_state(app.clone())
 }
 
@@ -272,7 +270,7 @@ mod tests {
             .route("/hot", get(|| async { panic!("on purpose") as &str }))
             .route("/well", get(|| async { "well" }))
             .layer(from_fn(async |request: Request, next: Next| {
-                error::problems(edge::run(request, next).await, "id", None)
+                error::problems(edge::run(next.run(request)).await, "id", None)
             }));
         let ask = async |path: &str| {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();

@@ -17,26 +17,37 @@ struct Handles {
 pub fn record(method: &Method, route: &str, status: StatusCode, took: Duration) {
     static KNOWN: LazyLock<RwLock<HashMap<String, Handles>>> = LazyLock::new(RwLock::default);
     let (method, status) = (label(method, status), status.as_u16());
-    let find = |handles: &Handles| {
-        let found = handles.answers.iter().find(|(its, of, _)| (*its, *of) == (method, status));
-        found.map(|(_, _, counter)| (handles.took.clone(), counter.clone()))
-    };
-    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner).get(route).and_then(find);
-    let (histogram, counter) = known.unwrap_or_else(|| {
-        let mut routes = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
-        let handles = routes.entry(route.to_owned()).or_insert_with(|| Handles {
-            took: metrics::histogram!("onrush_http_request_duration_seconds", "route" => route.to_owned()),
-            answers: Vec::new(),
-        });
-        find(handles).unwrap_or_else(|| {
-            let labels = [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
-            let counter = metrics::counter!("onrush_http_requests_total", &labels);
-            handles.answers.push((method, status, counter.clone()));
-            (handles.took.clone(), counter)
-        })
+    // Not cloned: all processors would write to the same counts of who holds them.
+    if KNOWN
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(route)
+        .is_some_and(|its| its.count(method, status, took))
+    {
+        return;
+    }
+    let mut routes = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
+    let handles = routes.entry(route.to_owned()).or_insert_with(|| Handles {
+        took: metrics::histogram!("onrush_http_request_duration_seconds", "route" => route.to_owned()),
+        answers: Vec::new(),
     });
-    counter.increment(1);
-    histogram.record(took.as_secs_f64());
+    if !handles.count(method, status, took) {
+        let labels = [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
+        handles.answers.push((method, status, metrics::counter!("onrush_http_requests_total", &labels)));
+        handles.count(method, status, took);
+    }
+}
+
+impl Handles {
+    /// Whether it was counted: there is a counter for it.
+    fn count(&self, method: &'static str, status: u16, took: Duration) -> bool {
+        let Some((.., counter)) = self.answers.iter().find(|(its, of, _)| (*its, *of) == (method, status)) else {
+            return false;
+        };
+        counter.increment(1);
+        self.took.record(took.as_secs_f64());
+        true
+    }
 }
 
 /// A method that nobody knows, or that the route does not have, is none of its own.

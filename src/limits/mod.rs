@@ -1,7 +1,7 @@
 //! How many requests of each kind an account and an address may make in a minute.
 //!
-//! One layer around the routes: it knows by the route what is to be counted ([`ROUTES`]), counts it before anything else
-//! is done, refuses one too many with 429, and says with every answer how much is left (`RateLimit`, `RateLimit-Policy`:
+//! A step of the edge, not a layer of its own, which the hot routes would pay for. It knows by the route what is to be
+//! counted ([`ROUTES`]), counts it before anything else is done, refuses one too many with 429, and says with every answer how much is left (`RateLimit`, `RateLimit-Policy`:
 //! draft-ietf-httpapi-ratelimit-headers-10).
 //!
 //! Where it is counted: in **Redis**, for all processes together, on routes that touch MySQL anyway; in this process's
@@ -19,11 +19,11 @@ pub use describe::describe;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
 
 use crate::app::App;
 use crate::auth::{self, CurrentUser};
@@ -32,6 +32,9 @@ use crate::error::{Error, Kind, RATE_LIMIT, RATE_LIMIT_POLICY, Result, refuse};
 use crate::platform::address::subscriber;
 use memory::Buckets;
 use rate::{Rate, WINDOW_S};
+
+/// Both headers fit.
+const HEADERS_SIZE: usize = 192;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,18 +154,15 @@ impl Bucket {
     }
 }
 
-/// The layer.
-pub async fn limit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>();
-    let Some(action) = path.and_then(|path| Action::of(request.method(), path.as_str())) else {
-        return next.run(request).await;
-    };
-    let (mut parts, body) = request.into_parts();
-    let buckets = buckets(&app, action, &mut parts).await;
+/// Runs the rest of a request of this route, unless its account or its address has asked too often.
+pub async fn limit(app: &App, route: &str, mut request: Request, next: Next) -> Response {
+    let Some(action) = Action::of(request.method(), route) else { return next.run(request).await };
+    let buckets;
+    (request, buckets) = buckets_of(app, action, request).await;
     if buckets.is_empty() {
-        return next.run(Request::from_parts(parts, body)).await;
+        return next.run(request).await;
     }
-    let counted = match count(&app, action, &buckets).await {
+    let counted = match count(app, action, &buckets).await {
         Ok(counted) => counted,
         Err(error) => return error.into_response(),
     };
@@ -170,11 +170,11 @@ pub async fn limit(State(app): State<App>, request: Request, next: Next) -> Resp
     let was_refused = refusal.is_some();
     let mut response = match refusal {
         Some(error) => error.into_response(),
-        None => next.run(Request::from_parts(parts, body)).await,
+        None => next.run(request).await,
     };
     if action.is_strict() && !was_refused && response.status() == StatusCode::SERVICE_UNAVAILABLE {
         // It was not done. What cannot be taken back comes back by itself.
-        if let Err(error) = redis::take_back(&app, &buckets).await {
+        if let Err(error) = redis::take_back(app, &buckets).await {
             tracing::debug!(error = format!("{error:#}"), "a request could not be taken back");
         }
     }
@@ -185,22 +185,24 @@ pub async fn limit(State(app): State<App>, request: Request, next: Next) -> Resp
 }
 
 /// Where the request is counted: by account, where a valid token names one, and by address.
-async fn buckets(app: &App, action: Action, parts: &mut Parts) -> Vec<Bucket> {
+async fn buckets_of(app: &App, action: Action, mut request: Request) -> (Request, Vec<Bucket>) {
     let (account, address) = action.rates(&app.config.limits);
     let mut buckets = Vec::with_capacity(2);
-    if let Some(rate) = account
-        && let Ok(user) = CurrentUser::from_request_parts(parts, app).await
-    {
-        // The handler need not verify the token again. One that is not valid it refuses itself.
-        parts.extensions.insert(user);
-        buckets.push(Bucket { action, who: Who::Account(user.id.uuid().as_u128()), rate });
+    if let Some(rate) = account {
+        let (mut parts, body) = request.into_parts();
+        if let Ok(user) = CurrentUser::from_request_parts(&mut parts, app).await {
+            // The handler need not verify the token again. One that is not valid it refuses itself.
+            parts.extensions.insert(user);
+            buckets.push(Bucket { action, who: Who::Account(user.id.uuid().as_u128()), rate });
+        }
+        request = Request::from_parts(parts, body);
     }
     if let Some(rate) = address
-        && let Some(client) = auth::client_ip(app, &parts.extensions, &parts.headers)
+        && let Some(client) = auth::client_ip(app, request.extensions(), request.headers())
     {
         buckets.push(Bucket { action, who: Who::address(client), rate });
     }
-    buckets
+    (request, buckets)
 }
 
 /// What counting came to: for how long each bucket is not empty.
@@ -254,21 +256,28 @@ impl Counted {
 
     /// Says what is left.
     fn tell(&self, buckets: &[Bucket], headers: &mut HeaderMap) {
-        let (mut policies, mut left) = (String::with_capacity(64), String::with_capacity(64));
-        for (at, (bucket, used_us)) in buckets.iter().zip(&self.used_us).enumerate() {
-            let comma = if at == 0 { "" } else { ", " };
-            let (name, suffix) = (bucket.action.name(), bucket.suffix());
-            let (remaining, reset_s) = (bucket.rate.remaining(*used_us), (used_us.max(&0) + 999_999) / 1_000_000);
-            // Writing into a string does not fail.
-            let _ = write!(policies, "{comma}\"{name}{suffix}\";q={};w={WINDOW_S}", bucket.rate.quota);
-            let _ = write!(left, "{comma}\"{name}{suffix}\";r={remaining};t={reset_s}");
+        let mut text = BytesMut::with_capacity(HEADERS_SIZE);
+        for (at, bucket) in buckets.iter().enumerate().take(self.used_us.len()) {
+            let (comma, name, suffix) = (comma(at), bucket.action.name(), bucket.suffix());
+            // Writing into memory does not fail.
+            let _ = write!(text, "{comma}\"{name}{suffix}\";q={};w={WINDOW_S}", bucket.rate.quota);
         }
-        for (name, text) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, left)] {
-            if let Ok(value) = HeaderValue::try_from(text) {
+        let policies = text.split().freeze();
+        for (at, (bucket, used_us)) in buckets.iter().zip(&self.used_us).enumerate() {
+            let (comma, name, suffix) = (comma(at), bucket.action.name(), bucket.suffix());
+            let (remaining, reset_s) = (bucket.rate.remaining(*used_us), (used_us.max(&0) + 999_999) / 1_000_000);
+            let _ = write!(text, "{comma}\"{name}{suffix}\";r={remaining};t={reset_s}");
+        }
+        for (name, text) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, text.freeze())] {
+            if let Ok(value) = HeaderValue::from_maybe_shared(text) {
                 headers.insert(name, value);
             }
         }
     }
+}
+
+fn comma(at: usize) -> &'static str {
+    if at == 0 { "" } else { ", " }
 }
 
 #[cfg(test)]

@@ -164,7 +164,7 @@ impl Heads {
 impl Line {
     /// Takes bytes up to the end of the line; how many, and whether the head is whole with them.
     fn take(&mut self, bytes: &[u8]) -> Result<(usize, bool), BareLf> {
-        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        let Some(end) = memchr::memchr(b'\n', bytes) else {
             self.length += bytes.len();
             self.before = bytes.last().copied().unwrap_or(self.before);
             return Ok((bytes.len(), false));

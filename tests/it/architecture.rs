@@ -30,7 +30,7 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "check" => all(&[BASE, FEATURES]),
         "limits" => all(&[BASE, &["auth"]]),
         "ops" => all(&[BASE, &["routes"]]),
-        "edge" => all(&[BASE, &["routes", "texts"]]),
+        "edge" => all(&[BASE, &["limits", "routes", "texts"]]),
         "routes" => all(&[BASE, FEATURES, &["limits", "ops", "edge", "dev", "admin"]]),
         "jobs" => all(&[BASE, FEATURES, &["dev", "check"]]),
         "admin" => all(&[BASE, &["auth", "jobs"]]),
