@@ -141,7 +141,7 @@ const RULES: &[Rule] = &[
     ),
     (
         "I4",
-        "a user's points are the sum of their ledger",
+        "a user's points are the sum of their ledger, and what an order spent comes back once",
         &[
             (
                 "user whose points differ from the ledger",
@@ -160,6 +160,25 @@ const RULES: &[Rule] = &[
                 "user with a ledger and no account",
                 "SELECT DISTINCT l.user_id FROM points_ledger l LEFT JOIN points_accounts p ON p.user_id = l.user_id \
                  WHERE p.user_id IS NULL LIMIT 20",
+            ),
+            (
+                "refund of which other points came back than it says, or points of no course",
+                "SELECT r.id FROM order_refunds r JOIN orders o ON o.id = r.order_id LEFT JOIN points_ledger l \
+                 ON l.user_id = o.user_id AND l.reason = 'order_spend_back' AND l.ref_id = r.id WHERE r.points_returned > 0 \
+                 AND (l.id IS NULL OR l.delta <> r.points_returned OR NOT EXISTS \
+                 (SELECT 1 FROM order_items i WHERE i.order_id = r.order_id AND i.refund_id = r.id)) LIMIT 20",
+            ),
+            (
+                "points that came back of a refund which says nothing of it",
+                "SELECT l.ref_id FROM points_ledger l LEFT JOIN order_refunds r ON r.id = l.ref_id \
+                 WHERE l.reason = 'order_spend_back' AND (r.id IS NULL OR r.points_returned = 0) LIMIT 20",
+            ),
+            (
+                "refunded order of which other points came back than it had spent",
+                "SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, SUM(points_missing) AS kept FROM order_refunds \
+                 GROUP BY order_id) r ON r.order_id = o.id LEFT JOIN points_ledger l ON l.user_id = o.user_id \
+                 AND l.reason = 'order_refunded' AND l.ref_id = o.id WHERE o.status = 5 \
+                 AND COALESCE(l.delta, 0) <> GREATEST(o.points_used - COALESCE(r.kept, 0), 0) LIMIT 20",
             ),
         ],
     ),

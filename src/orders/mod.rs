@@ -21,8 +21,8 @@ pub use model::{
     SeckillOrder, Status, WhichOrders,
 };
 pub use refund::{
-    TakeBack, TakenBack, finish_refund, forget_taken_back, grant_now, mark_refunding, seckill_in, statuses, take_back,
-    taken_back,
+    TakeBack, TakenBack, finish_refund, forget_taken_back, give_back_spent, grant_now, mark_refunding, points_spent_on,
+    seckill_in, statuses, take_back, taken_back,
 };
 pub use views::{BackReason, BackStatus, BackView, ItemView, OrderFacts, OrderView};
 

@@ -123,6 +123,13 @@ pub fn earned(payable: Money, per_yuan: i64) -> Result<i64, OutOfRange> {
     (payable.as_fen() / 100).checked_mul(per_yuan).ok_or(OutOfRange)
 }
 
+/// The points that were spent on each item, by what they took off it. They add up to `points_used`, so what comes back item
+/// by item is neither more nor less than what was spent.
+pub fn points_by_item(points_used: i64, discounts: &[Money]) -> Result<Vec<i64>, OutOfRange> {
+    // Points are divided as fen are: whole, by largest remainder.
+    Ok(split(Money::fen(points_used), discounts)?.into_iter().map(Money::as_fen).collect())
+}
+
 /// The most points whose discount is not above `discount`.
 fn points_worth(discount: Money, rules: Rules) -> Result<i64, OutOfRange> {
     // One fen more is reached by the least points for it; one point less stays below.
@@ -136,8 +143,8 @@ fn least_points(discount: Money, rules: Rules) -> Result<i64, OutOfRange> {
 }
 
 /// Divides `amount` by `weights`: each gets its part rounded down, and what is left over goes, a fen each, to those
-/// that lost most by the rounding, the first of equals first. `amount` is at most the sum of the weights, so no part
-/// is above its weight.
+/// that lost most by the rounding, the first of equals first. What weighs nothing gets nothing, and no part is above its
+/// weight when `amount` is at most their sum.
 fn split(amount: Money, weights: &[Money]) -> Result<Vec<Money>, OutOfRange> {
     let sum = Money::sum(weights.iter().copied())?.as_fen();
     if amount == Money::ZERO || sum == 0 {
@@ -286,6 +293,23 @@ mod tests {
             for (weight, part) in weights.iter().zip(parts) {
                 let exact = i128::from(amount) * i128::from(fen(*weight));
                 prop_assert!(sum == 0 || (i128::from(fen(part)) * i128::from(sum) - exact).abs() < i128::from(sum));
+            }
+        }
+
+        #[test]
+        fn the_points_of_the_items_add_up_to_those_that_were_used(
+            lines in any_lines(), coupon in any_coupon(), rules in any_rules(), part in 0..=100i64,
+        ) {
+            let max = price(&lines, coupon.as_ref(), 0, rules).unwrap().points_max;
+            let priced = price(&lines, coupon.as_ref(), max * part / 100, rules).unwrap();
+            let discounts: Vec<Money> = priced.shares.iter().map(|share| share.points).collect();
+            let points = points_by_item(priced.points_used, &discounts).unwrap();
+            prop_assert_eq!(points.iter().sum::<i64>(), priced.points_used);
+            for (discount, points) in discounts.iter().zip(points) {
+                let exact = i128::from(priced.points_used) * i128::from(fen(*discount));
+                let whole = i128::from(fen(priced.points_discount));
+                prop_assert!(points >= 0 && (*discount > Money::ZERO || points == 0));
+                prop_assert!(whole == 0 || (i128::from(points) * whole - exact).abs() < whole);
             }
         }
 

@@ -1,13 +1,15 @@
 //! What a paid order gave is taken back when its money goes back, and what it held is given back with the last of it.
 //!
 //! In the transaction that owes the money: the courses, and the points that the order had earned. In the one that hears
-//! of the last money being back: the coupon, and the points that the order had spent. Each is done once, by the item's
-//! `refund_id`, the guarded moves of the status and the unique key of the points ledger.
+//! of the last money being back: the coupon, and the points that the order had spent. Those that it had spent on courses
+//! which it never gives come back at once, and not again at the end. Each is done once, by the item's `refund_id`, the
+//! guarded moves of the status and the unique key of the points ledger.
 
 use std::collections::HashMap;
 
 use super::jobs;
 use super::model::{Item, Order, OrderId, OrderRefundId, Status};
+use super::pricing;
 use super::store::refund as store;
 pub use super::store::refund::TakenBack;
 use crate::app::App;
@@ -15,6 +17,7 @@ use crate::catalogue::{self, CourseId};
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::db::{CHUNK, Conn};
+use crate::platform::money::Money;
 use crate::wallet::{self, Credit, PointsBack, Reason};
 
 /// What a refund takes back of an order.
@@ -51,6 +54,26 @@ pub async fn take_back(conn: &mut Conn, order: &Order, what: &TakeBack, now: At)
     wallet::take_back_points(conn, order.user_id, what.earned, reason, what.refund.uuid(), now).await
 }
 
+/// The points that an order had spent on these courses of it.
+pub fn points_spent_on(order: &Order, items: &[Item], courses: &[CourseId]) -> Result<i64> {
+    let discounts: Vec<Money> = items.iter().map(|item| item.points_discount).collect();
+    let points = pricing::points_by_item(order.points_used, &discounts)?;
+    Ok(items.iter().zip(points).filter(|(item, _)| courses.contains(&item.course_id)).map(|(_, points)| points).sum())
+}
+
+/// Gives back points that an order had spent on courses which a refund takes out of it; [`finish_refund`] is to leave them
+/// out. The caller holds the order by [`super::lock`].
+pub async fn give_back_spent(
+    conn: &mut Conn,
+    order: &Order,
+    refund: OrderRefundId,
+    points: i64,
+    now: At,
+) -> Result<()> {
+    let back = Credit { user: order.user_id, points, reason: Reason::OrderSpendBack, reference: refund.uuid() };
+    wallet::give_points(conn, &[back], now).await
+}
+
 /// Courses that refunds took back, after one of them, at most `limit`, by order and course: each until it is forgotten.
 pub async fn taken_back(conn: &mut Conn, after: (OrderId, CourseId), limit: u32) -> Result<Vec<TakenBack>> {
     store::taken_back(conn, after, limit).await
@@ -83,14 +106,14 @@ pub async fn mark_refunding(conn: &mut Conn, order: &Order) -> Result<()> {
     moved(store::mark_refunding(conn, order.id).await?, order)
 }
 
-/// refunding → refunded: gives back the coupon and the points that were spent, less `missing`: points that the order had
-/// earned, that were not there to be taken back, and that are not owed since, as refunds of a version before have them.
-pub async fn finish_refund(conn: &mut Conn, order: &Order, missing: i64, now: At) -> Result<()> {
+/// refunding → refunded: gives back the coupon and the points that were spent, less `kept`: those that came back before, and
+/// those that refunds of a version before keep back.
+pub async fn finish_refund(conn: &mut Conn, order: &Order, kept: i64, now: At) -> Result<()> {
     moved(store::mark_refunded(conn, order.id, now).await?, order)?;
     if order.user_coupon_id.is_some() {
         wallet::free_coupons(conn, &[order.id.uuid()]).await?;
     }
-    let points = order.points_used.saturating_sub(missing);
+    let points = order.points_used.saturating_sub(kept);
     let back = Credit { user: order.user_id, points, reason: Reason::OrderRefunded, reference: order.id.uuid() };
     wallet::give_points(conn, &[back], now).await
 }

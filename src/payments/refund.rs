@@ -78,8 +78,8 @@ async fn end_if_back(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
     {
         return Ok(false);
     }
-    let missing = refunds::points_missing(conn, order.id).await.context("counting missing points")?;
-    orders::finish_refund(conn, order, missing, now).await?;
+    let kept = refunds::points_kept(conn, order.id).await.context("counting points that do not come back")?;
+    orders::finish_refund(conn, order, kept, now).await?;
     Ok(true)
 }
 

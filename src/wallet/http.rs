@@ -113,11 +113,11 @@ pub async fn coupons(
 pub struct LedgerLineView {
     /// Points that came (positive) or went.
     pub delta: i64,
-    /// Why: `order_spend`, `order_return`, `order_earned`, `order_earned_back`, `order_refunded`, `owed_paid` or `gift`,
-    /// with `:<n>` behind it for the n-th time an order took or gave back its points.
+    /// Why: `order_spend`, `order_return`, `order_earned`, `order_earned_back`, `order_spend_back`, `order_refunded`,
+    /// `owed_paid` or `gift`, with `:<n>` behind it for the n-th time an order took or gave back its points.
     pub reason: String,
-    /// What for: the order's number, the number of a refund of it for `order_earned_back`, the credit that paid for
-    /// `owed_paid`, or the giver's reference.
+    /// What for: the order's number, the number of a refund of it for `order_earned_back` and `order_spend_back`, the
+    /// credit that paid for `owed_paid`, or the giver's reference.
     pub reference: HolderId,
     /// When.
     pub created_at: At,

@@ -182,7 +182,10 @@ pub enum Reason {
     OrderEarned,
     /// What an order had earned, taken back by a refund; the reference is the refund's.
     OrderEarnedBack,
-    /// What an order had spent, given back when all its money had gone back.
+    /// What an order had spent on courses that its buyer has by another one, given back while it goes on; the reference is
+    /// the refund's.
+    OrderSpendBack,
+    /// What an order had spent and had not given back before, given back when all its money had gone back.
     OrderRefunded,
     /// Owed since a refund took back more than was there, and paid of a credit; the reference is that line's id.
     OwedPaid,
@@ -199,6 +202,7 @@ impl Reason {
             Self::OrderReturn(hold_no) => held("order_return", hold_no),
             Self::OrderEarned => "order_earned".to_owned(),
             Self::OrderEarnedBack => "order_earned_back".to_owned(),
+            Self::OrderSpendBack => "order_spend_back".to_owned(),
             Self::OrderRefunded => "order_refunded".to_owned(),
             Self::OwedPaid => "owed_paid".to_owned(),
             Self::Gift => "gift".to_owned(),

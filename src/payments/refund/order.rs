@@ -193,6 +193,7 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
         kind: plan.kind.as_str(),
         amount: plan.amount,
         points,
+        points_returned: 0,
         reason: asked.reason,
         by: Some(asked.by),
     };
@@ -267,8 +268,9 @@ async fn owe(
 const BOUGHT_OTHERWISE: &str = "bought by another order when this one was paid";
 
 /// Gives back those courses of an order that its buyer has by another one, in the transaction that takes in the money for
-/// it: what was paid for each is owed, and it is never granted. The points that this money earns are taken back at once;
-/// the order's own come with its grant. The caller holds the order and the payment, and has marked both paid.
+/// it: what was paid for each is owed, and it is never granted. The points that were spent on it come back, since they paid
+/// for nothing. Those that this money earns are taken back at once; the order's own come with its grant. The caller holds the
+/// order and the payment, and has marked both paid.
 pub(in crate::payments) async fn give_back_twice(
     conn: &mut Conn,
     order: &Order,
@@ -281,6 +283,9 @@ pub(in crate::payments) async fn give_back_twice(
     let refund = OrderRefundId::new();
     let why = Why { reason: RefundReason::PaidTwice, cause: CAUSE_PAID_TWICE, note: BOUGHT_OTHERWISE };
     owe(conn, Some(payment), plan.amount, &why, now).await?;
+    let points_returned = orders::points_spent_on(order, &items, &plan.courses)?;
+    // They come before others go: who has no more points owes the fewer.
+    orders::give_back_spent(conn, order, refund, points_returned, now).await?;
     let what = TakeBack { refund, courses: plan.courses, earned: plan.earned };
     let new = refunds::NewOrderRefund {
         id: refund,
@@ -288,6 +293,7 @@ pub(in crate::payments) async fn give_back_twice(
         kind: plan.kind.as_str(),
         amount: plan.amount,
         points: orders::take_back(conn, order, &what, now).await?,
+        points_returned,
         reason: BOUGHT_OTHERWISE,
         by: None,
     };

@@ -127,7 +127,10 @@ pub(in crate::payments) struct NewOrderRefund<'a> {
     pub order: OrderId,
     pub kind: &'static str,
     pub amount: Money,
+    /// Earned points that were to be taken back.
     pub points: PointsBack,
+    /// Spent points that came back.
+    pub points_returned: i64,
     pub reason: &'a str,
     /// Who asked; nobody when the service itself did.
     pub by: Option<UserId>,
@@ -139,15 +142,18 @@ pub(in crate::payments) async fn insert_order_refund(
     new: &NewOrderRefund<'_>,
     now: At,
 ) -> sqlx::Result<()> {
+    // What has come back is missing at the end of the order's refund, also where a version before ends it.
     query(
-        "INSERT INTO order_refunds (id, order_id, kind, amount_fen, points_back, points_missing, points_owed, reason, \
-         asked_by, created_at) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
+        "INSERT INTO order_refunds (id, order_id, kind, amount_fen, points_back, points_returned, points_missing, \
+         points_owed, reason, asked_by, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(new.id)
     .bind(new.order)
     .bind(new.kind)
     .bind(new.amount)
     .bind(new.points.taken)
+    .bind(new.points_returned)
+    .bind(new.points_returned)
     .bind(new.points.owed)
     .bind(new.reason)
     .bind(new.by.unwrap_or(NOBODY))
@@ -157,9 +163,9 @@ pub(in crate::payments) async fn insert_order_refund(
     Ok(())
 }
 
-/// Points that an order had earned and that were spent when refunds of a version before were to take them back; since then
-/// they are owed.
-pub(in crate::payments) async fn points_missing(conn: &mut Conn, order: OrderId) -> sqlx::Result<i64> {
+/// Points that an order had spent and that its end does not give back: they came back before, or a refund of a version
+/// before keeps them for earned points that were not there to be taken back. Since then those are owed.
+pub(in crate::payments) async fn points_kept(conn: &mut Conn, order: OrderId) -> sqlx::Result<i64> {
     query_scalar("SELECT CAST(COALESCE(SUM(points_missing), 0) AS SIGNED) FROM order_refunds WHERE order_id = ?")
         .bind(order)
         .fetch_one(conn)

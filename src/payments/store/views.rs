@@ -231,6 +231,7 @@ pub(in crate::payments) struct OrderRefundRow {
     pub amount_fen: Money,
     pub points_back: i64,
     pub points_missing: i64,
+    pub points_returned: i64,
     #[sqlx(try_from = "Text")]
     pub reason: String,
     /// [`NOBODY`] when the service itself did.
@@ -247,8 +248,9 @@ pub(in crate::payments) async fn order_refunds(
     limit: u32,
 ) -> sqlx::Result<Vec<OrderRefundRow>> {
     query_as(
-        "SELECT o.id, o.kind, o.amount_fen, o.points_back, o.points_missing + o.points_owed AS points_missing, o.reason, \
-         o.asked_by, o.created_at, r.id AS refund_no FROM order_refunds o LEFT JOIN refunds r \
+        "SELECT o.id, o.kind, o.amount_fen, o.points_back, \
+         o.points_missing - o.points_returned + o.points_owed AS points_missing, o.points_returned, o.reason, o.asked_by, \
+         o.created_at, r.id AS refund_no FROM order_refunds o LEFT JOIN refunds r \
          ON r.order_id = o.order_id AND (r.cause = CONVERT(LOWER(HEX(o.id)) USING ascii) COLLATE ascii_bin \
          OR (o.asked_by = ? AND r.cause = ?)) WHERE o.order_id = ? ORDER BY o.id DESC LIMIT ?",
     )

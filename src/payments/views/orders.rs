@@ -196,6 +196,9 @@ pub struct OrderRefundRecord {
     pub points_taken_back: i64,
     /// Points that it had earned and that had been spent: the buyer owes them, and the next points that come pay them.
     pub points_missing: i64,
+    /// Points that it had spent on these courses and that came back at once: only of courses that the buyer had by another
+    /// order. Others come back when all of the order is refunded.
+    pub points_returned: i64,
     /// Why, in the administrator's words.
     pub reason: String,
     /// Which administrator; null when the service itself gives back what was paid for courses that the buyer had by another
@@ -216,6 +219,7 @@ impl OrderRefundRecord {
             refund_no: row.refund_no,
             points_taken_back: row.points_back,
             points_missing: row.points_missing,
+            points_returned: row.points_returned,
             reason: row.reason,
             asked_by: (row.asked_by != NOBODY).then_some(row.asked_by),
             created_at: row.created_at,

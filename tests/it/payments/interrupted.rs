@@ -295,6 +295,21 @@ impl Desk {
         self.refunds().await;
     }
 
+    /// An order that points pay a part of, and of which a course was bought by another one before it is paid.
+    async fn twice(&self, who: &Person) {
+        let (new, old) = (self.h.course(800).await.no(), self.h.course(800).await.no());
+        let both = self.order_of(who, &old, json!({ "course_ids": [new, old], "points": 400 })).await;
+        let later = self.start(who, &both).await;
+        let first = self.order_of(who, &old, json!({})).await;
+        let first = self.start(who, &first).await;
+        for attempt in [first, later] {
+            self.buyer(&attempt, "action=pay").await;
+            self.deliver().await;
+        }
+        self.grant().await;
+        self.refunds().await;
+    }
+
     /// A sale of which a unit is bought and a unit comes back.
     async fn sale(&self, buyers: &[Person], admin: &Person) {
         let (id, course) = (key(), self.h.course(9900).await);
@@ -360,6 +375,7 @@ impl Desk {
         let coupon = self.wallet(&who, &admin).await;
         self.orders(&who, &admin, &coupon).await;
         self.late(&who).await;
+        self.twice(&who).await;
         self.sale(&self.h.people(2).await, &admin).await;
         self.schedules(&admin).await;
         let census = "SELECT COUNT(*) FROM idempotency_keys";

@@ -9,7 +9,7 @@ use super::refunds::{drive, refund};
 use super::*;
 use crate::seckill::assert_clean;
 use crate::support::{Course, Proxy};
-use crate::wallet::{assert_ledger_adds_up, balance};
+use crate::wallet::{assert_ledger_adds_up, balance, give_points};
 
 /// An order of these courses whose payment was started.
 async fn started(h: &Harness, who: &Person, courses: &[&Course]) -> (String, Attempt) {
@@ -142,6 +142,139 @@ async fn what_was_paid_for_a_course_that_was_bought_otherwise_goes_back() {
     assert_eq!(balance(&h, &alice).await, 300);
     assert_clean(&h).await;
     assert_ledger_adds_up(&h).await;
+}
+
+/// An order of these courses that points pay a part of, and whose payment was started.
+async fn with_points(h: &Harness, who: &Person, courses: &[&Course], points: i64) -> (String, Attempt) {
+    let courses: Vec<_> = courses.iter().map(|course| course.no()).collect();
+    let key = Uuid::now_v7().as_simple().to_string();
+    let body = json!({ "course_ids": courses, "points": points });
+    let no = h.post_once("/orders", who, &key, body).await.expect(201).text_of("order_no");
+    let attempt = start(h, who, &no).await;
+    (no, attempt)
+}
+
+async fn ledger(h: &Harness, who: &Person, reason: &str) -> Vec<i64> {
+    let page = h.get("/me/points?limit=100", who).await.expect(200);
+    let lines = page["items"].as_array().unwrap().iter().filter(|line| line["reason"] == reason);
+    lines.map(|line| line["delta"].as_i64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_points_that_were_spent_on_a_course_that_was_bought_otherwise_come_back_once() {
+    let h = service().await;
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let (new, old) = (h.course(10_000).await, h.course(10_000).await);
+    give_points(&h, &alice, 10_000).await;
+    let (both, paid_later) = with_points(&h, &alice, &[&new, &old], 10_000).await;
+    let (one, paid_first) = started(&h, &alice, &[&old]).await;
+    paid_there(&h, &paid_first).await;
+    granted(&h, &one).await;
+    assert_eq!(balance(&h, &alice).await, 100);
+
+    // 100 yuan are paid for both. The half of them and of the points was for the one that is not given.
+    paid_there(&h, &paid_later).await;
+    granted(&h, &both).await;
+    assert_eq!(drive(&h).await, 1);
+    assert_eq!(h.get(&format!("/orders/{both}"), &alice).await["refunded_fen"], 5000);
+    assert_eq!(ledger(&h, &alice, "order_spend_back").await, [5000]);
+    assert_eq!(balance(&h, &alice).await, 100 + 5000 + 50);
+    let told = h.get(&format!("/admin/orders/{both}"), &admin).await.expect(200);
+    let record = &told["order_refunds"][0];
+    assert_eq!((&record["points_returned"], &record["points_missing"]), (&5000.into(), &0.into()));
+    assert_eq!(record["points_taken_back"], 50);
+    assert_clean(&h).await;
+    // The gateway says it once more: nothing comes back again.
+    let again = "UPDATE sandbox_notifies SET next_at = ?, confirmed_at = NULL";
+    sqlx::query(again).bind(h.now()).execute(&h.app.db).await.unwrap();
+    deliver(&h).await;
+    assert_eq!(ledger(&h, &alice, "order_spend_back").await, [5000]);
+
+    // The end of the order gives back the other half, and not the first one again.
+    let done = refund(&h, &admin, &both, json!({})).await.expect(201);
+    assert_eq!((&done["amount_fen"], &done["points_taken_back"]), (&5000.into(), &50.into()));
+    drive(&h).await;
+    assert_eq!(status(&h, &alice, &both).await, "refunded");
+    assert_eq!(ledger(&h, &alice, "order_refunded").await, [5000]);
+    assert_eq!(balance(&h, &alice).await, 10_000 + 100);
+    assert_clean(&h).await;
+    assert_ledger_adds_up(&h).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn points_that_paid_all_of_a_course_that_was_bought_otherwise_come_back_without_money() {
+    let h = service().await;
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let (old, new) = (h.course(1).await, h.course(1).await);
+    give_points(&h, &alice, 1).await;
+    let (both, paid_later) = with_points(&h, &alice, &[&old, &new], 1).await;
+    let (one, paid_first) = started(&h, &alice, &[&old]).await;
+    paid_there(&h, &paid_first).await;
+    granted(&h, &one).await;
+    let seen = h.get(&format!("/orders/{both}"), &alice).await.expect(200);
+    assert_eq!((&seen["items"][0]["payable_fen"], &seen["items"][1]["payable_fen"]), (&0.into(), &1.into()));
+
+    paid_there(&h, &paid_later).await;
+    granted(&h, &both).await;
+    assert_eq!(h.count("SELECT COUNT(*) FROM refunds").await, 0);
+    assert_eq!(balance(&h, &alice).await, 1);
+    assert_clean(&h).await;
+    refund(&h, &admin, &both, json!({})).await.expect(201);
+    drive(&h).await;
+    assert_eq!(status(&h, &alice, &both).await, "refunded");
+    assert_eq!((balance(&h, &alice).await, ledger(&h, &alice, "order_refunded").await), (1, Vec::new()));
+    assert_clean(&h).await;
+    assert_ledger_adds_up(&h).await;
+}
+
+/// Changes the books by hand; each change keeps the balance the sum of the ledger.
+async fn run(h: &Harness, statements: &[&str]) {
+    for statement in statements {
+        sqlx::query(statement).execute(&h.app.db).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn points_that_came_back_twice_or_not_as_a_refund_says_are_a_violation() {
+    let h = service().await;
+    let (alice, admin) = (h.register().await, h.admin().await);
+    let (new, old) = (h.course(10_000).await, h.course(10_000).await);
+    give_points(&h, &alice, 10_000).await;
+    let (both, paid_later) = with_points(&h, &alice, &[&new, &old], 10_000).await;
+    let (_, paid_first) = started(&h, &alice, &[&old]).await;
+    paid_there(&h, &paid_first).await;
+    paid_there(&h, &paid_later).await;
+    granted(&h, &both).await;
+    refund(&h, &admin, &both, json!({})).await.expect(201);
+    drive(&h).await;
+    assert_eq!(status(&h, &alice, &both).await, "refunded");
+    assert_eq!(violated(&h, "I4").await, Vec::<String>::new());
+    let (more, less) =
+        ("UPDATE points_accounts SET balance = balance + 5000", "UPDATE points_accounts SET balance = balance - 5000");
+    // A whole refund that gives the share of the course once more, and a line that says more than its refund.
+    for (reason, told) in [
+        ("order_refunded", "refunded order of which other points"),
+        ("order_spend_back", "refund of which other points"),
+    ] {
+        let set = |delta: i64| format!("UPDATE points_ledger SET delta = {delta} WHERE reason = '{reason}'");
+        run(&h, &[&set(10_000), more]).await;
+        let lines = violated(&h, "I4").await;
+        assert!(lines.len() == 1 && lines[0].contains(told), "{lines:?}");
+        run(&h, &[&set(5000), less]).await;
+        assert_eq!(violated(&h, "I4").await, Vec::<String>::new());
+    }
+    // A second line that belongs to no refund; and with a refund that took no course.
+    let line = "INSERT INTO points_ledger (id, user_id, delta, reason, ref_id, created_at) SELECT REVERSE(id), user_id, \
+                delta, reason, REVERSE(ref_id), created_at FROM points_ledger WHERE reason = 'order_spend_back'";
+    run(&h, &[line, more]).await;
+    let lines = violated(&h, "I4").await;
+    assert!(lines.len() == 1 && lines[0].contains("which says nothing of it"), "{lines:?}");
+    let refund = "INSERT INTO order_refunds (id, order_id, kind, amount_fen, points_back, points_missing, reason, asked_by, \
+                  created_at, points_returned) SELECT REVERSE(id), order_id, kind, amount_fen, 0, 5000, reason, asked_by, \
+                  created_at, 5000 FROM order_refunds WHERE points_returned > 0";
+    run(&h, &[refund]).await;
+    let lines = violated(&h, "I4").await;
+    assert!(lines.iter().any(|line| line.contains("points of no course")), "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
