@@ -19,7 +19,7 @@ use super::store;
 use super::watch::{self, Sight, Visitor};
 use crate::app::App;
 use crate::error::{Error, Kind};
-use crate::platform::address::{self, subscriber};
+use crate::platform::address::{self, site, subscriber};
 use crate::platform::clock::At;
 use crate::platform::jwt::{TokenFault, Verified};
 use crate::platform::seldom::Seldom;
@@ -140,14 +140,22 @@ const UNHEARD_PAUSE: Duration = Duration::from_secs(600);
 
 /// The client's address, as attempts are counted by it.
 #[derive(Debug, Clone)]
-pub struct ClientAddress(pub String);
+pub struct ClientAddress {
+    /// Whose attempts are counted together.
+    pub subscriber: String,
+    /// What one customer of a network may have of it.
+    pub site: String,
+}
 
 impl FromRequestParts<App> for ClientAddress {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
         let ClientIp(address) = ClientIp::from_request_parts(parts, app).await?;
-        Ok(Self(address.map_or_else(|| UNKNOWN.to_owned(), |address| subscriber(address).to_string())))
+        let text = |part: fn(IpAddr) -> IpAddr| {
+            address.map_or_else(|| UNKNOWN.to_owned(), |address| part(address).to_string())
+        };
+        Ok(Self { subscriber: text(subscriber), site: text(site) })
     }
 }
 

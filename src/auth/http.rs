@@ -186,8 +186,9 @@ pub async fn register(
 /// Logs in. Each login is a family of refresh tokens of its own; others stay as they are.
 ///
 /// After some failed logins of a number the next ones are slowed down: the answer takes up to three seconds longer, or is
-/// 429 with `Retry-After`. The right password is then as good as before. A device that shows a token of a former login
-/// of this number (the cookie `onrush_device`, or `device_token`) is not slowed down by failures of others.
+/// 429 with `Retry-After`. The right password is then as good as before. The first logins from another address, and those
+/// of a device that shows a token of a former login of this number (the cookie `onrush_device`, or `device_token`), are not
+/// slowed down by failures of others.
 #[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest,
     params(("onrush_device" = Option<String>, Cookie, description = "As the last login on this device set it; one that is not valid counts as none")),
     responses(
@@ -200,7 +201,7 @@ pub async fn register(
 pub async fn login(
     State(app): State<App>,
     visitor: Visitor,
-    ClientAddress(address): ClientAddress,
+    address: ClientAddress,
     headers: HeaderMap,
     Input(Json(body)): Input<Json<LoginRequest>>,
 ) -> Result<LoginResponse> {

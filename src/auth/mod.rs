@@ -8,8 +8,9 @@
 //!   So of two simultaneous uses of the same token the first to lock the user's row gets a new pair, and the second
 //!   ends that pair as well: whoever is the owner logs in again. A front end refreshes one at a time.
 //! * **Guessing** is slowed down per phone number and client address, and per number, and refused per client address, in
-//!   Redis, by failed logins alone; a device that the owner logged in on before ([`device`]) has a count of its own, so
-//!   nobody locks anybody out. Without Redis nobody logs in: that is better than unlimited guessing.
+//!   Redis, by failed logins alone; a device that the owner logged in on before ([`device`]) has a count of its own, and
+//!   the first attempts of another address do not wait for what was guessed elsewhere ([`redis`]). Without Redis nobody
+//!   logs in: that is better than unlimited guessing.
 
 mod device;
 mod extract;
@@ -22,6 +23,7 @@ mod session;
 mod store;
 mod watch;
 
+use extract::ClientAddress;
 pub use extract::{Admin, ClientIp, CurrentUser, LiveUser, client_ip};
 pub use model::{Phone, Role, User, UserId};
 pub use watch::prepare_counters;
@@ -100,7 +102,7 @@ async fn open_session(app: &App, user: User) -> Result<Session> {
 /// Where a login comes from.
 struct Caller {
     /// As attempts are counted by it.
-    address: String,
+    address: ClientAddress,
     /// What its device shows: tokens of former logins.
     devices: Vec<String>,
 }

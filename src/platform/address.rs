@@ -92,9 +92,19 @@ fn read(hop: &[u8]) -> Option<IpAddr> {
 
 /// Whose requests are counted together: one address, or of IPv6, where a subscriber has all of it, one /64.
 pub fn subscriber(address: IpAddr) -> IpAddr {
+    network(address, 64)
+}
+
+/// What one customer may have, who takes all that is given without a question: one address, or of IPv6 one /48 (RFC 6177).
+pub fn site(address: IpAddr) -> IpAddr {
+    network(address, 48)
+}
+
+/// The address of IPv4, or the first `bits` of one of IPv6.
+fn network(address: IpAddr, bits: u32) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX))),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !(u128::MAX >> bits))),
     }
 }
 
@@ -165,6 +175,14 @@ mod tests {
         for bad in ["0.0.0.0/0", "::/0", "10.0.0.0/33", "true", "10.0.0.0/8;fd00::/8", "proxy.internal"] {
             assert!(bad.parse::<Networks>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_site_of_ipv6_has_a_whole_48() {
+        let of = |text: &str| site(text.parse().unwrap()).to_string();
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1::");
+        assert_ne!(of("2001:db8:1::9"), of("2001:db8:2::9"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::support::{Answer, Client, Harness, Options};
 const PHONE: &str = "13800000001";
 const PASSWORD: &str = "a long password";
 const WRONG: &str = "not the password";
+/// The longest pause between two logins of a number.
+const LONGEST_PAUSE: Duration = Duration::from_secs(90);
 
 /// With the limits that `settings` say, and the test's own machine for a proxy.
 async fn limited(settings: &[(&'static str, &str)]) -> Harness {
@@ -86,21 +88,124 @@ async fn guesses_at_once_are_all_counted_and_the_pauses_grow() {
 async fn a_thousand_addresses_guess_no_more_than_one() {
     let h = limited(&[("auth.login_attempts_per_number", "4")]).await;
     account(&h, PHONE).await;
-    let mut tried = 0;
-    // Each guess from an address of its own, for an hour.
-    for half_minute in 0..120 {
-        let guess = login_at(&h, &format!("198.51.{}.1", half_minute), PHONE, WRONG).await;
-        tried += usize::from(guess.status == 401);
-        h.advance(Duration::from_secs(30));
-    }
-    // Four are free, some pauses are short, and then it is one in a minute and a half.
-    assert!((40..=52).contains(&tried), "{tried}");
+    guessed(&h, PHONE).await;
+    // Each guess from an address of its own.
+    let guesses = async |addresses: std::ops::Range<u32>, pause: Duration| {
+        let mut tried = 0;
+        for n in addresses {
+            let address = format!("198.51.{}.{}", n / 100, n % 100);
+            tried += usize::from(login_at(&h, &address, PHONE, WRONG).await.status == 401);
+            h.advance(pause);
+        }
+        tried
+    };
+    // A hundred are let past the pause; for an hour then it is one in a minute and a half.
+    assert_eq!(guesses(0..110, Duration::ZERO).await, 100);
+    assert_eq!(guesses(110..230, Duration::from_secs(30)).await, 39);
     // So it goes on for a day; then it begins anew.
     login_at(&h, "203.0.113.1", PHONE, WRONG).await;
     login_at(&h, "203.0.113.2", PHONE, PASSWORD).await.problem(429, "too_many_attempts");
     h.advance(Duration::from_secs(24 * 3600));
     let free = futures_util::future::join_all((0..4).map(|_| login(&h, PHONE, WRONG))).await;
     assert_eq!(judged(&free), 4);
+}
+
+/// A service where a number was guessed at, from one address, until the pause after each guess is the longest one.
+async fn slowed(phone: &str) -> Harness {
+    let h = limited(&[("auth.login_attempts_per_number", "1")]).await;
+    account(&h, PHONE).await;
+    guessed(&h, phone).await;
+    h
+}
+
+async fn guessed(h: &Harness, phone: &str) {
+    for _ in 0..12 {
+        h.advance(LONGEST_PAUSE);
+        login(h, phone, WRONG).await.problem(401, "wrong_credentials");
+    }
+}
+
+/// How many guesses of a number in a row are judged at an address, and how long it must wait then.
+async fn judged_at(h: &Harness, address: &str, phone: &str) -> (usize, u64) {
+    for judged in 0..50 {
+        let guess = login_at(h, address, phone, WRONG).await;
+        if guess.status != 401 {
+            return (judged, retry_after(&guess.problem(429, "too_many_attempts")));
+        }
+    }
+    panic!("nobody slows it down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_takes_every_turn_of_a_number_does_not_keep_its_owner_out() {
+    let h = slowed(PHONE).await;
+    let owner = "203.0.113.7";
+    let mut answer = login_at(&h, owner, PHONE, PASSWORD).await;
+    for _ in 0..3 {
+        if answer.status == 200 {
+            break;
+        }
+        // They come when they were told to. The stranger asks each second until then.
+        for _ in 0..retry_after(&answer) {
+            h.advance(Duration::from_secs(1));
+            login(&h, PHONE, WRONG).await;
+        }
+        answer = login_at(&h, owner, PHONE, PASSWORD).await;
+    }
+    answer.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_is_let_past_the_pause_of_a_number_some_times_a_day() {
+    let h = slowed(PHONE).await;
+    // The stranger too; after that there is a turn for them in a minute and a half, as before.
+    assert_eq!(judged_at(&h, "192.0.2.1", PHONE).await, (5, 90));
+    assert_eq!(judged_at(&h, "203.0.113.7", PHONE).await, (5, 90));
+    // A site of IPv6 has many addresses.
+    for subnet in 0..5 {
+        let address = format!("2001:db8:1:{subnet}::1");
+        login_at(&h, &address, PHONE, WRONG).await.problem(401, "wrong_credentials");
+    }
+    assert_eq!(judged_at(&h, "2001:db8:1:5::1", PHONE).await, (0, 90));
+    assert_eq!(judged_at(&h, "2001:db8:2:1::1", PHONE).await, (5, 90));
+    // The window of the address ends, and the day does not.
+    h.advance(LONGEST_PAUSE * 4);
+    assert_eq!(judged_at(&h, "203.0.113.7", PHONE).await, (1, 90));
+    h.advance(Duration::from_secs(24 * 3600));
+    guessed(&h, PHONE).await;
+    assert_eq!(judged_at(&h, "203.0.113.7", PHONE).await, (5, 90));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_mistyped_before_the_right_password_and_what_was_not_judged_lets_nobody_wait() {
+    let h = slowed(PHONE).await;
+    let owner = "203.0.113.7";
+    for _ in 0..4 {
+        login_at(&h, owner, PHONE, WRONG).await.problem(401, "wrong_credentials");
+    }
+    login_at(&h, owner, PHONE, PASSWORD).await.expect(200);
+    // Nobody reaches the database: 503.
+    let stuck = h.another_with(&[("database.pool_size", "2"), ("database.acquire_timeout_ms", "50")]).await;
+    let held = (stuck.app.db.acquire().await.unwrap(), stuck.app.db.acquire().await.unwrap());
+    for _ in 0..6 {
+        login_at(&stuck, owner, PHONE, PASSWORD).await.problem(503, "unavailable");
+    }
+    drop(held);
+    assert_eq!(judged_at(&h, owner, PHONE).await, (5, 90));
+    // All sites together have what is theirs, and no more.
+    let mut redis = h.app.redis.commands();
+    let key = format!("{}:{{logins}}:number:{PHONE}", h.app.redis.prefix());
+    let passes: usize = redis::cmd("HGET").arg(key).arg("passes").query_async(&mut redis).await.unwrap();
+    assert_eq!(passes, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_nobody_has_is_slowed_down_as_any_other() {
+    let unknown = "13900000000";
+    let h = slowed(PHONE).await;
+    let known = [judged_at(&h, "192.0.2.1", PHONE).await, judged_at(&h, "203.0.113.7", PHONE).await];
+    guessed(&h, unknown).await;
+    assert_eq!([judged_at(&h, "192.0.2.1", unknown).await, judged_at(&h, "203.0.113.7", unknown).await], known);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,14 +6,21 @@
 -- is waited for by the one who asks: the time of its judgement is booked here, so who comes next has to wait longer. One
 -- that is long is refused, and changes nothing: whoever keeps asking does not make it longer for the owner.
 --
+-- But whoever keeps asking takes each turn of the number as soon as it can be had, before the owner, who comes when they
+-- were told to. So the first attempts that a site makes in the number's day are let past the number's pause, up to a bound
+-- for all sites together: they are counted, and take nobody's turn.
+--
 -- KEYS  1 who tries this number: an address, or a known device: {from, n, at}
---       2 the number, of all unknown places or of all known devices: {from, n, at}
+--       2 the number, of all unknown places or of all known devices: {from, n, at}, and of those that were let past its
+--         pause: {passes, site:<each site>}
 --       3 the address, when the device is not known: {from, failed, pending}
 -- ARGV  1 now (ms)  2 longest wait (ms)
 --       3 life of 1 and 3 (ms)  4 free attempts of 1  5 longest pause of 1 (ms)
 --       6 life of 2 (ms)        7 free attempts of 2  8 longest pause of 2 (ms)
 --       9 failed attempts that 3 may have
+--       10 attempts that 2 lets past its pause, of all sites  11 of one  12 the site
 -- reply {0, ms to wait before it is judged} it is counted
+--       {3, ms to wait} the same, and it was let past the number's pause
 --       {1, ms until it makes sense to try again} too many failed
 --       {2, 0} too many of this address are being judged now
 local now, patience = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -59,7 +66,17 @@ end
 local mine, mine_n = slot(KEYS[1], life, tonumber(ARGV[4]), tonumber(ARGV[5]))
 local every, every_n = slot(KEYS[2], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))
 local at = math.max(mine, every)
-if at - now > patience then
+
+-- Its own pause holds for whoever is let past the number's. A device that is known has nothing to fear from strangers.
+local site = 'site:' .. ARGV[12]
+local passes = false
+if KEYS[3] and at - now > patience and mine - now <= patience then
+  local used = redis.call('HMGET', KEYS[2], 'passes', site)
+  passes = tonumber(used[1] or 0) < tonumber(ARGV[10]) and tonumber(used[2] or 0) < tonumber(ARGV[11])
+end
+if passes then
+  at = mine
+elseif at - now > patience then
   return {1, at - now}
 end
 
@@ -73,7 +90,14 @@ local function count(key, n, life)
   end
 end
 count(KEYS[1], mine_n, ARGV[3])
-count(KEYS[2], every_n, ARGV[6])
+if passes then
+  -- When the next one of all others is due stays as it was.
+  redis.call('HINCRBY', KEYS[2], 'n', 1)
+  redis.call('HINCRBY', KEYS[2], 'passes', 1)
+  redis.call('HINCRBY', KEYS[2], site, 1)
+else
+  count(KEYS[2], every_n, ARGV[6])
+end
 if KEYS[3] then
   if not address then
     redis.call('DEL', KEYS[3])
@@ -82,4 +106,4 @@ if KEYS[3] then
   end
   redis.call('HINCRBY', KEYS[3], 'pending', 1)
 end
-return {0, at - now}
+return {passes and 3 or 0, at - now}
