@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -63,7 +63,7 @@ pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Ne
     let started = Instant::now();
     let (id, header) = request_id(&request);
     // For those who write down what they saw.
-    request.headers_mut().insert(HeaderName::from_static(REQUEST_ID), header.clone());
+    request.headers_mut().insert(REQUEST_ID, header.clone());
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let headers = request.headers();
@@ -98,7 +98,7 @@ pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Ne
     if let Some(cors) = &edge.cors {
         cors.tell(origin, headers);
     }
-    headers.insert(HeaderName::from_static(REQUEST_ID), header);
+    headers.insert(REQUEST_ID, header);
     if !route.starts_with(API) && headers.contains_key(header::WWW_AUTHENTICATE) {
         // A page of operators: a browser asks a person for the token as a password.
         headers.append(header::WWW_AUTHENTICATE, PASSWORD);

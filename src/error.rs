@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
@@ -441,12 +441,12 @@ impl From<Faults> for Refusal {
 }
 
 /// The header that carries the request id.
-pub const REQUEST_ID: &str = "x-request-id";
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The header that says how much is left of the limits that the request counts for.
-pub const RATE_LIMIT: &str = "ratelimit";
+pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// The header that says what these limits are.
-pub const RATE_LIMIT_POLICY: &str = "ratelimit-policy";
+pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// What a buyer is told of a kind, in their language.
 pub type Words = fn(Kind) -> &'static str;
@@ -458,12 +458,11 @@ pub fn problems(response: Response, request_id: &str, words: Option<Words>) -> R
         return response;
     }
     // A refusal counts too.
-    let limits = [RATE_LIMIT, RATE_LIMIT_POLICY].map(|name| (name, response.headers().get(name).cloned()));
+    let limits =
+        [RATE_LIMIT, RATE_LIMIT_POLICY].map(|name| response.headers().get(&name).cloned().map(|value| (name, value)));
     let mut written = written(response, request_id, words);
-    for (name, value) in limits {
-        if let Some(value) = value {
-            written.headers_mut().insert(name, value);
-        }
+    for (name, value) in limits.into_iter().flatten() {
+        written.headers_mut().insert(name, value);
     }
     written
 }
