@@ -9,6 +9,7 @@ mod cors;
 mod count;
 mod dress;
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use uuid::Uuid;
 use self::cors::Cors;
 use self::dress::Asked;
 use crate::app::App;
+use crate::auth;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::limits;
 use crate::platform::crowd::{Crowd, Place};
@@ -73,6 +75,7 @@ pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Ne
         has_credentials: headers.contains_key(header::AUTHORIZATION),
     };
     let elsewhere = without_slash(request.uri());
+    let asker = Asker::of(&edge.app, &request);
     let preflight = edge.cors.as_ref().filter(|_| cors::is_preflight(&method, headers));
     let route = if preflight.is_some() { PREFLIGHT } else { path.as_ref().map_or("unmatched", MatchedPath::as_str) };
     // Where a sale's page asks, a refusal speaks to its buyer too.
@@ -104,17 +107,41 @@ pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Ne
         headers.append(header::WWW_AUTHENTICATE, PASSWORD);
     }
     count::record(&method, route, status, started.elapsed());
-    log(&id, &method, route, status, started.elapsed());
+    log(&id, asker, &method, route, status, started.elapsed());
     response
 }
 
+/// What the line in the log says of a request, where there is to be one.
+struct Asker {
+    address: Option<IpAddr>,
+    /// Where no route has it.
+    path: Option<String>,
+}
+
+impl Asker {
+    fn of(app: &App, request: &Request) -> Option<Self> {
+        let is_told = tracing::enabled!(tracing::Level::INFO);
+        let is_unmatched = request.extensions().get::<MatchedPath>().is_none();
+        is_told.then(|| Self {
+            address: auth::client_ip(app, request.extensions(), request.headers()),
+            path: is_unmatched.then(|| request.uri().path().chars().take(PATH_LOGGED).collect()),
+        })
+    }
+}
+
+/// Of a path that no route has, so many characters are written down.
+const PATH_LOGGED: usize = 200;
+
 /// One line for an answer, to be found by the request's id. What was not served is told where nobody asked for more.
-fn log(id: &str, method: &Method, route: &str, status: StatusCode, took: Duration) {
-    let (status, took_ms) = (status.as_u16(), took.as_secs_f64() * 1000.0);
+fn log(id: &str, asker: Option<Asker>, method: &Method, route: &str, status: StatusCode, took: Duration) {
+    let Some(asker) = asker else { return };
+    let address = asker.address.map(|address| address.to_canonical().to_string());
+    // In milliseconds, with three decimals.
+    let (status, took_ms) = (status.as_u16(), took.as_micros() as f64 / 1000.0);
     if status >= 500 {
-        tracing::info!(request.id = id, http.method = %method, http.route = route, http.status = status, took_ms, "request answered");
+        tracing::info!(request.id = id, client.address = address, http.method = %method, http.route = route, http.path = asker.path, http.status = status, took_ms, "request answered");
     } else {
-        tracing::debug!(request.id = id, http.method = %method, http.route = route, http.status = status, took_ms, "request answered");
+        tracing::debug!(request.id = id, client.address = address, http.method = %method, http.route = route, http.path = asker.path, http.status = status, took_ms, "request answered");
     }
 }
 

@@ -224,7 +224,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("THE SANDBOX PAYMENT GATEWAY IS ON: anybody can pay without money");
     }
     let gateways = config.payments.real_gateways();
-    if !gateways.is_empty() {
+    if gateways.is_empty() && !config.payments.sandbox {
+        tracing::warn!("no payment gateway is on: orders can be made, and none that costs something can be paid");
+    } else if !gateways.is_empty() {
         tracing::info!(gateways = gateways.join(","), "payment gateways are on");
         if !config.http.public_url.starts_with("https://") {
             tracing::warn!(

@@ -215,7 +215,8 @@ fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
         let (operators, _) = split(operators());
         let swagger = utoipa_swagger_ui::SwaggerUi::new("/docs")
             .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
-        operations = operations.merge(operators.merge(swagger).layer(from_fn_with_state(pages.clone(), pages::guard)));
+        operations = operations
+            .merge(operators.merge(swagger).layer(from_fn_with_state((app.clone(), pages.clone()), pages::guard)));
     }
     let operations = operations.layer(compression()).layer(Extension(crowd.clone())).layer(Extension(pages));
     routes

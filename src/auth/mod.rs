@@ -26,7 +26,7 @@ mod watch;
 use extract::ClientAddress;
 pub use extract::{Admin, ClientIp, CurrentUser, LiveUser, client_ip};
 pub use model::{Phone, Role, User, UserId};
-pub use watch::prepare_counters;
+pub use watch::{operations_token, prepare_counters};
 
 use anyhow::Context;
 use uuid::Uuid;

@@ -44,10 +44,12 @@ pub(super) enum Sight {
     LoginOver,
     /// A refresh token that was used before.
     RefreshReused,
+    /// Somebody who has not the operators' token showed another one at their pages.
+    OperationsToken,
 }
 
 impl Sight {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::LoginFailed,
         Self::LoginLocked,
         Self::AdminLogin,
@@ -55,6 +57,7 @@ impl Sight {
         Self::TokenForged,
         Self::LoginOver,
         Self::RefreshReused,
+        Self::OperationsToken,
     ];
 
     const fn name(self) -> &'static str {
@@ -66,6 +69,7 @@ impl Sight {
             Self::TokenForged => "token_forged",
             Self::LoginOver => "login_over",
             Self::RefreshReused => "refresh_reused",
+            Self::OperationsToken => "operations_token",
         }
     }
 }
@@ -154,8 +158,8 @@ pub(super) fn see(app: &App, sight: Sight, caller: &Visitor, user: Option<UserId
     }
     if fits {
         let (address, request) = (caller.address(), caller.request_id.as_str());
-        let user = user.map(|user| user.to_string()).unwrap_or_default();
-        let phone = phone.map(Phone::masked).unwrap_or_default();
+        // What is not known is not written.
+        let (user, phone) = (user.map(|user| user.to_string()), phone.map(Phone::masked));
         if sight == Sight::AdminLogin {
             tracing::info!(
                 security.event = name,
@@ -207,6 +211,11 @@ pub(super) fn refresh(app: &App, caller: &Visitor, error: &Error) {
     if error.kind() == Kind::RefreshReused {
         see(app, Sight::RefreshReused, caller, None, None);
     }
+}
+
+/// Another token than the operators', at their pages.
+pub async fn operations_token(app: &App, parts: &mut Parts) {
+    see(app, Sight::OperationsToken, &Visitor::of(parts, app).await, None, None);
 }
 
 /// An administrator who comes in, before they are in: there is no login of theirs without a row.

@@ -68,7 +68,15 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("time_zone", "Asia/Shanghai", Text("a time zone's IANA name", "Asia/Shanghai", |t| TimeZone::get(t).is_ok())),
     set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
     set("http.public_url", "http://127.0.0.1:8080", Text(URL, "https://shop.example.com", is_url)),
-    set("http.cors_origins", "", Text("origins", "https://shop.example.com,http://localhost:5173", are_origins)),
+    set(
+        "http.cors_origins",
+        "",
+        Text(
+            "origins, in one text and separated by commas",
+            "https://shop.example.com,http://localhost:5173",
+            are_origins,
+        ),
+    ),
     set(
         "http.cors_headers",
         "authorization,content-type,idempotency-key,x-request-id,traceparent,tracestate,baggage,x-requested-with,\

@@ -132,7 +132,7 @@ async fn start_seckill(app: &App) -> anyhow::Result<()> {
         price: Money::fen(990),
         stock: 100,
         per_user_limit: 1_000,
-        pay_deadline_s: 15 * 60,
+        pay_deadline_s: i32::try_from(app.config.orders.pay_deadline_s).unwrap_or(i32::MAX),
         starts_at: now,
         ends_at: now.plus(YEARS),
     };

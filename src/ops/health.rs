@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
 
-use super::pages::Pages;
+use super::pages::{self, Pages};
 use crate::app::App;
 use crate::platform::loops::LoopHealth;
 use crate::platform::together::Together;
@@ -42,9 +42,10 @@ pub struct Readiness {
     (status = 200, body = Readiness, description = "Ready"),
     (status = 503, body = Readiness, content_type = "application/json", description = "Not ready: operators are told what is wrong"),
 ))]
-pub async fn readyz(State(app): State<App>, Extension(pages): Extension<Pages>, headers: HeaderMap) -> Response {
+pub async fn readyz(State(app): State<App>, Extension(pages): Extension<Pages>, request: Request) -> Response {
     let mut readiness = readiness(&app).await;
-    if pages.may_see(&headers).is_err() {
+    let (mut parts, _) = request.into_parts();
+    if pages::may_see(&pages, &app, &mut parts).await.is_err() {
         readiness = Readiness { ready: readiness.ready, ..Readiness::default() };
     }
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -11,8 +12,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::app::App;
+use crate::auth;
 use crate::config::Http;
-use crate::error::{Kind, Result};
+use crate::error::{Kind, Result, refuse};
 
 /// To whom a listener shows them; cheap to clone.
 #[derive(Debug, Clone)]
@@ -45,10 +48,24 @@ impl Pages {
         let Self::Token(token) = self else {
             return if matches!(self, Self::Open) { Ok(()) } else { Err(Kind::NotFound.into()) };
         };
-        let Some(given) = headers.get(header::AUTHORIZATION) else { return Err(Kind::Unauthenticated.into()) };
-        let given = token_of(given).ok_or(Kind::TokenInvalid)?;
-        verify_slices_are_equal(&given, token.expose_secret().as_bytes()).map_err(|_| Kind::TokenInvalid.into())
+        let Some(given) = headers.get(header::AUTHORIZATION) else {
+            return Err(
+                refuse(Kind::Unauthenticated, "this page wants the operators' token, not one of the API").into()
+            );
+        };
+        let is_ours = token_of(given)
+            .is_some_and(|given| verify_slices_are_equal(&given, token.expose_secret().as_bytes()).is_ok());
+        if is_ours { Ok(()) } else { Err(refuse(Kind::TokenInvalid, "this is not the operators' token").into()) }
     }
+}
+
+/// As [`Pages::may_see`], of a request, and a wrong token is seen.
+pub async fn may_see(pages: &Pages, app: &App, parts: &mut Parts) -> Result<()> {
+    let seen = pages.may_see(&parts.headers);
+    if seen.as_ref().is_err_and(|error| error.kind() == Kind::TokenInvalid) {
+        auth::operations_token(app, parts).await;
+    }
+    seen
 }
 
 /// The token of `Bearer <token>`, or of `Basic` as its password: what a browser asks a person for.
@@ -64,9 +81,10 @@ fn token_of(value: &HeaderValue) -> Option<Vec<u8>> {
 }
 
 /// Lets through who may see the pages.
-pub async fn guard(State(pages): State<Pages>, request: Request, next: Next) -> Response {
-    match pages.may_see(request.headers()) {
-        Ok(()) => next.run(request).await,
+pub async fn guard(State((app, pages)): State<(App, Pages)>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    match may_see(&pages, &app, &mut parts).await {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
         Err(error) => error.into_response(),
     }
 }

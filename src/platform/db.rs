@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use sqlx::migrate::Migrator;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{Executor, MySqlPool};
+use sqlx::{ConnectOptions, Executor, MySqlPool};
 
 /// The pool.
 pub type Db = MySqlPool;
@@ -38,7 +38,7 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
         Some(socket) => socket.display().to_string(),
         None => format!("{}:{}", options.get_host(), options.get_port()),
     };
-    MySqlPoolOptions::new()
+    let pool = MySqlPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(acquire_timeout)
         .max_lifetime(MAX_LIFETIME)
@@ -50,8 +50,18 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
                 Ok(())
             })
         })
-        .connect_with(options)
-        .await
+        .connect_with(options.clone())
+        .await;
+    let error = match pool {
+        // It says that it took too long, and not why.
+        Err(sqlx::Error::PoolTimedOut) => match options.connect().await {
+            Ok(_) => sqlx::Error::PoolTimedOut,
+            Err(cause) => cause,
+        },
+        Err(error) => error,
+        Ok(pool) => return Ok(pool),
+    };
+    Err(error)
         .with_context(|| format!("connecting to MySQL at {place} (DATABASE_URL); does it run, and may this user in?"))
 }
 

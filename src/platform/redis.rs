@@ -178,7 +178,9 @@ impl One {
     async fn connect(url: &str) -> anyhow::Result<Self> {
         let place = place(url).context("parsing REDIS_URL")?;
         let client = Client::open(place.clone()).context("parsing REDIS_URL")?;
-        let commands = Shared::connect(client.clone()).await.context("connecting to Redis")?;
+        let commands = Shared::connect(client.clone())
+            .await
+            .with_context(|| format!("connecting to Redis at {} (REDIS_URL); does it run?", place.addr()))?;
         // No response timeout here: a blocking read's own BLOCK argument bounds it.
         let connection =
             AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(Some(CONNECT_TIMEOUT));

@@ -280,11 +280,19 @@ async fn an_answer_has_a_line_in_the_log_by_its_id() {
             "\"http.status\":503",
             "\"http.route\":\"/api/v1/orders\"",
             "\"http.method\":\"POST\"",
+            "\"client.address\":\"127.0.0.1\"",
         ] {
             assert!(failed.contains(part), "{part} in {failed}");
         }
         let fine = line(&process.log(), fine.header("x-request-id").unwrap());
         assert_eq!(fine.is_some(), told, "{level}: {fine:?}");
+        let nowhere = process.client.get("/nowhere/at/all", ()).await.problem(404, "not_found");
+        let nowhere = line(&process.log(), nowhere.header("x-request-id").unwrap());
+        assert_eq!(
+            nowhere.is_some_and(|line| line.contains("/nowhere/at/all\"")),
+            told,
+            "a route that is none has its path"
+        );
         process.terminate().await;
     }
 }

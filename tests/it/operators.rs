@@ -68,6 +68,36 @@ async fn with_the_token_operators_see_their_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_at_the_operators_pages_is_seen() {
+    let h = harness(&[]).await;
+    let settings = [
+        ("ONRUSH_HTTP__OPERATIONS_PUBLIC", "false"),
+        ("ONRUSH_HTTP__OPERATIONS_TOKEN", TOKEN),
+        ("ONRUSH_LOG__FORMAT", "json"),
+    ];
+    let process = h.process("api", &settings).await;
+    let wrong = async |page: &str, id: &str| {
+        send(process.client.request(Method::GET, page, "another-token-of-nobody").header("x-request-id", id)).await
+    };
+    wrong("/metrics", "at-metrics").await.problem(401, "token_invalid");
+    assert_eq!(wrong("/readyz", "at-readyz").await.expect(200).body, json!({"ready": true}));
+    // None at all is no attempt.
+    process.client.get("/metrics", ()).await.problem(401, "unauthenticated");
+    let counted = async || {
+        let page = process.client.get("/metrics", TOKEN).await.expect(200).text();
+        page.contains("onrush_security_events_total{event=\"operations_token\"} 2")
+    };
+    h.eventually(counted).await;
+    let log = process.log();
+    for id in ["at-metrics", "at-readyz"] {
+        let line = log.lines().find(|line| line.contains("operations_token") && line.contains(id));
+        let line = line.unwrap_or_else(|| panic!("no line of {id} in {log}"));
+        assert!(line.contains("\"client.address\":\"127.0.0.1\"") && !line.contains("user.id"), "{line}");
+    }
+    assert!(!log.contains("another-token-of-nobody"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn operators_have_a_listener_of_their_own_that_serves_nothing_else() {
     let mut h = harness(&[("http.operations_public", "false"), ("http.operations_listen", "127.0.0.1:0")]).await;
     let operations = h.operations();
