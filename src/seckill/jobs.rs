@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::model::{ActivityId, EntryId, Held, Place, Placement, QUEUE};
-use super::redis::Gate;
+use super::model::{EntryId, Held, Place, Placement};
+use super::redis::{Gate, activity_of};
 use super::{placing, reconcile, store};
 use crate::app::App;
 use crate::auth::UserId;
@@ -127,8 +127,4 @@ fn outcome(gate: &Gate, user: UserId, placement: &Placement) -> Outcome {
             Outcome::Failure { result, effects }
         }
     }
-}
-
-fn activity_of(queue: &QueueName) -> Option<ActivityId> {
-    (queue.base() == QUEUE).then(|| queue.partition_name()?.parse().ok())?
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::memory::Memory;
-use super::model::EntryId;
+use super::model::{ActivityId, EntryId};
 use super::store;
 use crate::app::App;
 use crate::auth::UserId;
@@ -16,6 +16,8 @@ use crate::orders::{self, OrderId, Status};
 /// A submission that has an order.
 #[derive(Debug, Clone, Copy)]
 pub struct Placed {
+    /// In which sale.
+    pub activity: ActivityId,
     /// Whose.
     pub user: UserId,
     /// Which.
@@ -48,11 +50,11 @@ pub async fn order_of(app: &App, entry: EntryId) -> Result<Option<Placed>> {
 async fn orders_of(app: &App, entries: &[EntryId]) -> Result<Vec<Option<Placed>>> {
     let mut conn = app.db.acquire().await?;
     let found = store::find_entries(&mut conn, entries).await?;
-    let orders: Vec<OrderId> = found.iter().map(|(_, _, order, _)| *order).collect();
+    let orders: Vec<OrderId> = found.iter().map(|(.., order, _)| *order).collect();
     let statuses = orders::statuses(&mut conn, &orders).await?;
-    let placed = |(id, user, order, returned)| {
+    let placed = |(id, activity, user, order, returned)| {
         let status = *statuses.get(&order)?;
-        Some((id, Placed { user, order, returned, status }))
+        Some((id, Placed { activity, user, order, returned, status }))
     };
     let found: HashMap<EntryId, Placed> = found.into_iter().filter_map(placed).collect();
     Ok(entries.iter().map(|entry| found.get(entry).copied()).collect())

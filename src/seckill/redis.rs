@@ -41,6 +41,11 @@ pub fn queue(activity: ActivityId) -> QueueName {
     QueueName::of_id(QUEUE, activity.uuid())
 }
 
+/// The activity that a queue is the partition of; none of a queue of another kind or name.
+pub fn activity_of(queue: &QueueName) -> Option<ActivityId> {
+    (queue.base() == QUEUE).then(|| queue.partition_name()?.parse().ok())?
+}
+
 /// The keys of one activity.
 pub struct Gate {
     keys: Keys,

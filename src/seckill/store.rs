@@ -166,9 +166,13 @@ pub async fn entries_of(conn: &mut Conn, activity: ActivityId, users: &[UserId])
 
 /// Those of the entries that are there; `ids` is not empty.
 /// (entry, user, order, whether its unit is on sale again in Redis too) of those of `ids` that there are.
-pub async fn find_entries(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<(EntryId, UserId, OrderId, bool)>> {
+pub async fn find_entries(
+    conn: &mut Conn,
+    ids: &[EntryId],
+) -> Result<Vec<(EntryId, ActivityId, UserId, OrderId, bool)>> {
     let mut query = QueryBuilder::<MySql>::new(
-        "SELECT id, user_id, order_id, live IS NULL AND gate_returned_at IS NOT NULL FROM seckill_entries WHERE id IN ",
+        "SELECT id, activity_id, user_id, order_id, live IS NULL AND gate_returned_at IS NOT NULL \
+         FROM seckill_entries WHERE id IN ",
     );
     push_in(&mut query, ids.iter().copied());
     Ok(query.build_query_as().fetch_all(conn).await?)

@@ -12,8 +12,9 @@ use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::model::{EntryId, Placement, QUEUE, undone};
+use super::model::{EntryId, Placement, undone};
 use super::owners::UNDONE;
+use super::redis::activity_of;
 use super::seats::Seat;
 use super::watcher::Watcher;
 use crate::app::App;
@@ -144,10 +145,12 @@ async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) 
         Ok(_) => None,
         Err(error) => Some(error),
     };
-    if id.queue.base() != QUEUE {
+    let Some(activity) = activity_of(&id.queue) else {
         return fault.map_or(Err(Kind::NotFound.into()), |error| Err(error.into()));
-    }
+    };
+    // A submission has one id: its own key under another activity's name is none.
     let found = super::lookup::order_of(app, EntryId::from_uuid(id.key)).await?;
+    let found = found.filter(|placed| placed.activity == activity);
     match (found, fault) {
         (Some(placed), _) if asker.may_see(Some(&placed.user.to_string())) => Ok(match undone(placed.status) {
             Some(kind) => lost(kind, texts::refusal(kind, asker.lang), Some(placed.order)),

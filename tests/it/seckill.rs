@@ -220,6 +220,26 @@ async fn mysql_answers_for_a_task_that_redis_forgot() {
     h.get(&format!("/tasks/{task}"), &h.register().await).await.problem(404, "not_found");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_is_known_by_its_own_id_alone() {
+    let h = Harness::new().await;
+    let (sale, other, buyer) = (Sale::open(&h, 1).await, Sale::open(&h, 1).await, h.register().await);
+    h.start_workers();
+    let task = sale.submit(&h, &buyer).await.expect(202).text_of("id");
+    h.get(&format!("/tasks/{task}?wait=20"), &buyer).await.expect(200);
+    let key = task.split_once('.').unwrap().0;
+    for wrong in
+        [format!("{key}.seckill.{}", other.id), format!("{task}.x"), format!("{key}.seckill"), format!("{key}.system")]
+    {
+        for path in [format!("/tasks/{wrong}"), format!("/tasks/{wrong}/events")] {
+            h.get(&path, &buyer).await.problem(404, "not_found");
+        }
+    }
+    forget(&h).await;
+    h.get(&format!("/tasks/{task}"), &buyer).await.expect(200);
+    h.get(&format!("/tasks/{key}.seckill.{}", other.id), &buyer).await.problem(404, "not_found");
+}
+
 /// Deletes everything this test has in Redis, each queue's part at one instant.
 pub async fn forget(h: &Harness) {
     let mut commands = h.app.redis.commands();
