@@ -10,12 +10,14 @@ use anyhow::Context;
 use secrecy::ExposeSecret;
 
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, Outcome};
+use crate::error::{Error, Kind};
 use crate::platform::clock::{At, Clock};
 use crate::platform::db::{self, Db};
 use crate::platform::jwt::Tokens;
 use crate::platform::loops::Loops;
 use crate::platform::redis::Redis;
+use crate::platform::seldom::Seldom;
 use crate::platform::ticket::Tickets;
 
 /// The process's connections, clock and settings.
@@ -98,4 +100,25 @@ impl App {
         // The map's key is the type's own id, so this holds; a fresh value would only forget a memory.
         local.downcast::<T>().unwrap_or_default()
     }
+}
+
+/// While a server is away, tasks wait this long before they are tried again.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
+/// That they wait is told once in so long.
+const AWAY_TOLD: Duration = Duration::from_secs(10);
+
+/// When it was told last that tasks wait for a server.
+#[derive(Default)]
+struct Away(Seldom);
+
+/// How a task goes on whose handler failed. While a server is away it waits: that is no failed attempt of its, and it does
+/// not become a dead letter by it.
+pub fn failed(app: &App, error: &Error) -> Outcome {
+    if error.kind() != Kind::Unavailable {
+        return Outcome::Retry(anyhow::anyhow!("{error}"));
+    }
+    if app.local::<Away>().0.may(app.clock.now(), AWAY_TOLD) {
+        tracing::warn!(%error, "tasks wait for a server that is away");
+    }
+    Outcome::Again(AWAY_PAUSE)
 }

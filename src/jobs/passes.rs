@@ -12,10 +12,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::app::{App, failed};
 use crate::config::Config;
 use crate::engine::schedule::{CatchUp, Definition, Kind, Tasks};
 use crate::engine::{Job, Outcome, QueueSpec, Registry, Retry, Task};
+use crate::error::Error;
 use crate::platform::clock::At;
 use crate::{auth, check, idempotency, orders, payments, reports};
 
@@ -79,7 +80,7 @@ macro_rules! passes {
         pub(super) fn register(registry: Registry<App>) -> Registry<App> {
             registry
                 .queue(QueueSpec { name: QUEUE, batch: 1, concurrency: CONCURRENCY })
-                $(.single(|app: App, _: Job<$task>| async move { outcome(($run)(app).await) }))+
+                $(.single(|app: App, _: Job<$task>| async move { outcome(&app, ($run)(app.clone()).await) }))+
         }
 
         /// The tasks that schedules may name.
@@ -123,8 +124,8 @@ fn add<T: Task>(tasks: Tasks, needs: Needs) -> Tasks {
     }
 }
 
-fn outcome(ran: anyhow::Result<Value>) -> Outcome {
-    ran.map_or_else(Outcome::Retry, Outcome::Success)
+fn outcome(app: &App, ran: anyhow::Result<Value>) -> Outcome {
+    ran.map_or_else(|error| failed(app, &Error::Internal(error)), Outcome::Success)
 }
 
 fn due<N: Serialize>(count: N) -> Value {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::pages::{self, Pages};
 use crate::app::App;
+use crate::platform::db;
 use crate::platform::loops::LoopHealth;
 use crate::platform::together::Together;
 
@@ -70,7 +71,7 @@ pub async fn readiness(app: &App) -> Readiness {
 
 /// Runs in a task of its own: a sqlx future runs to its end.
 async fn look(app: &App) -> Readiness {
-    let mysql = sqlx::query("SELECT 1").execute(&app.db).await;
+    let mysql = db::writable(&app.db).await;
     let mysql = mysql.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
     let redis = app.redis.usable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
     let loops = app.loops.health();

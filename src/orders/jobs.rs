@@ -11,10 +11,10 @@ use futures_util::future::BoxFuture;
 
 use super::model::{Grant, Order, OrderId, Release, Status};
 use super::{count, enqueue_grants, enqueue_releases, store};
-use crate::app::App;
+use crate::app::{App, failed};
 use crate::catalogue;
 use crate::engine::{Job, Outcome};
-use crate::error::{Error, Kind, Result, retrying};
+use crate::error::{Kind, Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::wallet::{self, Credit, Reason};
@@ -29,35 +29,34 @@ const REDRIVE_PAGE: u32 = 5000;
 pub async fn grant(app: App, jobs: Vec<Job<Grant>>) -> Vec<Outcome> {
     let ids: Vec<OrderId> = jobs.iter().map(|job| job.args.order_id).collect();
     let app = &app;
-    one_by_one_if_all_fail(&ids, |ids| async move { retrying(|| grant_all(app, &ids)).await }).await
+    one_by_one_if_all_fail(app, &ids, |ids| async move { retrying(|| grant_all(app, &ids)).await }).await
 }
 
 /// Gives back what dead orders held: coupons, points, and what `part` sees to.
 pub async fn release(app: App, jobs: Vec<Job<Release>>, part: ReleasePart) -> Vec<Outcome> {
     let ids: Vec<OrderId> = jobs.iter().map(|job| job.args.order_id).collect();
     let app = &app;
-    one_by_one_if_all_fail(&ids, |ids| async move { retrying(|| release_all(app, &ids, part)).await }).await
+    one_by_one_if_all_fail(app, &ids, |ids| async move { retrying(|| release_all(app, &ids, part)).await }).await
 }
 
 /// Runs a batch; when it fails, each of its orders alone, so that one bad order does not hold up the others. Not when
 /// the database is away: then they all fail, and wait.
-async fn one_by_one_if_all_fail<F, Fut>(ids: &[OrderId], run: F) -> Vec<Outcome>
+async fn one_by_one_if_all_fail<F, Fut>(app: &App, ids: &[OrderId], run: F) -> Vec<Outcome>
 where
     F: Fn(Vec<OrderId>) -> Fut,
     Fut: Future<Output = Result<()>>,
 {
-    let again = |error: &Error| Outcome::Retry(anyhow::anyhow!("{error}"));
     match run(ids.to_vec()).await {
         Ok(()) => ids.iter().map(|_| Outcome::done()).collect(),
         Err(error) if ids.len() == 1 || error.kind() == Kind::Unavailable => {
-            ids.iter().map(|_| again(&error)).collect()
+            ids.iter().map(|_| failed(app, &error)).collect()
         }
         Err(error) => {
             tracing::warn!(%error, orders = ids.len(), "batch failed and runs one by one");
             let mut outcomes = Vec::with_capacity(ids.len());
             for id in ids {
                 let outcome = run(vec![*id]).await;
-                outcomes.push(outcome.map_or_else(|error| again(&error), |()| Outcome::done()));
+                outcomes.push(outcome.map_or_else(|error| failed(app, &error), |()| Outcome::done()));
             }
             outcomes
         }

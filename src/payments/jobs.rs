@@ -13,7 +13,7 @@ use super::close::{self, CONCURRENCY, Closed, Due, EndTrade, Gateways};
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
 use super::{refund, settle, store};
-use crate::app::App;
+use crate::app::{App, failed};
 use crate::engine::{Job, Outcome};
 use crate::error::{Error, Kind, Result, retrying};
 use crate::orders::{self, Expire, OrderId, Status};
@@ -26,13 +26,13 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
     let ids: Vec<OrderId> = jobs.iter().flat_map(|job| &job.args.orders).copied().collect();
     let closed: HashSet<OrderId> = match orders::time_out_unstarted(&app, &ids, app.clock.now()).await {
         Ok(closed) => closed.into_iter().collect(),
-        Err(error) => return each_again(&jobs, &error),
+        Err(error) => return each_again(&app, &jobs, &error),
     };
     // What is left is paid by now, has a started payment, or is not due.
     let left: Vec<OrderId> = ids.into_iter().filter(|id| !closed.contains(id)).collect();
     let due = match Due::read(&app, &left).await {
         Ok(due) => due,
-        Err(error) => return each_again(&jobs, &error),
+        Err(error) => return each_again(&app, &jobs, &error),
     };
     let gateways = Gateways::default();
     let ended = stream::iter(left.clone()).map(|id| expire_one(&app, &due, &gateways, id));
@@ -46,8 +46,8 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
     all
 }
 
-fn each_again(jobs: &[Job<Expire>], error: &Error) -> Vec<Outcome> {
-    jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("{error}"))).collect()
+fn each_again(app: &App, jobs: &[Job<Expire>], error: &Error) -> Vec<Outcome> {
+    jobs.iter().map(|_| failed(app, error)).collect()
 }
 
 /// What becomes of a task with two orders, one of which ends so and the other so.
@@ -74,7 +74,7 @@ async fn expire_one(app: &App, due: &Due, gateways: &Gateways, id: OrderId) -> O
         Err(error) if error.kind() == Kind::NotFound => {
             Outcome::Failure { result: json!({ "error": "there is no such order" }), effects: Vec::new() }
         }
-        Err(error) => Outcome::Retry(error.into()),
+        Err(error) => failed(app, &error),
     }
 }
 
@@ -92,7 +92,7 @@ pub async fn resolve_late(app: App, jobs: Vec<Job<ResolveLate>>, retake: RetakeP
                 metrics::counter!("onrush_late_payments_total", "outcome" => name).increment(1);
                 Outcome::Success(json!({ "resolved": name }))
             }
-            Err(error) => Outcome::Retry(error.into()),
+            Err(error) => failed(&app, &error),
         });
     }
     outcomes
@@ -105,7 +105,7 @@ pub async fn end_trades(app: App, jobs: Vec<Job<EndTrade>>) -> Vec<Outcome> {
         Ok(true) => Outcome::done(),
         Ok(false) if job.attempt > 1 => Outcome::Success(json!({ "known": false })),
         Ok(false) => Outcome::Retry(anyhow::anyhow!("the gateway does not know the trade yet")),
-        Err(error) => Outcome::Retry(error.into()),
+        Err(error) => failed(&app, &error),
     });
     join_all(each).await
 }

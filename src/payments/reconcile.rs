@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 use super::gateway;
 use super::model::Gateway;
-use crate::app::App;
+use crate::app::{App, failed};
 use crate::engine::{Job, Outcome, Retry, Task};
 use crate::error::{Kind, Result};
 use crate::platform::day::Day;
@@ -113,7 +113,7 @@ pub async fn fetch_bill(app: App, job: Job<FetchBill>) -> Outcome {
         Ok(Some(told)) => Outcome::Success(json!({
             "opened": told.opened.values().sum::<u64>(), "vanished": told.vanished.values().sum::<u64>(),
         })),
-        Err(error) if error.kind() == Kind::Unavailable => Outcome::Retry(error.into()),
+        Err(error) if error.kind() == Kind::Unavailable => failed(&app, &error),
         Err(error) => {
             let result = json!({ "error": fetch::reason(job.args.0.gateway, &error) });
             Outcome::Failure { result, effects: Vec::new() }

@@ -5,8 +5,12 @@
 //! bounds are the server's (`innodb_lock_wait_timeout`), the pool's, and the size of every statement's page.
 
 mod contention;
+mod trouble;
+mod writer;
 
 pub use contention::Meetings;
+pub use trouble::{Trouble, trouble};
+pub use writer::writable;
 
 use std::panic::Location;
 use std::str::FromStr;
@@ -50,6 +54,8 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
                 Ok(())
             })
         })
+        .before_acquire(|_, meta| Box::pin(async move { Ok(writer::may_be_at_it(meta.age)) }))
+        .after_release(|_, meta| Box::pin(async move { Ok(writer::may_be_at_it(meta.age)) }))
         .connect_with(options.clone())
         .await;
     let error = match pool {
@@ -149,41 +155,6 @@ pub fn violated(error: &sqlx::Error) -> Option<String> {
         .and_then(|(_, rest)| rest.split_once('\''))
         .or_else(|| message.split_once("CONSTRAINT `").and_then(|(_, rest)| rest.split_once('`')));
     quoted.map(|(name, _)| name.rsplit_once('.').map_or(name, |(_, name)| name).to_owned())
-}
-
-/// What a failed statement says about trying again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// Another transaction was in the way (deadlock, lock wait). The server has rolled back: the whole transaction may be
-    /// tried again, also when it was its COMMIT that failed so, as on a cluster that certifies transactions there.
-    Contention,
-    /// The server or the pool cannot serve now.
-    Unavailable,
-    /// Anything else: trying again gives the same.
-    Fault,
-}
-
-/// Sorts a database error.
-pub fn trouble(error: &sqlx::Error) -> Trouble {
-    match error {
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => {
-            Trouble::Unavailable
-        }
-        sqlx::Error::Database(database) => {
-            let number = database.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map_or(0, |e| e.number());
-            match number {
-                // ER_LOCK_WAIT_TIMEOUT, ER_LOCK_DEADLOCK, MariaDB's ER_CHECKREAD ("record has changed since last read"), and
-                // MySQL's ER_TRANSACTION_ROLLBACK_DURING_COMMIT, which group replication answers to a COMMIT.
-                1205 | 1213 | 1020 | 3101 => Trouble::Contention,
-                // too many connections, server shutdown, killed (MariaDB, MySQL), idle for too long, read-only (a
-                // fail-over under way), a node of a cluster that has left it (Galera, group replication), and as many
-                // prepared statements as the server takes (OPERATIONS.md says what to set)
-                1040 | 1053 | 1927 | 3169 | 4031 | 1290 | 1836 | 1047 | 3100 | 1461 => Trouble::Unavailable,
-                _ => Trouble::Fault,
-            }
-        }
-        _ => Trouble::Fault,
-    }
 }
 
 /// Rows of one multi-row statement, at most. Below `eq_range_index_dive_limit` (200): a longer `IN` list is planned by the

@@ -6,16 +6,13 @@ use std::time::{Duration, Instant};
 use super::model::{EntryId, Held, Place, Placement};
 use super::redis::{Gate, activity_of};
 use super::{placing, reconcile, store};
-use crate::app::App;
+use crate::app::{App, failed};
 use crate::auth::UserId;
 use crate::engine::{Job, Outcome, QueueName};
-use crate::error::Kind;
 use crate::platform::clock::At;
 
 /// Activities that are over and looked through for submissions left behind, at most.
 const MAX_LEFT_BEHIND: u32 = 800;
-/// While MySQL is away, submissions wait this long before they are tried again.
-const UNAVAILABLE_PAUSE: Duration = Duration::from_secs(1);
 /// Activities that could have submissions: on sale, soon, or over for less than this.
 const CONSUME_AFTER_END: Duration = Duration::from_secs(600);
 
@@ -79,15 +76,8 @@ pub async fn place(app: App, jobs: Vec<Job<Place>>) -> Vec<Outcome> {
             let gate = Gate::of(&app.engine, activity);
             submissions.iter().zip(placements).map(|((_, user), placement)| outcome(&gate, *user, &placement)).collect()
         }
-        // People wait for this: as long as MySQL is away they keep their places, and nobody is told that he lost.
-        Err(error) if error.kind() == Kind::Unavailable => {
-            tracing::warn!(activity.id = %activity, %error, "submissions wait for the database");
-            jobs.iter().map(|_| Outcome::Again(UNAVAILABLE_PAUSE)).collect()
-        }
-        Err(error) => {
-            let why = error.to_string();
-            jobs.iter().map(|_| Outcome::Retry(anyhow::anyhow!("placing submissions: {why}"))).collect()
-        }
+        // People wait for this: as long as MySQL is away they keep their places, and nobody is told that they lost.
+        Err(error) => jobs.iter().map(|_| failed(&app, &error)).collect(),
     }
 }
 

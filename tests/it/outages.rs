@@ -1,6 +1,7 @@
-//! Redis that resets its connections, stalls, goes silent, forgets its scripts, restarts, or becomes a replica: what
-//! runs goes on unaided.
+//! Redis that resets its connections, stalls, goes silent, forgets its scripts, restarts, or becomes a replica, and MySQL
+//! that becomes read-only: what runs goes on unaided.
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -12,12 +13,13 @@ use onrush::engine::{
 };
 use onrush::platform::loops::Loops;
 use onrush::platform::redis::Redis;
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::seckill::{Sale, people};
-use crate::support::{Harness, Options, PrivateRedis, Proxy};
+use crate::seckill::{Sale, assert_clean, people};
+use crate::support::{Harness, Options, PrivateRedis, PrivateServers, Proxy};
 
 /// A service that reaches a Redis of its own through a way that can be broken.
 struct Setup {
@@ -202,4 +204,53 @@ async fn a_server_that_becomes_a_replica_is_not_ready_and_left() {
     s.h.eventually(async || sale.submit(&s.h, &buyers[2]).await.status == 202).await;
     assert_eq!(sale.take_part(&s.h, &buyers[2]).await["code"], 100);
     s.h.eventually(ready).await;
+}
+
+/// The connections that the server has of an account, by their ids.
+async fn connections_of(h: &Harness, account: &str) -> HashSet<i64> {
+    let ids = sqlx::query_scalar("SELECT CAST(id AS SIGNED) FROM information_schema.processlist WHERE user = ?");
+    ids.bind(account).fetch_all(&h.app.db).await.unwrap().into_iter().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_no_writes_any_more_is_left_and_what_waits_for_one_goes_on() {
+    let servers = PrivateServers::start().await;
+    let options = Options { system_clock: true, servers: Some(servers.addresses()), ..Options::default() };
+    let root = Harness::with(options).await;
+    // The tests' own account may write whatever the server is told.
+    let account = format!("CREATE USER shop; GRANT ALL ON `{}`.* TO shop", root.database);
+    sqlx::raw_sql(&account).execute(&root.app.db).await.unwrap();
+    let url = root.app.config.database_url.expose_secret().replacen("root@", "shop@", 1);
+    let h = root.another_with(&[("database_url", &url)]).await;
+    h.start_workers();
+    let (sale, course) = (Sale::open(&h, 5).await, h.course(100).await);
+    let (alice, bob) = (h.register().await, h.register().await);
+    let order = async |key: &str| h.post_once("/orders", &alice, key, json!({ "course_ids": [course.no()] })).await;
+    order("before").await.expect(201);
+    h.get("/readyz", ()).await.expect(200);
+
+    sqlx::query("SET GLOBAL read_only = 1").execute(&root.app.db).await.unwrap();
+    let at_the_old_writer = connections_of(&root, "shop").await;
+    assert!(!at_the_old_writer.is_empty());
+    order("meanwhile").await.problem(503, "unavailable");
+    let task = sale.submit(&h, &bob).await.expect(202).text_of("id");
+    let ready = h.get("/readyz", ()).await;
+    assert_eq!((ready.status, ready["mysql"].as_str().is_some_and(|why| why.contains("read-only"))), (503, true));
+    let seen_waiting =
+        async || h.app.engine.find(&task.parse().unwrap()).await.unwrap().is_some_and(|found| found.due.is_some());
+    h.eventually(seen_waiting).await;
+    // Whoever is asked leaves those connections, one after the other.
+    h.eventually(async || {
+        order("meanwhile").await.problem(503, "unavailable");
+        connections_of(&root, "shop").await.is_disjoint(&at_the_old_writer)
+    })
+    .await;
+
+    sqlx::query("SET GLOBAL read_only = 0").execute(&root.app.db).await.unwrap();
+    h.eventually(async || h.get("/readyz", ()).await.status == 200).await;
+    order("meanwhile").await.expect(201);
+    let won = h.get(&format!("/tasks/{task}?wait=30"), &bob).await.expect(200).body;
+    assert_eq!(won["code"], 100, "{won}");
+    assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE kind = 'course'").await, 2);
+    assert_clean(&h).await;
 }
