@@ -41,7 +41,7 @@ pub use keys::{Keys, QueueName};
 pub use operate::QueueDepth;
 pub use priority::{NotAPriority, Priority};
 pub use registry::{Partitions, QueueSpec, Registry};
-pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
+pub use task::{BRIEFLY, Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
 pub use worker::Worker;
 
 use std::time::Duration;

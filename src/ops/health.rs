@@ -73,7 +73,7 @@ pub async fn readiness(app: &App) -> Readiness {
 async fn look(app: &App) -> Readiness {
     let mysql = db::writable(&app.db).await;
     let mysql = mysql.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
-    let redis = app.redis.usable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
+    let redis = app.redis.writable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
     let loops = app.loops.health();
     let stopping = app.loops.stop_signal().is_cancelled();
     let ready = mysql == "ok" && redis == "ok" && !stopping && loops.iter().all(|l| !l.stalled);

@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections of their own for blocking reads, at most.
 const POOL_SIZE: usize = 256;
 
+/// What is written to see whether it can be goes by itself after so long.
+const WRITTEN_FOR_MS: u64 = 60_000;
+
 /// What is said of a server that somebody else writes to.
 const REPLICA: &str = "redis is a read-only replica";
 
@@ -115,6 +118,15 @@ impl Redis {
             Servers::One(one) => one.commands.get().usable().await,
             Servers::Cluster(cluster) => cluster.commands().usable().await,
         }
+    }
+
+    /// As [`Redis::usable`], by a real write: a server whose memory is used up, or that cannot save, answers everything
+    /// else. Of a cluster one master is written to; each of them is asked the rest.
+    pub async fn writable(&self) -> anyhow::Result<()> {
+        self.usable().await?;
+        let mut write = deadpool_redis::redis::cmd("SET");
+        write.arg(format!("{}:{{ready}}", self.prefix)).arg(1).arg("PX").arg(WRITTEN_FOR_MS);
+        Ok(write.query_async(&mut self.commands()).await?)
     }
 
     /// Which processes of Redis serve, sorted; of a cluster the masters'. Another id is another process, which may know
@@ -284,6 +296,17 @@ impl Shareable for ConnectionManager {
     }
 }
 
+/// What a server says that takes no writes for now: its memory is used up (`maxmemory`), it cannot save what it has, or too
+/// few replicas follow it. A script passes it on, in versions before 7 within a text of its own.
+const NO_WRITES: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
+
+fn refuses_writes(error: &deadpool_redis::redis::RedisError) -> bool {
+    let said = error.detail().unwrap_or_default();
+    NO_WRITES.iter().any(|code| {
+        error.code() == Some(code) || said.split_whitespace().any(|word| word.trim_start_matches('-') == *code)
+    })
+}
+
 /// Whether an error says that Redis cannot be reached or cannot serve now.
 pub fn is_unavailable(error: &deadpool_redis::redis::RedisError) -> bool {
     use deadpool_redis::redis::{ErrorKind, ServerErrorKind};
@@ -293,6 +316,7 @@ pub fn is_unavailable(error: &deadpool_redis::redis::RedisError) -> bool {
         || error.is_connection_refusal()
         // Of a cluster whose slot is on its way or without a master: it was refused as long as anybody had patience.
         || error.is_cluster_error()
+        || refuses_writes(error)
         || matches!(
             error.kind(),
             ErrorKind::ClusterConnectionNotFound

@@ -741,3 +741,28 @@ async fn without_redis_orders_are_made_and_granted_once_it_is_back() {
     h.eventually(|| async { row(&h, no(&order)).await.granted_at.is_some() }).await;
     assert_eq!(courses_of(&h, &alice).await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_task_that_nobody_asks_about_ended_with_is_kept_for_minutes() {
+    let h = Harness::new().await;
+    let (alice, course) = (h.register().await, h.course(1000).await);
+    let id = ordered(&h, &alice, of(&[&course])).await;
+    h.advance(Duration::from_secs(1800));
+    h.start_workers();
+    h.eventually(async || row(&h, id).await.released_at.is_some()).await;
+    let records =
+        async |queue: &str| -> Vec<i64> {
+            let mut commands = h.app.redis.commands();
+            let pattern = format!("{}:{{{queue}}}:task:*", h.app.redis.prefix());
+            let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut commands).await.unwrap();
+            join_all(keys.into_iter().map(async |key| {
+                redis::cmd("TTL").arg(key).query_async::<i64>(&mut h.app.redis.commands()).await.unwrap()
+            }))
+            .await
+        };
+    for queue in ["expiry", "release"] {
+        h.eventually(async || !records(queue).await.is_empty()).await;
+        let lives = records(queue).await;
+        assert!(lives.iter().all(|life| (1..=600).contains(life)), "{queue}: {lives:?}");
+    }
+}

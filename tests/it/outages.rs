@@ -254,3 +254,27 @@ async fn a_server_that_takes_no_writes_any_more_is_left_and_what_waits_for_one_g
     assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE kind = 'course'").await, 2);
     assert_clean(&h).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_takes_no_writes_for_now_is_not_ready_and_nobody_hears_of_a_fault() {
+    let s = Setup::new().await;
+    let (sale, course) = (Sale::open(&s.h, 10).await, s.h.course(100).await);
+    let (alice, bob) = (s.h.register().await, s.h.register().await);
+    s.h.start_workers();
+    assert_eq!(sale.take_part(&s.h, &alice).await["code"], 100);
+    // Its memory is used up; too few replicas follow it.
+    for (setting, refusing, taking) in [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")] {
+        s.redis.tell(&["CONFIG", "SET", setting, refusing]).await;
+        let refused = sale.submit(&s.h, &bob).await.problem(503, "unavailable");
+        assert_eq!(refused.header("retry-after"), Some("1"), "{setting}");
+        let ready = s.h.get("/readyz", ()).await;
+        assert_eq!((ready.status, ready["redis"] != "ok"), (503, true), "{setting}: {}", ready.text());
+        // What MySQL decides goes on.
+        let order = json!({ "course_ids": [course.no()] });
+        s.h.post_once("/orders", &alice, setting, order).await.expect(201);
+        s.redis.tell(&["CONFIG", "SET", setting, taking]).await;
+        s.h.eventually(async || s.h.get("/readyz", ()).await.status == 200).await;
+    }
+    assert_eq!(sale.take_part(&s.h, &bob).await["code"], 100);
+    assert_clean(&s.h).await;
+}
