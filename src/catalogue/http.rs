@@ -86,7 +86,11 @@ impl Shape<App> for CreateCourseRequest {}
 
 fn is_v7(id: &CourseId, (): &()) -> garde::Result {
     let v7 = (id.uuid().get_version_num(), id.uuid().get_variant()) == (7, uuid::Variant::RFC4122);
-    if v7 { Ok(()) } else { Err(garde::Error::new("must be a UUID of version 7")) }
+    if v7 {
+        Ok(())
+    } else {
+        Err(garde::Error::new("must be a UUID of version 7, such as 019aa23b8f007cc3a1d2c0ffee000001"))
+    }
 }
 
 impl From<CreateCourseRequest> for NewCourse {

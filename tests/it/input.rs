@@ -498,6 +498,8 @@ async fn what_is_wrong_is_said_with_what_would_be_right() {
     let course =
         json!({"id": "0".repeat(32), "title": 5, "summary": "", "price_fen": 1, "published": 0, "chapters": {}});
     let answer = h.post("/admin/courses", &admin, course).await.problem(422, "validation_failed");
+    let uuid = "must be a UUID of version 7, such as 019aa23b8f007cc3a1d2c0ffee000001";
+    assert_eq!(message(&answer, "id"), uuid);
     assert_eq!(message(&answer, "title"), "must be text");
     assert_eq!(message(&answer, "published"), "must be true or false");
     assert_eq!(message(&answer, "chapters"), "must be a list");
