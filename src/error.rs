@@ -4,6 +4,8 @@
 //! caller is told nothing, the cause is logged once, by [`problems`], the layer that also writes the body: RFC 9457
 //! `application/problem+json`).
 
+mod members;
+
 use std::future::Future;
 
 use axum::body::Body;
@@ -11,8 +13,11 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::openapi::schema::Object;
 
+pub use self::members::describe as describe_members;
 use crate::platform::db;
+use crate::platform::described::numbers;
 use crate::platform::extract::{Faults, FieldFault, Why};
 
 macro_rules! refusals {
@@ -210,8 +215,9 @@ impl Refusal {
         self.retry_after_s = Some(seconds);
         self
     }
-    /// One more member of the body, as the views have it: a number is a number.
+    /// One more member of the body, as the views have it: a number is a number. Each is in the list of `members`.
     pub fn with(mut self, name: &'static str, value: impl Serialize) -> Self {
+        debug_assert!(members::is_described(name), "clients are not told of {name}");
         // What is named here is text or a number, which always can be written.
         self.extra.push((name, serde_json::to_value(value).unwrap_or_default()));
         self
@@ -371,24 +377,31 @@ pub struct Problem<'a> {
     /// What happened this time, for a person.
     pub detail: &'a str,
     /// The kind's stable name, for programs.
+    #[schema(value_type = Kind)]
     pub error: &'a str,
     /// The id under which the log has this request.
     pub request_id: &'a str,
     /// On the routes of a sale's page, as `GET /tasks/{id}` has it: 101, give up; 102, go on waiting.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 101, maximum = 102, example = 101)]
+    #[schema(schema_with = code_schema)]
     pub code: Option<u16>,
     /// On the routes of a sale's page, for its buyer: in Chinese, or in English when `Accept-Language` prefers it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "已售罄")]
+    #[schema(nullable = false, example = "已售罄")]
     pub msg: Option<&'a str>,
     /// Every fault of the request, where it could not be read or is not valid.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
     pub errors: &'a [FieldFault],
-    /// When the sale starts, when `error` is `not_started`; further members by kind.
+    /// Further members by kind: [`describe_members`].
     #[serde(flatten)]
-    #[schema(value_type = Object)]
+    #[schema(ignore)]
     pub extra: Extra<'a>,
+}
+
+fn code_schema() -> Object {
+    let text = "On the routes of a sale's page, as `GET /tasks/{id}` has it: 101, give up; 102, go on waiting.";
+    numbers(&[101, 102], text)
 }
 
 /// Where the kind of this name is explained.

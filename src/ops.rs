@@ -1,5 +1,6 @@
 //! What an operator sees: health, readiness, metrics, the documentation; and the page at `/`.
 
+pub mod describe;
 pub mod health;
 pub mod landing;
 pub mod pages;
@@ -14,11 +15,11 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Mutex;
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use crate::app::App;
 use crate::error::Kind;
 use crate::platform::crowd::Crowd;
+use crate::platform::described::AnyObject;
 use crate::platform::policy;
 
 /// The process's metrics recorder, installed by `main` once.
@@ -50,7 +51,9 @@ const RENDER_PERIOD: Duration = Duration::from_secs(1);
 struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 
 /// Metrics in Prometheus' text format.
-#[utoipa::path(get, path = "/metrics", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "Prometheus text format")))]
+#[utoipa::path(get, path = "/metrics", tag = "ops", responses(
+    (status = 200, body = String, content_type = "text/plain", description = "Prometheus text format"),
+))]
 pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>) -> Response {
     let rendered = app.local::<Rendered>();
     let mut last = rendered.0.lock().await;
@@ -77,7 +80,9 @@ fn render(app: &App, crowd: &Crowd) -> Bytes {
 }
 
 /// The OpenAPI document.
-#[utoipa::path(get, path = "/openapi.json", tag = "ops", responses((status = 200, content_type = "application/json", body = Object, description = "This document")))]
+#[utoipa::path(get, path = "/openapi.json", tag = "ops", responses(
+    (status = 200, content_type = "application/json", body = AnyObject, description = "This document"),
+))]
 pub async fn openapi() -> Response {
     static DOCUMENT: OnceLock<String> = OnceLock::new();
     let text = DOCUMENT.get_or_init(|| crate::routes::document().to_json().unwrap_or_default());
@@ -108,47 +113,4 @@ pub async fn errors() -> Response {
     let headers =
         [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy.as_str())];
     (headers, page.as_str()).into_response()
-}
-
-/// Adds to every operation the refusals that any route may give.
-pub fn describe_problems(api: &mut utoipa::openapi::OpenApi) {
-    let problem = |description: &str| {
-        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
-        RefOr::T(ResponseBuilder::new().description(description).content("application/problem+json", content).build())
-    };
-    for (path, item) in &mut api.paths.paths {
-        if !path.starts_with(crate::routes::API) {
-            continue;
-        }
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            let responses = &mut operation.responses.responses;
-            for (status, text) in [
-                ("500", "A fault of ours"),
-                ("503", "Busy, or a dependency does not answer: try again after `Retry-After`"),
-            ] {
-                responses.entry(status.to_owned()).or_insert_with(|| problem(text));
-            }
-            if operation.security.is_some() {
-                responses.entry("401".to_owned()).or_insert_with(|| problem("No valid access token"));
-            }
-            let takes_input =
-                operation.request_body.is_some() || operation.parameters.as_ref().is_some_and(|p| !p.is_empty());
-            if takes_input {
-                responses
-                    .entry("422".to_owned())
-                    .or_insert_with(|| problem("A field is not valid: `errors` names every one"));
-            }
-            if operation.request_body.is_some() {
-                for (status, text) in [
-                    ("400", "The body is not JSON"),
-                    ("408", "The body came too slowly"),
-                    ("413", "The body is too large"),
-                    ("415", "The body is not declared as JSON"),
-                ] {
-                    responses.entry(status.to_owned()).or_insert_with(|| problem(text));
-                }
-            }
-        }
-    }
 }

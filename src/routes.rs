@@ -21,7 +21,6 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use tower_http::timeout::TimeoutLayer;
 use tracing::Instrument;
 use utoipa::OpenApi;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -167,9 +166,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) {
     let (router, mut api) = router.split_for_parts();
-    let bearer = SecurityScheme::Http(Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build());
-    api.components.get_or_insert_default().add_security_scheme("bearer", bearer);
-    ops::describe_problems(&mut api);
+    ops::describe::describe(&mut api);
     limits::describe(&mut api);
     (router, api)
 }

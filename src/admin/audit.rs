@@ -10,6 +10,7 @@ use crate::audit::{self, AuditId, Row};
 use crate::auth::{Admin, UserId};
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
+use crate::platform::described::AnyObject;
 use crate::platform::extract::{Input, Paged, Shape};
 use crate::platform::page::{Page, PageQuery};
 
@@ -48,10 +49,10 @@ pub struct AuditView {
     /// To what: an id or a name.
     pub target: String,
     /// How.
-    #[schema(value_type = Object)]
+    #[schema(value_type = AnyObject)]
     pub details: Value,
     /// What came of it; null when nobody knows whether it happened.
-    #[schema(value_type = Object, nullable)]
+    #[schema(value_type = AnyObject, nullable)]
     pub outcome: Value,
     /// When it was asked for.
     pub at: At,

@@ -17,6 +17,7 @@ use crate::auth::{ClientIp, LiveUser};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::orders::{Closing, Order, OrderId, Status};
 use crate::platform::clock::At;
+use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, RawBody, Shape};
 
 /// How to pay.
@@ -188,13 +189,13 @@ pub async fn cancel(
         (status = 200, body = String, content_type = "text/plain", description = "The gateway's word for yes (`success`): handled, now or before"),
         (status = 204, description = "WeChat Pay's yes"),
         (status = 400, description = "The gateway's word for no (`failure`; `FAIL` in JSON for WeChat Pay; Stripe reads the status alone): a header is missing, the signature does not hold, or it is too old. The log says which", content(
-            (String = "text/plain"), (serde_json::Value = "application/json")
+            (String = "text/plain"), (AnyObject = "application/json")
         )),
         (status = 404, description = "The gateway's word for no (`failure`; `FAIL` in JSON for WeChat Pay): there is no such payment yet; or `not_found`: no such gateway", content(
-            (String = "text/plain"), (serde_json::Value = "application/json"), (Problem = "application/problem+json")
+            (String = "text/plain"), (AnyObject = "application/json"), (Problem = "application/problem+json")
         )),
         (status = 422, description = "The gateway's word for no (as for 404): it does not fit the payment and is kept for a person; or the path is not valid", content(
-            (String = "text/plain"), (serde_json::Value = "application/json"), (Problem = "application/problem+json")
+            (String = "text/plain"), (AnyObject = "application/json"), (Problem = "application/problem+json")
         )),
     )
 )]

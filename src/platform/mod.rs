@@ -8,6 +8,7 @@ pub mod clock;
 pub mod crowd;
 pub mod day;
 pub mod db;
+pub mod described;
 pub mod extract;
 pub mod id;
 pub mod jwt;

@@ -4,6 +4,7 @@ use axum::Json as Answer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::Object;
 
 use super::model::{Activity, ActivityId, Phase};
 use super::watcher::events_url;
@@ -16,6 +17,7 @@ use crate::auth::{Admin, CurrentUser};
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
+use crate::platform::described::numbers;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::lang::Lang;
 use crate::platform::money::Money;
@@ -110,6 +112,7 @@ pub async fn show_activity(
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Submitted {
     /// Always 100.
+    #[schema(schema_with = code_schema)]
     pub code: i32,
     /// For a person, in Chinese, or in English when `Accept-Language` prefers it.
     #[schema(example = "正在排队")]
@@ -126,6 +129,10 @@ pub struct Submitted {
         example = "https://shop.example.com/api/v1/tasks/019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002/events?ticket=AZqiO48AfMOh0sD_7gAAAQAAAABpAA"
     )]
     pub events_url: String,
+}
+
+fn code_schema() -> Object {
+    numbers(&[100], "Always 100.")
 }
 
 /// Takes part: one unit is reserved and the order is queued. The same user again gets the same id.

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::openapi::schema::Object;
 
 use super::model::{EntryId, Placement, undone};
 use super::owners::UNDONE;
@@ -23,6 +24,7 @@ use crate::engine::{State, Status, TaskId};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::orders::OrderId;
 use crate::platform::crowd::OwnPlace;
+use crate::platform::described::numbers;
 use crate::platform::extract::{Inputs, Path, Query, Shape};
 use crate::platform::lang::Lang;
 use crate::platform::ticket::TEXT_LENGTH;
@@ -39,6 +41,7 @@ const EVENT_PERIOD: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct TaskAnswer {
     /// 100: won; 101: failed; 102: still in the queue.
+    #[schema(schema_with = code_schema)]
     pub code: i32,
     /// For a person, in Chinese, or in English when `Accept-Language` prefers it.
     #[schema(example = "还在排队，前面还有 3 人")]
@@ -47,10 +50,28 @@ pub struct TaskAnswer {
     pub status: State,
     /// Submissions ahead in the queue; 0 once it has ended.
     pub ahead: u64,
-    /// `{"order_no": …}` when won, `{"error": …, "message": …}` when failed, null while in the queue. When the order that
-    /// was won came to nothing (`order_expired`, `order_cancelled`, `order_refunded`), both.
-    #[schema(value_type = Object, nullable)]
+    /// Null while in the queue.
+    #[schema(value_type = TaskResult, nullable)]
     pub result: Value,
+}
+
+/// What came of a submission: `order_no` when won, `error` and `message` when failed. When the order that was won came to
+/// nothing (`order_expired`, `order_cancelled`, `order_refunded`), all three.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct TaskResult {
+    /// The order that it won.
+    #[schema(nullable = false)]
+    pub order_no: Option<OrderId>,
+    /// Why it failed.
+    #[schema(nullable = false)]
+    pub error: Option<Kind>,
+    /// The same for a person, in Chinese, or in English when `Accept-Language` prefers it.
+    #[schema(nullable = false, example = "已售罄")]
+    pub message: Option<String>,
+}
+
+fn code_schema() -> Object {
+    numbers(&[100, 101, 102], "100: won; 101: failed; 102: still in the queue.")
 }
 
 /// Whether to wait.
@@ -213,7 +234,7 @@ impl Shape<App> for EventsQuery {}
         pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$", max_length = 128,
         example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"), EventsQuery),
     responses(
-        (status = 200, body = Object, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers. The stream ends with the task, after five minutes, and when its token or ticket does"),
+        (status = 200, body = TaskAnswer, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers. The stream ends with the task, after five minutes, and when its token or ticket does"),
         (status = 204, description = "The task has ended, and this client has heard so (`Last-Event-ID`)"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such task, or somebody else's"),
         (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account has too many streams and long polls",

@@ -178,6 +178,40 @@ fn every_operation_is_described_whole() {
     }
 }
 
+/// Generators of clients take an object of which nothing else is said for one without members, to which nothing can be
+/// assigned.
+#[test]
+fn every_object_of_the_openapi_file_says_what_it_holds() {
+    fn bare(value: &serde_json::Value, at: &str, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(members) => {
+                let types = members.get("type").map(|kind| kind.as_array().cloned().unwrap_or(vec![kind.clone()]));
+                let is_object = types.is_some_and(|types| types.iter().any(|kind| kind == "object"));
+                if is_object && !members.contains_key("properties") && !members.contains_key("additionalProperties") {
+                    found.push(at.to_owned());
+                }
+                for (name, value) in members.iter().filter(|(name, _)| *name != "example") {
+                    bare(value, &format!("{at}/{name}"), found);
+                }
+            }
+            serde_json::Value::Array(items) => {
+                items.iter().enumerate().for_each(|(nth, value)| bare(value, &format!("{at}/{nth}"), found));
+            }
+            _ => {}
+        }
+    }
+    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let mut found = Vec::new();
+    bare(
+        &serde_json::json!([{ "type": "object" }, { "type": ["object", "null"] }, { "type": "string" }]),
+        "",
+        &mut found,
+    );
+    assert_eq!(std::mem::take(&mut found), ["/0", "/1"]);
+    bare(&document, "", &mut found);
+    assert!(found.is_empty(), "{found:?}");
+}
+
 /// What is shown as the id of a task is one.
 #[test]
 fn every_example_of_a_tasks_id_can_be_sent() {
@@ -220,6 +254,11 @@ fn every_reference_of_the_openapi_file_leads_somewhere() {
         .filter(|reference| reference.strip_prefix('#').is_none_or(|pointer| document.pointer(pointer).is_none()))
         .collect();
     assert!(dangling.is_empty(), "{dangling:?}");
+    // And a shape that none leads to is one that nobody gets.
+    let shapes = document["components"]["schemas"].as_object().unwrap().keys();
+    let unused: Vec<_> =
+        shapes.filter(|name| !found.contains(format!("#/components/schemas/{name}").as_str())).collect();
+    assert!(unused.is_empty(), "{unused:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::engine::schedule::{CatchUp, Crontab, Definition, Kind, ScheduleId, crontab_faults};
 use crate::jobs;
 use crate::platform::clock::At;
+use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, FieldFault, Shape};
 use crate::platform::rules::{in_our_time, words};
 use crate::platform::spelling::{nfc, nfc_option};
@@ -30,7 +31,7 @@ pub struct CreateSchedule {
     task: String,
     /// The task's arguments; none when absent.
     #[garde(skip)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AnyObject>)]
     args: Option<Map<String, Value>>,
     /// How its times are given: `interval`, `crontab` or `once`.
     #[garde(skip)]
@@ -88,7 +89,7 @@ pub struct ChangeSchedule {
     task: Option<String>,
     /// The task's arguments.
     #[garde(skip)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AnyObject>)]
     args: Option<Map<String, Value>>,
     /// How its times are given: `interval`, `crontab` or `once`.
     #[garde(skip)]

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::engine::schedule::{CatchUp, Kind, Schedule, ScheduleId};
 use crate::engine::{State, TaskId};
 use crate::platform::clock::At;
+use crate::platform::described::AnyObject;
 
 /// So many of the next runs are shown.
 const NEXT_RUNS: usize = 5;
@@ -21,7 +22,7 @@ pub struct ScheduleView {
     /// The task that it enqueues.
     pub task: String,
     /// The task's arguments.
-    #[schema(value_type = Object)]
+    #[schema(value_type = AnyObject)]
     pub args: Value,
     /// How its times are given.
     pub kind: Kind,
@@ -72,7 +73,7 @@ pub struct LastTask {
     /// Its state; null when Redis has forgotten it.
     pub state: Option<State>,
     /// What it ended with.
-    #[schema(value_type = Object, nullable)]
+    #[schema(value_type = AnyObject, nullable)]
     pub result: Value,
 }
 

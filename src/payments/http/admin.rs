@@ -17,6 +17,7 @@ use crate::payments::views::{self, NotificationView, PaymentView, RefundView};
 use crate::payments::{
     Gateway, NotificationId, OrderRefundAsked, OrderRefundView, Part, PaymentId, RefundId, RefundStatus,
 };
+use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Paged, Path, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
@@ -234,11 +235,11 @@ pub struct NotificationDetail {
     #[serde(flatten)]
     pub notification: NotificationView,
     /// What was sent, with what tells who paid, and signatures, replaced by `***`; null when it cannot be shown so.
-    #[schema(value_type = Object, nullable)]
+    #[schema(value_type = AnyObject, nullable)]
     pub body: Value,
     /// What it said, as it was understood: `merchant`, `payment`, and in `said` what happened, of how much. This is there
     /// also where the body is encrypted (WeChat Pay); null when a version before this one kept it.
-    #[schema(value_type = Object, nullable)]
+    #[schema(value_type = AnyObject, nullable)]
     pub message: Value,
 }
 
