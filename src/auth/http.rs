@@ -22,6 +22,7 @@ use crate::platform::spelling::nfc_option;
 /// A new account.
 #[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "phone": "13800000002", "password": "a long password", "nickname": "小明" }))]
 pub struct RegisterRequest {
     /// A mobile number of mainland China.
     #[garde(skip)]
@@ -42,6 +43,7 @@ pub struct RegisterRequest {
 /// A login.
 #[derive(Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "phone": "13800000001", "password": "onrush-demo" }))]
 pub struct LoginRequest {
     /// The number the account was registered with.
     #[garde(skip)]
@@ -64,7 +66,7 @@ pub struct LoginRequest {
 pub struct RefreshRequest {
     /// As the last login or refresh gave it.
     #[garde(custom(is_refresh_token))]
-    #[schema(pattern = "^[0-9a-f]{64}$")]
+    #[schema(pattern = "^[0-9a-f]{64}$", example = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")]
     refresh_token: String,
 }
 

@@ -22,6 +22,7 @@ use crate::wallet::UserCouponId;
 /// What to order.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "course_ids": ["00000000000000000000000000000001"], "points": 0 }))]
 pub struct OrderRequest {
     /// The courses, 1..50, each once.
     #[garde(length(min = 1, max = 50))]

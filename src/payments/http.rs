@@ -23,6 +23,7 @@ use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Qu
 /// How to pay.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "gateway": "sandbox", "channel": "page" }))]
 pub struct PayRequest {
     /// The gateway: `alipay`, `wechat`, `stripe` or `sandbox`, where it is switched on.
     #[garde(length(min = 1, max = 16))]

@@ -387,6 +387,26 @@ fn every_route_with_a_body_is_asked() {
     assert!(WITH_BODY.iter().all(|case| case.faults.len() >= 3));
 }
 
+/// What a page of documentation sends when nothing was changed in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_buyer_is_shown_as_an_example_is_no_wrong_request() {
+    let h = Harness::new().await;
+    let user = h.register().await;
+    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    for case in WITH_BODY.iter().filter(|case| case.by != By::Admin) {
+        let path = format!("{}{}", onrush::routes::API, case.route);
+        let body = &document["paths"][path][case.method]["requestBody"]["content"]["application/json"];
+        let shape = body["schema"]["$ref"].as_str().and_then(|at| document.pointer(at.strip_prefix('#')?)).unwrap();
+        let members = shape["properties"].as_object().unwrap().iter();
+        let of_members = || members.map(|(name, member)| (name.clone(), member["example"].clone())).collect();
+        let example = if shape["example"].is_null() { Value::Object(of_members()) } else { shape["example"].clone() };
+        let path = case.route.replace("{no}", &"0".repeat(32));
+        let answer = h.post_once(&path, &user, "once", example.clone()).await;
+        // There is no such account, course, order.
+        assert!(!matches!(answer.status, 400 | 415 | 422), "{path} {example}: {}", answer.text());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_of_a_path_and_a_query_is_told_at_once() {
     let h = Harness::new().await;
