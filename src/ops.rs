@@ -17,7 +17,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Mutex;
 
 use crate::app::App;
-use crate::error::Kind;
+use crate::error::{Kind, Problem};
 use crate::platform::crowd::Crowd;
 use crate::platform::described::AnyObject;
 use crate::platform::policy;
@@ -51,8 +51,10 @@ const RENDER_PERIOD: Duration = Duration::from_secs(1);
 struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 
 /// Metrics in Prometheus' text format.
-#[utoipa::path(get, path = "/metrics", tag = "ops", responses(
+#[utoipa::path(get, path = "/metrics", operation_id = "show_metrics", tag = "ops", security((), ("operators" = [])), responses(
     (status = 200, body = String, content_type = "text/plain", description = "Prometheus text format"),
+    (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
 ))]
 pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>) -> Response {
     let rendered = app.local::<Rendered>();
@@ -80,8 +82,10 @@ fn render(app: &App, crowd: &Crowd) -> Bytes {
 }
 
 /// The OpenAPI document.
-#[utoipa::path(get, path = "/openapi.json", tag = "ops", responses(
+#[utoipa::path(get, path = "/openapi.json", operation_id = "show_openapi", tag = "ops", security((), ("operators" = [])), responses(
     (status = 200, content_type = "application/json", body = AnyObject, description = "This document"),
+    (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
 ))]
 pub async fn openapi() -> Response {
     static DOCUMENT: OnceLock<String> = OnceLock::new();
@@ -90,7 +94,7 @@ pub async fn openapi() -> Response {
 }
 
 /// Every refusal by its name: where the `type` of a problem leads.
-#[utoipa::path(get, path = "/docs/errors", tag = "ops", responses((status = 200, body = String, content_type = "text/html", description = "A page for people: each refusal, its status and what it means")))]
+#[utoipa::path(get, path = "/docs/errors", operation_id = "show_errors", tag = "ops", responses((status = 200, body = String, content_type = "text/html", description = "A page for people: each refusal, its status and what it means")))]
 pub async fn errors() -> Response {
     static PAGE: OnceLock<(String, String)> = OnceLock::new();
     let row = |kind: &Kind| {

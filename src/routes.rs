@@ -53,6 +53,7 @@ pub const API: &str = "/api/v1";
             in `errors`. Only what HTTP itself refuses has no body: a malformed head, a line that ends \
             with LF alone or two content lengths (400), a head that is too large (431)."
     ),
+    servers((url = "/", description = "Where this document is, unless that is a listener of the operators' own")),
     // Those of parameters are not found by themselves.
     components(schemas(
         error::Problem,

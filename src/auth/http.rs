@@ -170,7 +170,7 @@ impl IntoResponse for SessionResponse {
 }
 
 /// Registers an account and logs it in. Repeated, it answers `phone_taken`: log in instead.
-#[utoipa::path(post, path = "/auth/register", tag = "auth", request_body = RegisterRequest, responses(
+#[utoipa::path(post, path = "/auth/register", operation_id = "register_account", tag = "auth", request_body = RegisterRequest, responses(
     (status = 201, body = LoginResponse, description = "Registered and logged in",
         headers(("Set-Cookie" = String, description = "`onrush_device`: what this device shows at its next login"))),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "`phone_taken`"),
@@ -191,7 +191,7 @@ pub async fn register(
 /// 429 with `Retry-After`. The right password is then as good as before. The first logins from another address, and those
 /// of a device that shows a token of a former login of this number (the cookie `onrush_device`, or `device_token`), are not
 /// slowed down by failures of others.
-#[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest,
+#[utoipa::path(post, path = "/auth/login", operation_id = "log_in", tag = "auth", request_body = LoginRequest,
     params(("onrush_device" = Option<String>, Cookie, description = "As the last login on this device set it; one that is not valid counts as none")),
     responses(
     (status = 200, body = LoginResponse, description = "Logged in",
@@ -218,7 +218,7 @@ pub async fn login(
 
 /// Exchanges a refresh token, once, for a new pair. A token that comes twice ends its login, also when both come at
 /// once: the service cannot tell a thief from the owner. So a front end refreshes one at a time, over all its tabs.
-#[utoipa::path(post, path = "/auth/refresh", tag = "auth", request_body = RefreshRequest, responses(
+#[utoipa::path(post, path = "/auth/refresh", operation_id = "refresh_tokens", tag = "auth", request_body = RefreshRequest, responses(
     (status = 200, body = SessionResponse, description = "A new pair; the old refresh token is used up"),
     (status = 401, body = Problem, content_type = "application/problem+json", description = "`refresh_token_invalid`: unknown, expired or revoked; `refresh_token_reused`: used before, and now the login is over"),
 ))]
@@ -237,7 +237,7 @@ pub async fn refresh(
 /// Ends the login that a refresh token belongs to. Safe to repeat; an unknown token is fine. The access tokens made in it
 /// are refused from then on (`login_over`) by every administrator's route, wherever money moves and where an account
 /// reads what is its own; at `/me`, submissions and polls they hold until they expire.
-#[utoipa::path(post, path = "/auth/logout", tag = "auth", request_body = RefreshRequest, responses(
+#[utoipa::path(post, path = "/auth/logout", operation_id = "log_out", tag = "auth", request_body = RefreshRequest, responses(
     (status = 204, description = "The login is over"),
 ))]
 pub async fn logout(State(app): State<App>, Input(Json(body)): Input<Json<RefreshRequest>>) -> Result<StatusCode> {
@@ -247,7 +247,7 @@ pub async fn logout(State(app): State<App>, Input(Json(body)): Input<Json<Refres
 
 /// Ends all logins of an account, as its owner's logouts would: whoever holds their tokens is out. Safe to repeat; whoever
 /// knows the password may log in again.
-#[utoipa::path(post, path = "/admin/users/{id}/logout", operation_id = "logout_user", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/users/{id}/logout", operation_id = "log_out_user", tag = "admin", security(("bearer" = [])),
     params(("id" = UserId, Path, description = "The account")),
     responses(
         (status = 204, description = "All its logins are over"),
@@ -264,7 +264,7 @@ pub async fn logout_user(
 }
 
 /// Who is asking.
-#[utoipa::path(get, path = "/me", tag = "auth", security(("bearer" = [])), responses(
+#[utoipa::path(get, path = "/me", operation_id = "get_me", tag = "auth", security(("bearer" = [])), responses(
     (status = 200, body = User, description = "The account of the access token"),
 ))]
 pub async fn me(State(app): State<App>, user: CurrentUser) -> Result<axum::Json<User>> {

@@ -15,7 +15,7 @@ use crate::platform::rules::{prose, words};
 use crate::platform::spelling::{nfc, nfc_list};
 
 /// The courses on sale, newest first.
-#[utoipa::path(get, path = "/courses", tag = "catalogue", params(PageQuery), responses(
+#[utoipa::path(get, path = "/courses", operation_id = "list_courses", tag = "catalogue", params(PageQuery), responses(
     (status = 200, body = Page<Course>, description = "A page of courses"),
 ))]
 pub async fn list(
@@ -26,7 +26,7 @@ pub async fn list(
 }
 
 /// A course on sale, with its chapters.
-#[utoipa::path(get, path = "/courses/{id}", tag = "catalogue", params(("id" = CourseId, Path, description = "The course")), responses(
+#[utoipa::path(get, path = "/courses/{id}", operation_id = "show_course", tag = "catalogue", params(("id" = CourseId, Path, description = "The course")), responses(
     (status = 200, body = CourseDetail, description = "The course"),
     (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such course on sale"),
 ))]
@@ -38,7 +38,7 @@ pub async fn detail(
 }
 
 /// The courses that the user may study, newest course first.
-#[utoipa::path(get, path = "/me/courses", tag = "catalogue", security(("bearer" = [])), params(PageQuery), responses(
+#[utoipa::path(get, path = "/me/courses", operation_id = "list_my_courses", tag = "catalogue", security(("bearer" = [])), params(PageQuery), responses(
     (status = 200, body = Page<MyCourse>, description = "A page of the user's courses"),
 ))]
 pub async fn mine(
@@ -108,7 +108,7 @@ impl From<CreateCourseRequest> for NewCourse {
 
 /// Creates a course with its chapters. The same request again answers the same; the id with another content is
 /// refused.
-#[utoipa::path(post, path = "/admin/courses", tag = "admin", security(("bearer" = [])), request_body = CreateCourseRequest, responses(
+#[utoipa::path(post, path = "/admin/courses", operation_id = "create_course", tag = "admin", security(("bearer" = [])), request_body = CreateCourseRequest, responses(
     (status = 201, body = CourseDetail, description = "The course is there"),
     (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`: only for admins"),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "`course_exists`: the id belongs to another course"),

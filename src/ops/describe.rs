@@ -1,19 +1,28 @@
 //! What the API's description says of all operations, and what the handlers' own descriptions cannot say.
 
 use utoipa::openapi::schema::{ArrayItems, Components};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{Http, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema};
 
 /// Adds what is the same everywhere.
 pub fn describe(api: &mut OpenApi) {
     let components = api.components.get_or_insert_default();
-    let bearer = SecurityScheme::Http(Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build());
-    components.add_security_scheme("bearer", bearer);
+    credentials(components);
     if let Some(problem) = components.schemas.get_mut("Problem") {
         crate::error::describe_members(problem);
     }
     pages(components);
     problems(api);
+    whom(api);
+}
+
+/// What a request may show.
+fn credentials(components: &mut Components) {
+    let bearer = |text: &str| HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text));
+    let user: Http = bearer("The access token of a login.").bearer_format("JWT").build();
+    let operators = "The operators' token, where the settings have one (`ONRUSH_HTTP__OPERATIONS_TOKEN`).";
+    components.add_security_scheme("bearer", SecurityScheme::Http(user));
+    components.add_security_scheme("operators", SecurityScheme::Http(bearer(operators).build()));
 }
 
 /// A page's items are a shape that has a name: derived, each page would repeat it whole, and a client would have it twice.
@@ -26,6 +35,16 @@ fn pages(components: &mut Components) {
         };
         if let Some(RefOr::T(Schema::Array(items))) = page.properties.get_mut("items") {
             items.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(item).into()));
+        }
+    }
+}
+
+/// Says of operations that anybody may ask that they are so, and not that nobody has thought of it.
+fn whom(api: &mut OpenApi) {
+    for item in api.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.security.get_or_insert_default();
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::platform::loops::LoopHealth;
 use crate::platform::together::Together;
 
 /// The process is up.
-#[utoipa::path(get, path = "/healthz", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "The process is up")))]
+#[utoipa::path(get, path = "/healthz", operation_id = "check_health", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "The process is up")))]
 pub async fn healthz() -> &'static str {
     "ok"
 }
@@ -39,7 +39,7 @@ pub struct Readiness {
 /// Whether the process can serve.
 ///
 /// Operators are told each dependency and each loop; all others yes or no.
-#[utoipa::path(get, path = "/readyz", tag = "ops", responses(
+#[utoipa::path(get, path = "/readyz", operation_id = "check_readiness", tag = "ops", responses(
     (status = 200, body = Readiness, description = "Ready"),
     (status = 503, body = Readiness, content_type = "application/json", description = "Not ready: operators are told what is wrong"),
 ))]

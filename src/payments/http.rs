@@ -109,6 +109,7 @@ impl PayView {
 #[utoipa::path(
     post,
     path = "/orders/{no}/pay",
+    operation_id = "pay_order",
     tag = "payments",
     security(("bearer" = [])),
     params(("no" = OrderId, Path, description = "The order's number")),
@@ -154,6 +155,7 @@ impl OrderStatusView {
 #[utoipa::path(
     post,
     path = "/orders/{no}/cancel",
+    operation_id = "cancel_order",
     tag = "orders",
     security(("bearer" = [])),
     params(("no" = OrderId, Path, description = "The order's number")),
@@ -183,6 +185,7 @@ pub async fn cancel(
 #[utoipa::path(
     post,
     path = "/payments/{gateway}/notify",
+    operation_id = "receive_notification",
     tag = "payments",
     params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`")),
     request_body(content = String, content_type = "application/json", description = "As the gateway signed it, byte for byte"),
@@ -265,6 +268,7 @@ impl IntoResponse for Back {
 #[utoipa::path(
     get,
     path = "/payments/{gateway}/return",
+    operation_id = "return_from_gateway",
     tag = "payments",
     params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"), ReturnQuery),
     responses(

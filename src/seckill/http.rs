@@ -136,7 +136,7 @@ fn code_schema() -> Object {
 }
 
 /// Takes part: one unit is reserved and the order is queued. The same user again gets the same id.
-#[utoipa::path(post, path = "/api/v1/seckill/activities/{id}/submissions", tag = "seckill", security(("bearer" = [])),
+#[utoipa::path(post, path = "/api/v1/seckill/activities/{id}/submissions", operation_id = "submit_to_activity", tag = "seckill", security(("bearer" = [])),
     params(("id" = ActivityId, Path)),
     responses(
         (status = 202, body = Submitted, description = "In the queue: poll the task"),

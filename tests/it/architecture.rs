@@ -169,6 +169,9 @@ fn every_operation_is_described_whole() {
         for (method, operation) in item.as_object().unwrap() {
             let name = operation["operationId"].as_str().unwrap_or_default();
             assert!(names.insert(name.to_owned()), "{method} {path}: another operation is called {name:?} too");
+            // In a client it stands alone, without its path.
+            assert!(name.contains('_'), "{method} {path}: {name:?} does not say what it does to what");
+            assert!(operation["security"].is_array(), "{method} {path} does not say who may ask");
             let summary = operation["summary"].as_str().unwrap_or_default();
             assert!(!summary.is_empty(), "{method} {path} has no summary");
             for (status, answer) in operation["responses"].as_object().unwrap() {
