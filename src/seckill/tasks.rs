@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::openapi::schema::Object;
+use utoipa::openapi::Ref;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use super::model::{EntryId, Placement, undone};
 use super::owners::UNDONE;
@@ -212,6 +213,31 @@ pub async fn poll_task(
     Ok(Json(look(&app, &id, Asker { user, lang }, patience).await?))
 }
 
+/// One event of a stream.
+#[derive(Debug, utoipa::ToSchema)]
+pub struct TaskEvent {
+    /// Always `task`.
+    #[schema(example = "task")]
+    pub event: String,
+    /// `waiting`, or `ended` after which there is no other.
+    #[schema(example = "waiting")]
+    pub id: String,
+    /// Milliseconds after which a browser comes again.
+    pub retry: u64,
+    /// What `GET /tasks/{id}` answers.
+    #[schema(schema_with = data_schema)]
+    pub data: TaskAnswer,
+}
+
+fn data_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .content_media_type("application/json")
+        .content_schema(Some(Ref::from_schema_name("TaskAnswer")))
+        .description(Some("As JSON, what `GET /tasks/{id}` answers: a `TaskAnswer`."))
+        .build()
+}
+
 /// How a stream is asked for.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -234,7 +260,7 @@ impl Shape<App> for EventsQuery {}
         pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$", max_length = 128,
         example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"), EventsQuery),
     responses(
-        (status = 200, body = TaskAnswer, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers. The stream ends with the task, after five minutes, and when its token or ticket does"),
+        (status = 200, body = TaskEvent, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers. The stream ends with the task, after five minutes, and when its token or ticket does"),
         (status = 204, description = "The task has ended, and this client has heard so (`Last-Event-ID`)"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such task, or somebody else's"),
         (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account has too many streams and long polls",
