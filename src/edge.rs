@@ -1,5 +1,6 @@
 //! What every request goes through, in one layer: its id, its span, the bound on requests under way, the limits of its
-//! account and address, its panic caught, its refusal written, the headers that every answer has, its line in the log, its answer counted.
+//! account and address, its panic caught, its refusal written, the headers that every answer has, its line in the log,
+//! its answer counted.
 //!
 //! One layer on purpose. Each axum middleware boxes the request's future and copies the services inside it; on the
 //! routes that only ask Redis, half a dozen of them cost more than the answer. And it is the outermost: whoever refuses a

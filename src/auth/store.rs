@@ -129,7 +129,8 @@ pub(super) async fn use_token(conn: &mut Conn, hash: &[u8], now: At) -> sqlx::Re
     Ok(done.rows_affected() == 1)
 }
 
-/// Revokes a login: the one token of it that was not used, since those that were let nobody in.
+/// Revokes a login: the one token of it that was not used. Those that were used let nobody in. The caller holds the user's
+/// row, so no other token joins meanwhile.
 pub(super) async fn revoke_family(conn: &mut Conn, family: Uuid, now: At) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE refresh_tokens SET revoked_at = ? WHERE family_id = ? AND revoked_at IS NULL AND used_at IS NULL",
