@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -46,7 +47,26 @@ pub struct Inner {
     pub http: reqwest::Client,
     /// The loops of this process.
     pub loops: Loops,
-    locals: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    locals: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>, BuildHasherDefault<TypeIdHasher>>>,
+}
+
+/// A type's id is a hash already.
+#[derive(Default)]
+struct TypeIdHasher(u64);
+
+impl Hasher for TypeIdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        // Not what a type's id does today; any number is right, a good one is quick.
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Deref for App {
@@ -59,8 +79,12 @@ impl Deref for App {
 impl App {
     /// Connects to everything; fails with what is wrong.
     pub async fn connect(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        let acquire_timeout = Duration::from_millis(config.database.acquire_timeout_ms);
-        let db = db::connect(config.database_url.expose_secret(), config.database.pool_size, acquire_timeout).await?;
+        let bounds = db::Bounds {
+            size: config.database.pool_size,
+            acquire_timeout: Duration::from_millis(config.database.acquire_timeout_ms),
+            statement_timeout: Duration::from_millis(config.database.statement_timeout_ms),
+        };
+        let db = db::connect(config.database_url.expose_secret(), bounds).await?;
         let redis = Redis::connect(config.redis_url.expose_secret(), &config.redis_prefix).await?;
         redis.require_safe_server().await?;
         let keys = config.auth.token_keys()?;
@@ -111,6 +135,9 @@ const AWAY_TOLD: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Away(Seldom);
 
+/// As one whose statement took too long: that helps a server that is too busy, and costs one little on which it always does.
+const SLOW_PAUSE: Duration = Duration::from_secs(30);
+
 /// How a task goes on whose handler failed. While a server is away it waits: that is no failed attempt of its, and it does
 /// not become a dead letter by it.
 pub fn failed(app: &App, error: &Error) -> Outcome {
@@ -120,5 +147,6 @@ pub fn failed(app: &App, error: &Error) -> Outcome {
     if app.local::<Away>().0.may(app.clock.now(), AWAY_TOLD) {
         tracing::warn!(%error, "tasks wait for a server that is away");
     }
-    Outcome::Again(AWAY_PAUSE)
+    let is_slow = matches!(error, Error::Internal(cause) if db::is_too_slow(cause));
+    Outcome::Again(if is_slow { SLOW_PAUSE } else { AWAY_PAUSE })
 }

@@ -10,17 +10,20 @@ mod cors;
 mod count;
 mod dress;
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use tower::{Layer, Service};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -35,7 +38,7 @@ use crate::platform::lang::Lang;
 use crate::routes::API;
 use crate::texts;
 
-/// What the layer goes by; cheap to clone.
+/// The layer; cheap to clone.
 #[derive(Clone)]
 pub struct Edge(Arc<Inner>);
 
@@ -56,13 +59,54 @@ impl Edge {
     }
 }
 
+/// A service behind the layer. It is a service of its own, and not made of a function: axum would box and clone once
+/// more for each request.
+#[derive(Clone)]
+pub struct Edged<S> {
+    edge: Edge,
+    inner: S,
+}
+
+impl<S> Layer<S> for Edge {
+    type Service = Edged<S>;
+
+    fn layer(&self, inner: S) -> Edged<S> {
+        Edged { edge: self.clone(), inner }
+    }
+}
+
+impl<S> Service<Request> for Edged<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // The one that was asked whether it is ready is the one to be called.
+        let later = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, later);
+        let rest = move |request| inner.call(request).map(|answer| answer.unwrap_or_else(|never| match never {}));
+        Box::pin(answer(self.edge.clone(), request, rest).map(Ok))
+    }
+}
+
 /// A browser's questions before its requests are counted together: they are asked of every route.
 const PREFLIGHT: &str = "preflight";
 
 const PASSWORD: HeaderValue = HeaderValue::from_static("Basic realm=\"onrush operations\", charset=\"UTF-8\"");
 
-/// The layer.
-pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Next) -> Response {
+/// The answer to a request, of which the routes and their handlers are the `rest`.
+async fn answer<F>(Edge(edge): Edge, mut request: Request, rest: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
     let started = Instant::now();
     let (id, header) = request_id(&request);
     // For those who write down what they saw.
@@ -85,7 +129,7 @@ pub async fn edge(State(Edge(edge)): State<Edge>, mut request: Request, next: Ne
     let response = match preflight.map(Cors::preflight) {
         Some(answer) => answer,
         None => match admit(&edge.crowd, route, &mut request) {
-            Ok(()) => run(limits::limit(&edge.app, route, request, next)).instrument(span.clone()).await,
+            Ok(()) => run(limits::limit(&edge.app, route, request, rest)).instrument(span.clone()).await,
             Err(error) => error.into_response(),
         },
     };
@@ -178,9 +222,8 @@ fn names_one_host(headers: &HeaderMap) -> bool {
 }
 
 /// Runs the rest of the request; a panic in it is a fault of ours, and the process goes on.
-pub async fn run(rest: impl Future<Output = Response>) -> Response {
-    let answer = AssertUnwindSafe(rest).catch_unwind().await;
-    answer.unwrap_or_else(|panic| panicked(&*panic))
+pub fn run(rest: impl Future<Output = Response>) -> impl Future<Output = Response> {
+    AssertUnwindSafe(rest).catch_unwind().map(|answer| answer.unwrap_or_else(|panic| panicked(&*panic)))
 }
 
 /// The request's id: the client's, when it is sane, or a new one.

@@ -9,9 +9,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -29,7 +29,7 @@ use crate::app::App;
 use crate::auth;
 use crate::catalogue;
 use crate::dev::sandbox;
-use crate::edge::{self, Edge};
+use crate::edge::Edge;
 use crate::error::{self, Error, Kind};
 use crate::limits;
 use crate::ops;
@@ -37,6 +37,7 @@ use crate::ops::pages::{self, Pages};
 use crate::orders;
 use crate::payments;
 use crate::platform::crowd::{Crowd, Place};
+use crate::platform::db;
 use crate::reports;
 use crate::seckill;
 use crate::wallet;
@@ -187,7 +188,7 @@ pub fn router(app: &App) -> Router {
 /// What routes whose handlers may touch MySQL run in.
 fn bounded(app: &App, routes: Router<App>) -> Router<App> {
     routes
-        .layer(from_fn(run_detached))
+        .layer(from_fn_with_state(app.clone(), run_detached))
         // When it is exceeded, not by the announced length: an answer before a client has sent its body may be lost on it.
         .layer(DefaultBodyLimit::max(app.config.http.body_limit_bytes))
         .layer(compression())
@@ -221,7 +222,7 @@ fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
         .merge(operations)
         .fallback(|| async { Error::from(Kind::NotFound) })
         .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) })
-        .layer(from_fn_with_state(Edge::new(app, crowd), edge::edge))
+        .layer(Edge::new(app, crowd))
         .with_state(app.clone())
 }
 
@@ -240,14 +241,21 @@ fn compression() -> CompressionLayer<impl Predicate> {
 
 /// Runs the rest of the request in a task of its own: when this future is dropped (the client went away, the timeout
 /// struck), the handler still runs to its end.
-async fn run_detached(request: Request, next: Next) -> Response {
-    // It keeps its place among the requests under way until then.
+async fn run_detached(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    match limits::in_flight::enter(&app, &mut request) {
+        Ok(counted) => detach(counted, request, next).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn detach(counted: Option<limits::in_flight::InFlight>, request: Request, next: Next) -> Response {
+    // It keeps its place among the requests under way, and among its account's, until then.
     let place = request.extensions().get::<Arc<Place>>().cloned();
     let handler = async move {
-        let _place = place;
+        let _places = (place, counted);
         next.run(request).await
     };
-    match tokio::spawn(handler.in_current_span()).await {
+    match tokio::spawn(db::for_requests(handler).in_current_span()).await {
         Ok(response) => response,
         Err(panic) => Error::Internal(anyhow::anyhow!("handler {panic}")).into_response(),
     }
@@ -256,16 +264,18 @@ async fn run_detached(request: Request, next: Next) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use axum::middleware::from_fn;
     use tower::ServiceExt;
 
     use super::*;
+    use crate::edge;
 
     /// No route panics that we know of, so the parts are put around one that does.
     #[tokio::test]
     async fn a_panic_is_a_fault_of_ours_and_the_next_request_is_served() {
         let detached = Router::new().route("/detached", get(|| async { panic!("on purpose") as &str }));
         let routes = Router::new()
-            .merge(detached.layer(from_fn(run_detached)))
+            .merge(detached.layer(from_fn(|request: Request, next: Next| detach(None, request, next))))
             .route("/hot", get(|| async { panic!("on purpose") as &str }))
             .route("/well", get(|| async { "well" }))
             .layer(from_fn(async |request: Request, next: Next| {

@@ -13,6 +13,7 @@ use anyhow::Context;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, header};
+use quick_cache::sync::Cache;
 
 use super::model::{Claims, LoginId, Role, UserId};
 use super::store;
@@ -43,35 +44,69 @@ impl CurrentUser {
     pub fn by_ticket(id: UserId, until: At) -> Self {
         Self { id, role: Role::User, until, login: LoginId::min() }
     }
+
+    /// The user of a request that is not taken apart. What came of it is noted in `extensions`: whoever asks once more,
+    /// after whoever counts the user's requests, need not look at the token again.
+    pub fn of(app: &App, extensions: &mut Extensions, headers: &HeaderMap) -> Result<Self, Error> {
+        if let Some(known) = extensions.get::<Self>() {
+            return Ok(*known);
+        }
+        if extensions.get::<Forged>().is_some() {
+            return Err(Kind::TokenInvalid.into());
+        }
+        let token = bearer(headers).ok_or(Kind::Unauthenticated)?;
+        let now = app.clock.now();
+        let claims = app.local::<Verifications>().verify(app, token).and_then(|Verified { claims, is_typed }| {
+            if claims.is_sound(is_typed, app.started, now) { Ok(claims) } else { Err(TokenFault::Forged) }
+        });
+        match claims {
+            Ok(claims) if claims.is_expired(now) => Err(Kind::TokenExpired.into()),
+            Ok(claims) => {
+                let user = Self { id: claims.sub, role: claims.role, until: claims.expires_at(), login: claims.sid };
+                extensions.insert(user);
+                Ok(user)
+            }
+            Err(TokenFault::Expired) => Err(Kind::TokenExpired.into()),
+            Err(TokenFault::Malformed) => Err(Kind::TokenInvalid.into()),
+            Err(TokenFault::Forged) => {
+                watch::see(app, Sight::TokenForged, &Visitor::of(app, extensions, headers), None, None);
+                extensions.insert(Forged);
+                Err(Kind::TokenInvalid.into())
+            }
+        }
+    }
+}
+
+/// Tokens whose signatures a process remembers to hold: some 20 MB. A page polls with the same one again and again, and
+/// a signature costs more to verify than all the rest of a poll, one of RSA ten times as much.
+const VERIFICATIONS: usize = 32_768;
+
+/// Tokens whose signatures held. What a token says is looked at each time: its times are compared with the clock of that
+/// moment. The keys of a process never change, so what held goes on to hold. A token is found by the whole of its text.
+struct Verifications(Cache<Box<str>, Verified<Claims>>);
+
+impl Default for Verifications {
+    fn default() -> Self {
+        Self(Cache::new(VERIFICATIONS))
+    }
+}
+
+impl Verifications {
+    fn verify(&self, app: &App, token: &str) -> Result<Verified<Claims>, TokenFault> {
+        if let Some(known) = self.0.get(token) {
+            return Ok(known);
+        }
+        let verified = app.tokens.verify(token)?;
+        self.0.insert(token.into(), verified);
+        Ok(verified)
+    }
 }
 
 impl FromRequestParts<App> for CurrentUser {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        // Whoever counts this user's requests has verified the token before.
-        if let Some(known) = parts.extensions.get::<Self>() {
-            return Ok(*known);
-        }
-        if parts.extensions.get::<Forged>().is_some() {
-            return Err(Kind::TokenInvalid.into());
-        }
-        let token = bearer(parts).ok_or(Kind::Unauthenticated)?;
-        let now = app.clock.now();
-        let claims = app.tokens.verify::<Claims>(token).and_then(|Verified { claims, is_typed }| {
-            if claims.is_sound(is_typed, app.started, now) { Ok(claims) } else { Err(TokenFault::Forged) }
-        });
-        match claims {
-            Ok(claims) if claims.is_expired(now) => Err(Kind::TokenExpired.into()),
-            Ok(claims) => Ok(Self { id: claims.sub, role: claims.role, until: claims.expires_at(), login: claims.sid }),
-            Err(TokenFault::Expired) => Err(Kind::TokenExpired.into()),
-            Err(TokenFault::Malformed) => Err(Kind::TokenInvalid.into()),
-            Err(TokenFault::Forged) => {
-                watch::see(app, Sight::TokenForged, &Visitor::of(parts, app).await, None, None);
-                parts.extensions.insert(Forged);
-                Err(Kind::TokenInvalid.into())
-            }
-        }
+        Self::of(app, &mut parts.extensions, &parts.headers)
     }
 }
 
@@ -100,15 +135,15 @@ async fn role_now(parts: &mut Parts, app: &App, user: &CurrentUser) -> Result<Ro
     drop(conn);
     let standing = standing.ok_or(Kind::TokenInvalid)?;
     if standing.revoked > 0 {
-        watch::see(app, Sight::LoginOver, &Visitor::of(parts, app).await, Some(user.id), None);
+        watch::see(app, Sight::LoginOver, &Visitor::of(app, &parts.extensions, &parts.headers), Some(user.id), None);
         return Err(Kind::LoginOver.into());
     }
     Ok(standing.role)
 }
 
 /// `Authorization: Bearer <token>`; the scheme's name is read in any case (RFC 9110).
-fn bearer(parts: &Parts) -> Option<&str> {
-    let (scheme, token) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
@@ -126,7 +161,7 @@ impl FromRequestParts<App> for Admin {
         match role {
             Role::Admin => Ok(Self(user)),
             Role::User => {
-                watch::forbidden(app, &Visitor::of(parts, app).await, user.id).await;
+                watch::forbidden(app, &Visitor::of(app, &parts.extensions, &parts.headers), user.id).await;
                 Err(Kind::Forbidden.into())
             }
         }

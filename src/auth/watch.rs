@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap};
 use serde_json::json;
 
-use super::extract::ClientIp;
+use super::extract::client_ip;
 use super::model::{Phone, UserId};
 use super::store;
 use crate::app::App;
@@ -90,11 +91,10 @@ pub struct Visitor {
 
 impl Visitor {
     /// Of a request.
-    pub(super) async fn of(parts: &mut Parts, app: &App) -> Self {
-        let Ok(ClientIp(address)) = ClientIp::from_request_parts(parts, app).await;
+    pub(super) fn of(app: &App, extensions: &Extensions, headers: &HeaderMap) -> Self {
         // The edge has written it there, whether the client sent one or not.
-        let request_id = parts.headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Self { address, request_id: request_id.to_owned() }
+        let request_id = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Self { address: client_ip(app, extensions, headers), request_id: request_id.to_owned() }
     }
 
     fn address(&self) -> String {
@@ -110,7 +110,7 @@ impl FromRequestParts<App> for Visitor {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
-        Ok(Self::of(parts, app).await)
+        Ok(Self::of(app, &parts.extensions, &parts.headers))
     }
 }
 
@@ -214,8 +214,8 @@ pub(super) fn refresh(app: &App, caller: &Visitor, error: &Error) {
 }
 
 /// Another token than the operators', at their pages.
-pub async fn operations_token(app: &App, parts: &mut Parts) {
-    see(app, Sight::OperationsToken, &Visitor::of(parts, app).await, None, None);
+pub fn operations_token(app: &App, parts: &Parts) {
+    see(app, Sight::OperationsToken, &Visitor::of(app, &parts.extensions, &parts.headers), None, None);
 }
 
 /// An administrator who comes in, before they are in: there is no login of theirs without a row.

@@ -1,11 +1,13 @@
-//! How many requests of each kind one account, and one address, may make in a minute.
+//! How many requests of each kind one account, and one address, may make in a minute; and one account at once.
 
 use serde::Deserialize;
 
-/// `ONRUSH_LIMITS__*`: requests a minute, 0: no limit. An address is one of IPv4, or one /64 of IPv6.
+/// `ONRUSH_LIMITS__*`: requests a minute where nothing else is said, 0: no limit. An address is one of IPv4, or one /64 of IPv6.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
+    /// Requests of one account under way at once at one process, on routes that may touch the database.
+    pub in_flight_per_account: u32,
     /// Registrations.
     pub register_per_address: u32,
     /// Exchanges of refresh tokens.

@@ -95,6 +95,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("http.max_connections", "50000", Whole(16, 1_000_000)),
     set("http.max_waiting", "20000", Whole(1, 1_000_000)),
     set("http.max_waiting_per_account", "6", Whole(1, 1000)),
+    set("http.leave_s", "0", Whole(0, 600)),
     set("http.drain_s", "25", Whole(1, 600)),
     set(
         "http.trusted_proxies",
@@ -103,6 +104,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     set("database.pool_size", "20", Whole(2, 1000)),
     set("database.acquire_timeout_ms", "3000", Whole(1, 60_000)),
+    set("database.statement_timeout_ms", "15000", Whole(100, 600_000)),
     secret(set("auth.jwt_secret", "", Any("at least 32 bytes"))),
     absent("auth.jwt_private_key_file", Any("the path of a PEM file")),
     absent("auth.jwt_public_key_file", Any("the path of a PEM file")),
@@ -182,6 +184,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("engine.result_ttl_s", "86400", Whole(1, 2_592_000)),
     set("engine.lease_ms", "5000", Whole(500, 600_000)),
     set("engine.max_deliveries", "5", Whole(1, 100)),
+    set("limits.in_flight_per_account", "16", Whole(0, 10_000)),
     set("limits.register_per_address", "120", Whole(0, 10_000_000)),
     set("limits.refresh_per_address", "3000", Whole(0, 10_000_000)),
     set("limits.quote_per_account", "240", Whole(0, 10_000_000)),

@@ -6,22 +6,21 @@
 //!
 //! Where it is counted: in **Redis**, for all processes together, on routes that touch MySQL anyway; in this process's
 //! **memory** on the hot routes, which keep their one round trip. A request that one of its limits refuses is counted by
-//! none. While Redis is away, requests pass: orders and payments do not depend on it. Only registrations then wait, as
+//! none; how many an account has under way ([`in_flight`]) is looked at after that. While Redis is away, requests pass: orders and payments do not depend on it. Only registrations then wait, as
 //! logins do (those have counts of their own, of failures: [`auth`]).
 
 mod describe;
+pub mod in_flight;
 mod memory;
 mod rate;
 mod redis;
 
 pub use describe::describe;
 
-use std::fmt::Write;
 use std::net::IpAddr;
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 
@@ -145,24 +144,34 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// What clients call its limit: `"order"`, `"order-address"`.
-    fn suffix(&self) -> &'static str {
-        match self.who {
+    /// Writes what clients call its limit, the one at this place of the list: `"order"`, `"order-address"`.
+    fn name(&self, at: usize, text: &mut BytesMut) {
+        let suffix = match self.who {
             Who::Account(_) => "",
             Who::Address(_) => "-address",
+        };
+        for part in [if at == 0 { "\"" } else { ", \"" }, self.action.name(), suffix, "\""] {
+            text.extend_from_slice(part.as_bytes());
         }
     }
 }
 
 /// Runs the rest of a request of this route, unless its account or its address has asked too often.
-pub async fn limit(app: &App, route: &str, mut request: Request, next: Next) -> Response {
-    let Some(action) = Action::of(request.method(), route) else { return next.run(request).await };
-    let buckets;
-    (request, buckets) = buckets_of(app, action, request).await;
-    if buckets.is_empty() {
-        return next.run(request).await;
-    }
-    let counted = match count(app, action, &buckets).await {
+pub async fn limit<F>(app: &App, route: &str, mut request: Request, rest: impl FnOnce(Request) -> F) -> Response
+where
+    F: Future<Output = Response>,
+{
+    let action = Action::of(request.method(), route);
+    let buckets = action.map_or_else(Vec::new, |action| buckets_of(app, action, &mut request));
+    let Some(action) = action.filter(|_| !buckets.is_empty()) else { return rest(request).await };
+    let counted = if action.is_hot() {
+        Ok(Some(count_here(app, &buckets)))
+    } else {
+        // Boxed, as all that the hot routes seldom or never come to: each request moves the room of everything that it
+        // may wait for.
+        Box::pin(count_together(app, action, &buckets)).await
+    };
+    let counted = match counted {
         Ok(counted) => counted,
         Err(error) => return error.into_response(),
     };
@@ -170,11 +179,11 @@ pub async fn limit(app: &App, route: &str, mut request: Request, next: Next) -> 
     let was_refused = refusal.is_some();
     let mut response = match refusal {
         Some(error) => error.into_response(),
-        None => next.run(request).await,
+        None => rest(request).await,
     };
     if action.is_strict() && !was_refused && response.status() == StatusCode::SERVICE_UNAVAILABLE {
         // It was not done. What cannot be taken back comes back by itself.
-        if let Err(error) = redis::take_back(app, &buckets).await {
+        if let Err(error) = Box::pin(redis::take_back(app, &buckets)).await {
             tracing::debug!(error = format!("{error:#}"), "a request could not be taken back");
         }
     }
@@ -185,24 +194,23 @@ pub async fn limit(app: &App, route: &str, mut request: Request, next: Next) -> 
 }
 
 /// Where the request is counted: by account, where a valid token names one, and by address.
-async fn buckets_of(app: &App, action: Action, mut request: Request) -> (Request, Vec<Bucket>) {
+fn buckets_of(app: &App, action: Action, request: &mut Request) -> Vec<Bucket> {
     let (account, address) = action.rates(&app.config.limits);
     let mut buckets = Vec::with_capacity(2);
     if let Some(rate) = account {
-        let (mut parts, body) = request.into_parts();
-        if let Ok(user) = CurrentUser::from_request_parts(&mut parts, app).await {
-            // The handler need not verify the token again. One that is not valid it refuses itself.
-            parts.extensions.insert(user);
+        let mut extensions = std::mem::take(request.extensions_mut());
+        // A token that is not valid is the handler's to refuse.
+        if let Ok(user) = CurrentUser::of(app, &mut extensions, request.headers()) {
             buckets.push(Bucket { action, who: Who::Account(user.id.uuid().as_u128()), rate });
         }
-        request = Request::from_parts(parts, body);
+        *request.extensions_mut() = extensions;
     }
     if let Some(rate) = address
         && let Some(client) = auth::client_ip(app, request.extensions(), request.headers())
     {
         buckets.push(Bucket { action, who: Who::address(client), rate });
     }
-    (request, buckets)
+    buckets
 }
 
 /// What counting came to: for how long each bucket is not empty.
@@ -212,10 +220,8 @@ struct Counted {
     full: bool,
 }
 
-async fn count(app: &App, action: Action, buckets: &[Bucket]) -> Result<Option<Counted>> {
-    if action.is_hot() {
-        return Ok(Some(count_here(app, buckets)));
-    }
+/// With all processes; `None` while nobody can count, and the request may pass.
+async fn count_together(app: &App, action: Action, buckets: &[Bucket]) -> Result<Option<Counted>> {
     let added = if action.is_strict() {
         Some(redis::add(app, buckets).await?)
     } else {
@@ -224,6 +230,7 @@ async fn count(app: &App, action: Action, buckets: &[Bucket]) -> Result<Option<C
     Ok(added.map(|added| Counted { used_us: added.used_us, full: !added.yes }))
 }
 
+/// In this process.
 fn count_here(app: &App, buckets: &[Bucket]) -> Counted {
     let (table, now_us) = (app.local::<Buckets>(), app.clock.now().ms() * 1000);
     let mut used_us = Vec::with_capacity(buckets.len());
@@ -258,15 +265,14 @@ impl Counted {
     fn tell(&self, buckets: &[Bucket], headers: &mut HeaderMap) {
         let mut text = BytesMut::with_capacity(HEADERS_SIZE);
         for (at, bucket) in buckets.iter().enumerate().take(self.used_us.len()) {
-            let (comma, name, suffix) = (comma(at), bucket.action.name(), bucket.suffix());
-            // Writing into memory does not fail.
-            let _ = write!(text, "{comma}\"{name}{suffix}\";q={};w={WINDOW_S}", bucket.rate.quota);
+            bucket.name(at, &mut text);
+            numbers(&mut text, [("q", bucket.rate.quota.into()), ("w", WINDOW_S.into())]);
         }
         let policies = text.split().freeze();
         for (at, (bucket, used_us)) in buckets.iter().zip(&self.used_us).enumerate() {
-            let (comma, name, suffix) = (comma(at), bucket.action.name(), bucket.suffix());
             let (remaining, reset_s) = (bucket.rate.remaining(*used_us), (used_us.max(&0) + 999_999) / 1_000_000);
-            let _ = write!(text, "{comma}\"{name}{suffix}\";r={remaining};t={reset_s}");
+            bucket.name(at, &mut text);
+            numbers(&mut text, [("r", remaining), ("t", reset_s)]);
         }
         for (name, text) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, text.freeze())] {
             if let Ok(value) = HeaderValue::from_maybe_shared(text) {
@@ -276,8 +282,14 @@ impl Counted {
     }
 }
 
-fn comma(at: usize) -> &'static str {
-    if at == 0 { "" } else { ", " }
+/// Parameters of an item, each a number.
+fn numbers<const N: usize>(text: &mut BytesMut, parameters: [(&str, i64); N]) {
+    let mut number = itoa::Buffer::new();
+    for (name, value) in parameters {
+        for part in [";", name, "=", number.format(value)] {
+            text.extend_from_slice(part.as_bytes());
+        }
+    }
 }
 
 #[cfg(test)]

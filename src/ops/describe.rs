@@ -2,7 +2,7 @@
 
 use utoipa::openapi::schema::{ArrayItems, Components};
 use utoipa::openapi::security::{Http, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema};
+use utoipa::openapi::{ContentBuilder, HeaderBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
 
 /// Adds what is the same everywhere.
 pub fn describe(api: &mut OpenApi) {
@@ -49,6 +49,16 @@ fn whom(api: &mut OpenApi) {
     }
 }
 
+fn too_many() -> RefOr<Response> {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let retry_after = HeaderBuilder::new().description(Some("Seconds until the next one is taken")).build();
+    let response = ResponseBuilder::new()
+        .description("`too_many_attempts`: too many requests of this account at once, or of this kind in a minute")
+        .header("Retry-After", retry_after)
+        .content("application/problem+json", content);
+    RefOr::T(response.build())
+}
+
 /// Adds to every operation the refusals that any route may give.
 fn problems(api: &mut OpenApi) {
     let problem = |description: &str| {
@@ -70,6 +80,7 @@ fn problems(api: &mut OpenApi) {
             }
             if operation.security.is_some() {
                 responses.entry("401".to_owned()).or_insert_with(|| problem("No valid access token"));
+                responses.entry("429".to_owned()).or_insert_with(too_many);
             }
             let takes_input =
                 operation.request_body.is_some() || operation.parameters.as_ref().is_some_and(|p| !p.is_empty());

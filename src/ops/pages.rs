@@ -63,7 +63,7 @@ impl Pages {
 pub async fn may_see(pages: &Pages, app: &App, parts: &mut Parts) -> Result<()> {
     let seen = pages.may_see(&parts.headers);
     if seen.as_ref().is_err_and(|error| error.kind() == Kind::TokenInvalid) {
-        auth::operations_token(app, parts).await;
+        auth::operations_token(app, parts);
     }
     seen
 }

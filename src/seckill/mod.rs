@@ -89,16 +89,17 @@ async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) 
     }
     let mut admission = ask(app, memory, activity, user).await?;
     if admission == Admission::NoGate {
-        have_gate_built(app, memory, activity).await?;
+        // Boxed, as what follows: the crowd's requests need no room for it.
+        Box::pin(have_gate_built(app, memory, activity)).await?;
         admission = ask(app, memory, activity, user).await?;
     }
     if let Admission::Lost(entry) = admission {
-        let placed = lookup::order_of(app, entry).await?.filter(|placed| !placed.returned);
+        let placed = Box::pin(lookup::order_of(app, entry)).await?.filter(|placed| !placed.returned);
         admission = if let Some(placed) = placed {
             let refunded = undone(placed.status) == Some(Kind::OrderRefunded);
             if refunded { Admission::Refunded } else { Admission::InAlready(entry) }
         } else {
-            Gate::of(&app.engine, activity).forget(app, user, entry).await?;
+            Box::pin(Gate::of(&app.engine, activity).forget(app, user, entry)).await?;
             ask(app, memory, activity, user).await?
         };
     }

@@ -150,15 +150,21 @@ impl Asker {
     }
 }
 
+/// How a task stands once it has ended, or after `patience`.
+async fn wait(app: &App, id: &TaskId, patience: Duration) -> anyhow::Result<Option<Status>> {
+    tokio::select! {
+        known = app.engine.wait(id, patience) => known,
+        // Stopping: the poller hears how things stand now and asks again, at another process.
+        () = app.loops.stop_signal().cancelled_owned() => app.engine.status(id).await,
+    }
+}
+
 /// The state of a task as its submitter (or an admin) may see it. Redis answers; when it has forgotten or cannot be
 /// reached, or knows that an order is not what it was, MySQL does.
 async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) -> Result<TaskAnswer> {
     let known = match patience {
-        Some(patience) => tokio::select! {
-            known = app.engine.wait(id, patience) => known,
-            // Stopping: the poller hears how things stand now and asks again, at another process.
-            () = app.loops.stop_signal().cancelled_owned() => app.engine.status(id).await,
-        },
+        // Boxed, as the look at MySQL: most polls need no room for it.
+        Some(patience) => Box::pin(wait(app, id, patience)).await,
         None => app.engine.status(id).await,
     };
     let fault = match known {
@@ -171,7 +177,7 @@ async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) 
         return fault.map_or(Err(Kind::NotFound.into()), |error| Err(error.into()));
     };
     // A submission has one id: its own key under another activity's name is none.
-    let found = super::lookup::order_of(app, EntryId::from_uuid(id.key)).await?;
+    let found = Box::pin(super::lookup::order_of(app, EntryId::from_uuid(id.key))).await?;
     let found = found.filter(|placed| placed.activity == activity);
     match (found, fault) {
         (Some(placed), _) if asker.may_see(Some(&placed.user.to_string())) => Ok(match undone(placed.status) {
