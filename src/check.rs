@@ -81,13 +81,17 @@ pub async fn findings(app: &App, repair: bool) -> anyhow::Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// A rule may read whole tables, and nobody waits for it at a page.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Runs one query: ids of what violates a rule. A `?` in it is the end of the recovery window.
 async fn offenders(app: &App, what: &str, sql: &'static str, owed_before: At) -> anyhow::Result<Vec<String>> {
     let mut query = sqlx::query_scalar::<_, Id<()>>(sql);
     for _ in sql.matches('?') {
         query = query.bind(owed_before);
     }
-    let ids = query.fetch_all(&app.db).await.with_context(|| format!("looking for {what}"))?;
+    let mut conn = app.db.acquire_for(STATEMENT_TIMEOUT).await?;
+    let ids = query.fetch_all(&mut *conn).await.with_context(|| format!("looking for {what}"))?;
     let told = ids.iter().take(MAX_IDS as usize).map(|id| format!("{what}: {id}")).collect();
     Ok(told)
 }

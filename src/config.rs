@@ -105,7 +105,9 @@ pub struct Http {
     pub max_waiting: usize,
     /// Those of one account among them; one more is refused.
     pub max_waiting_per_account: usize,
-    /// Longest the process takes to stop after SIGTERM, in seconds.
+    /// After SIGTERM the process says for so many seconds that it is not ready, and serves all the same.
+    pub leave_s: u64,
+    /// Longest the process takes to stop after that, in seconds.
     pub drain_s: u64,
     /// Networks of the proxies in front, whose word about a client's address (`X-Forwarded-For`) is taken.
     pub trusted_proxies: Networks,
@@ -119,6 +121,9 @@ pub struct Database {
     pub pool_size: u32,
     /// Longest wait for one of them, in milliseconds; after it the request is answered 503.
     pub acquire_timeout_ms: u64,
+    /// Longest that a statement may take, in milliseconds; the server ends it, or, where it says nothing, its connection is
+    /// given up two seconds later. `check`, reports and migrations have bounds of their own.
+    pub statement_timeout_ms: u64,
 }
 
 /// `ONRUSH_AUTH__*`

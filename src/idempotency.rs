@@ -31,8 +31,6 @@ const MAX_KEY: usize = 128;
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Answers that one statement removes.
 const PRUNE_PAGE: u32 = 1000;
-/// Statements of one pass.
-const PRUNE_PAGES: usize = 100;
 
 /// The request's `Idempotency-Key`: 1..128 visible ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,20 +140,15 @@ pub async fn keep(conn: &mut Conn, user: Uuid, key: &Key, answer: &Answer) -> Re
     }
 }
 
-/// Forgets answers older than a week: one bounded pass.
+/// Forgets answers older than a week.
 pub async fn prune(app: &App) -> anyhow::Result<()> {
     let before = app.clock.now().minus(KEPT);
-    for _ in 0..PRUNE_PAGES {
-        let gone = db::retrying(|| async {
-            let delete = "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
-            let gone = sqlx::query(delete).bind(before).bind(PRUNE_PAGE).execute(&app.db).await;
-            Ok(gone.context("forgetting old answers")?.rows_affected())
-        });
-        if gone.await? < u64::from(PRUNE_PAGE) {
-            break;
-        }
-    }
-    Ok(())
+    db::by_pages(&app.loops, PRUNE_PAGE, || async {
+        let delete = "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
+        let gone = sqlx::query(delete).bind(before).bind(PRUNE_PAGE).execute(&app.db).await;
+        Ok(gone.context("forgetting old answers")?.rows_affected())
+    })
+    .await
 }
 
 async fn insert(conn: &mut Conn, user: Uuid, key: &Key, fingerprint: Fingerprint, now: At) -> Result<bool> {

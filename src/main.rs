@@ -257,7 +257,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     warn_of_what_is_open(&app).await;
     let listen = &app.config.http.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
-    let serving = Serving::start(&app, listener, &args.roles)?;
+    let serving = Serving::start(&app, listener, &args.roles).await?;
     tracing::info!(address = %serving.address(), roles = Role::names(&args.roles), "onrush is serving");
     if let Some(address) = serving.operations_address() {
         tracing::info!(%address, "operators are served");

@@ -124,20 +124,13 @@ pub(super) async fn close_all(app: &App, by: UserId, user: UserId) -> Result<()>
 const KEEP_EXPIRED: Duration = Duration::from_secs(24 * 3600);
 /// Tokens that one statement deletes.
 const PRUNE_PAGE: u32 = 1000;
-/// Statements of one pass.
-const PRUNE_PAGES: u32 = 100;
 
-/// Deletes refresh tokens that expired long ago. A pass is bounded; what it leaves, the next one takes.
+/// Deletes refresh tokens that expired long ago.
 pub(super) async fn prune(app: &App) -> anyhow::Result<()> {
     let before = app.clock.now().minus(KEEP_EXPIRED);
-    for _ in 0..PRUNE_PAGES {
-        let deleted = db::retrying(|| async {
-            let mut conn = app.db.acquire().await?;
-            store::delete_expired(&mut conn, before, PRUNE_PAGE).await.context("pruning refresh tokens")
-        });
-        if deleted.await? < u64::from(PRUNE_PAGE) {
-            break;
-        }
-    }
-    Ok(())
+    db::by_pages(&app.loops, PRUNE_PAGE, || async {
+        let mut conn = app.db.acquire().await?;
+        store::delete_expired(&mut conn, before, PRUNE_PAGE).await.context("pruning refresh tokens")
+    })
+    .await
 }

@@ -2,7 +2,7 @@
 //!
 //! The row is the outbox: `paid` without `granted_at`, or `cancelled`/`timed_out` without `released_at`, is work owed.
 //! What changes an order runs in the caller's transaction (functions that take a connection); what tells the queues
-//! runs after its commit (`announce_*`). A process that dies between the two loses only time: [`jobs::redrive`] and
+//! runs after its commit, beside the answer (`announce_*`). A process that dies between the two loses only time: [`jobs::redrive`] and
 //! the sweep of due orders find the row.
 
 mod create;
@@ -12,6 +12,7 @@ mod model;
 mod pricing;
 mod refund;
 mod store;
+mod telling;
 mod views;
 
 pub use create::{Quote, amount_too_large, create, quote, refuse_owned};
@@ -24,12 +25,12 @@ pub use refund::{
     TakeBack, TakenBack, finish_refund, forget_taken_back, give_back_spent, grant_now, mark_refunding, points_spent_on,
     seckill_in, statuses, take_back, taken_back,
 };
+pub use telling::tell;
 pub use views::{BackReason, BackStatus, BackView, ItemView, OrderFacts, OrderView};
 
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Context;
-use sqlx::Connection;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -38,7 +39,7 @@ use crate::catalogue::{self, CourseId};
 use crate::config;
 use crate::engine;
 use crate::error::{Result, retrying};
-use crate::platform::clock::At;
+use crate::platform::clock::{At, Clock};
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
@@ -159,10 +160,10 @@ pub async fn mark_pay_started(conn: &mut Conn, id: OrderId, now: At) -> Result<b
 
 /// unpaid → cancelled or timed out; false when the order is no longer unpaid, or not yet due to be timed out. Whether
 /// a started payment allows it is the caller's to have asked.
-pub async fn close(conn: &mut Conn, id: OrderId, closing: Closing, now: At) -> Result<bool> {
+pub async fn close(conn: &mut Conn, id: OrderId, closing: Closing, clock: &Clock) -> Result<bool> {
     match closing {
-        Closing::Cancelled => store::cancel(conn, id, now).await,
-        Closing::TimedOut => store::time_out(conn, id, now).await,
+        Closing::Cancelled => store::cancel(conn, id, clock.now()).await,
+        Closing::TimedOut => store::time_out(conn, id, clock).await,
     }
 }
 
@@ -174,13 +175,12 @@ pub async fn reopen(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
     if !order.status.is_dead() {
         return Ok(false);
     }
-    // A savepoint: what a failed attempt took goes back, the caller's transaction goes on.
-    let mut hold = conn.begin().await?;
-    if retake(&mut hold, order, now).await? && store::reopen(&mut hold, order, now).await? {
-        hold.commit().await.context("committing")?;
+    // What a failed attempt took goes back, the caller's transaction goes on.
+    store::begin_attempt(conn).await?;
+    if retake(conn, order, now).await? && store::reopen(conn, order, now).await? {
         return Ok(true);
     }
-    hold.rollback().await?;
+    store::undo_attempt(conn).await?;
     Ok(false)
 }
 
@@ -203,6 +203,11 @@ async fn retake(conn: &mut Conn, order: &Order, now: At) -> Result<bool> {
     wallet::take_points(conn, order.user_id, order.points_used, reason, order.id.uuid(), now).await
 }
 
+/// Whether the time to pay an order is over, by this machine's clock and by the server's.
+pub async fn is_due(conn: &mut Conn, id: OrderId, clock: &Clock) -> Result<bool> {
+    store::is_due(conn, id, clock).await
+}
+
 /// Unpaid orders past their time for which no payment was started, at most `limit`, oldest first.
 pub async fn due_unstarted(conn: &mut Conn, now: At, limit: u32) -> Result<Vec<OrderId>> {
     store::due_unstarted(conn, now, limit).await
@@ -223,17 +228,17 @@ pub async fn due_started(
 const TIME_OUT_PAGE: usize = 500;
 
 /// Times out those of `ids` that are due and have no started payment, announces them and returns them.
-pub async fn time_out_unstarted(app: &App, ids: &[OrderId], now: At) -> Result<Vec<OrderId>> {
+pub async fn time_out_unstarted(app: &App, ids: &[OrderId]) -> Result<Vec<OrderId>> {
     let mut all = Vec::with_capacity(ids.len());
     for page in ids.chunks(TIME_OUT_PAGE) {
         let moved = retrying(|| async {
             let mut tx = app.db.begin().await?;
             // Locked first, because the update itself does not say which rows it moved.
-            let locked = store::lock_unstarted_due(&mut tx, page, now).await?;
+            let locked = store::lock_unstarted_due(&mut tx, page, &app.clock).await?;
             if locked.is_empty() {
                 return Ok(locked);
             }
-            let moved = store::time_out_page(&mut tx, &locked, now).await?;
+            let moved = store::time_out_page(&mut tx, &locked, app.clock.now()).await?;
             if moved != locked.len() as u64 {
                 return Err(anyhow::anyhow!("timed out {moved} of {} locked orders", locked.len()).into());
             }
@@ -242,7 +247,7 @@ pub async fn time_out_unstarted(app: &App, ids: &[OrderId], now: At) -> Result<V
         })
         .await?;
         if !moved.is_empty() {
-            announce_closed(app, &moved).await.unwrap_or_else(|error| left_to_redrive(&error));
+            announce_closed(app, moved.clone());
         }
         all.extend(moved);
     }
@@ -253,8 +258,14 @@ pub async fn time_out_unstarted(app: &App, ids: &[OrderId], now: At) -> Result<V
 const EXPIRE_TOGETHER: usize = 100;
 
 /// Tells the queues of orders whose creation was committed: their expiry, or their grant when they are paid already.
-pub async fn announce_created(app: &App, orders: &[(OrderId, At, bool)]) -> anyhow::Result<()> {
+/// Nobody waits for it.
+pub fn announce_created(app: &App, orders: Vec<(OrderId, At, bool)>) {
     count("created", orders.len());
+    let telling = app.clone();
+    tell(app, async move { tell_of_created(&telling, &orders).await });
+}
+
+async fn tell_of_created(app: &App, orders: &[(OrderId, At, bool)]) -> anyhow::Result<()> {
     let mut deadlines: BTreeMap<At, Vec<OrderId>> = BTreeMap::new();
     for &(order, expires_at, _) in orders.iter().filter(|(_, _, paid)| !paid) {
         deadlines.entry(expires_at).or_default().push(order);
@@ -274,19 +285,25 @@ pub async fn announce_created(app: &App, orders: &[(OrderId, At, bool)]) -> anyh
     enqueue_grants(app, &paid).await
 }
 
-/// Tells the queues of orders whose payment was committed.
-pub async fn announce_paid(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
-    count("paid", orders.len());
-    // The grant first: an expiry that runs on a paid order does nothing.
-    enqueue_grants(app, orders).await?;
-    unschedule(app, orders).await
+/// Tells the queues of an order whose payment was committed. Nobody waits for it.
+pub fn announce_paid(app: &App, order: OrderId) {
+    count("paid", 1);
+    let telling = app.clone();
+    tell(app, async move {
+        // The grant first: an expiry that runs on a paid order does nothing.
+        enqueue_grants(&telling, &[order]).await?;
+        unschedule(&telling, &[order]).await
+    });
 }
 
-/// Tells the queues of orders whose closing was committed.
-pub async fn announce_closed(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
+/// Tells the queues of orders whose closing was committed. Nobody waits for it.
+pub fn announce_closed(app: &App, orders: Vec<OrderId>) {
     count("closed", orders.len());
-    enqueue_releases(app, orders).await?;
-    unschedule(app, orders).await
+    let telling = app.clone();
+    tell(app, async move {
+        enqueue_releases(&telling, &orders).await?;
+        unschedule(&telling, &orders).await
+    });
 }
 
 async fn enqueue_grants(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
@@ -311,11 +328,6 @@ async fn unschedule(app: &App, orders: &[OrderId]) -> anyhow::Result<()> {
         app.engine.unschedule::<Expire>(&keys).await?;
     }
     Ok(())
-}
-
-/// The committed rows say what is owed, so a queue that could not be told costs time and nothing else.
-fn left_to_redrive(error: &anyhow::Error) {
-    tracing::warn!(error = format!("{error:#}"), "queues could not be told; the sweep will find what is owed");
 }
 
 fn count(outcome: &'static str, orders: usize) {

@@ -4,13 +4,13 @@
 pub mod refund;
 
 use anyhow::Context;
-use sqlx::QueryBuilder;
+use sqlx::{Executor, QueryBuilder};
 
 use super::model::{Closing, Item, Order, OrderId, OrderKind, Status, WhichOrders};
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::Result;
-use crate::platform::clock::At;
+use crate::platform::clock::{At, Clock};
 use crate::platform::db::{Conn, insert_parts, push_in};
 use crate::platform::money::CURRENCY;
 
@@ -153,7 +153,8 @@ pub async fn items(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Item>> {
 /// not among them. The list must not be empty.
 pub async fn paid_not_granted(conn: &mut Conn, user: UserId, courses: &[CourseId]) -> Result<Vec<CourseId>> {
     let mut query = QueryBuilder::new(
-        "SELECT DISTINCT i.course_id FROM orders o JOIN order_items i ON i.order_id = o.id
+        "SELECT DISTINCT i.course_id FROM orders o FORCE INDEX (ix_orders_user_open)
+         JOIN order_items i ON i.order_id = o.id
          WHERE o.granted_at IS NULL AND i.refund_id IS NULL AND o.status = ",
     );
     query.push_bind(Status::Paid).push(" AND o.user_id = ").push_bind(user).push(" AND i.course_id IN ");
@@ -244,19 +245,52 @@ pub async fn cancel(conn: &mut Conn, id: OrderId, now: At) -> Result<bool> {
     Ok(moved.rows_affected() == 1)
 }
 
-/// unpaid → timed_out, once its time to pay is over.
-pub async fn time_out(conn: &mut Conn, id: OrderId, now: At) -> Result<bool> {
-    let moved =
-        sqlx::query("UPDATE orders SET status = ?, closed_at = ? WHERE id = ? AND status = ? AND expires_at <= ?")
-            .bind(Closing::TimedOut.status())
-            .bind(now)
-            .bind(id)
-            .bind(Status::Unpaid)
-            .bind(now)
-            .execute(conn)
-            .await
-            .context("timing an order out")?;
+/// Whether its time to pay is over, as [`time_out`] has it.
+pub async fn is_due(conn: &mut Conn, id: OrderId, clock: &Clock) -> Result<bool> {
+    let due = sqlx::query_scalar::<_, i64>(
+        "SELECT COUNT(*) FROM orders WHERE id = ? AND expires_at <= ? \
+         AND expires_at <= DATE_ADD(UTC_TIMESTAMP(3), INTERVAL ? MICROSECOND)",
+    )
+    .bind(id)
+    .bind(clock.now())
+    .bind(clock.shift_ms() * 1000)
+    .fetch_one(conn)
+    .await
+    .context("looking whether an order is due")?;
+    Ok(due > 0)
+}
+
+/// unpaid → timed_out, once its time to pay is over: by this machine's clock and by the server's, so that one machine
+/// whose clock is wrong takes no time from a buyer.
+pub async fn time_out(conn: &mut Conn, id: OrderId, clock: &Clock) -> Result<bool> {
+    let now = clock.now();
+    let moved = sqlx::query(
+        "UPDATE orders SET status = ?, closed_at = ? WHERE id = ? AND status = ? AND expires_at <= ? \
+         AND expires_at <= DATE_ADD(UTC_TIMESTAMP(3), INTERVAL ? MICROSECOND)",
+    )
+    .bind(Closing::TimedOut.status())
+    .bind(now)
+    .bind(id)
+    .bind(Status::Unpaid)
+    .bind(now)
+    .bind(clock.shift_ms() * 1000)
+    .execute(conn)
+    .await
+    .context("timing an order out")?;
     Ok(moved.rows_affected() == 1)
+}
+
+/// What follows may be undone by [`undo_attempt`], without the rest of the transaction.
+pub async fn begin_attempt(conn: &mut Conn) -> Result<()> {
+    // As text: neither server prepares these.
+    conn.execute("SAVEPOINT attempt").await.context("setting a savepoint")?;
+    Ok(())
+}
+
+/// Undoes what was done since [`begin_attempt`].
+pub async fn undo_attempt(conn: &mut Conn) -> Result<()> {
+    conn.execute("ROLLBACK TO SAVEPOINT attempt").await.context("going back to a savepoint")?;
+    Ok(())
 }
 
 /// Dead → paid, if the order is still as the caller saw it; counts a new hold when it had given everything back.
@@ -316,11 +350,13 @@ pub async fn due_started(conn: &mut Conn, now: At, after: (At, OrderId), limit: 
 
 /// Locks those of `ids` that may be timed out without asking a gateway; one that another transaction holds is left
 /// to the next pass. The list must not be empty.
-pub async fn lock_unstarted_due(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<Vec<OrderId>> {
-    let mut query = QueryBuilder::new("SELECT id FROM orders WHERE id IN ");
+pub async fn lock_unstarted_due(conn: &mut Conn, ids: &[OrderId], clock: &Clock) -> Result<Vec<OrderId>> {
+    let mut query = QueryBuilder::new("SELECT id FROM orders FORCE INDEX (PRIMARY) WHERE id IN ");
     push_in(&mut query, ids.iter().copied());
     query.push(" AND status = ").push_bind(Status::Unpaid);
-    query.push(" AND pay_started_at IS NULL AND expires_at <= ").push_bind(now);
+    query.push(" AND pay_started_at IS NULL AND expires_at <= ").push_bind(clock.now());
+    query.push(" AND expires_at <= DATE_ADD(UTC_TIMESTAMP(3), INTERVAL ").push_bind(clock.shift_ms() * 1000);
+    query.push(" MICROSECOND)");
     query.push(" FOR UPDATE SKIP LOCKED");
     let locked = query.build_query_scalar().fetch_all(conn).await.context("locking due orders")?;
     Ok(locked)
@@ -328,7 +364,7 @@ pub async fn lock_unstarted_due(conn: &mut Conn, ids: &[OrderId], now: At) -> Re
 
 /// unpaid → timed_out for a page of orders. The list must not be empty. Returns how many moved.
 pub async fn time_out_page(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<u64> {
-    let mut query = QueryBuilder::new("UPDATE orders SET status = ");
+    let mut query = QueryBuilder::new("UPDATE orders FORCE INDEX (PRIMARY) SET status = ");
     query.push_bind(Closing::TimedOut.status()).push(", closed_at = ").push_bind(now);
     query.push(" WHERE status = ").push_bind(Status::Unpaid);
     query.push(" AND pay_started_at IS NULL AND expires_at <= ").push_bind(now).push(" AND id IN ");
@@ -339,7 +375,8 @@ pub async fn time_out_page(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<
 
 /// Locks those of `ids` that are paid and not granted, in one order for everybody. The list must not be empty.
 pub async fn lock_to_grant(conn: &mut Conn, ids: &[OrderId]) -> Result<Vec<Order>> {
-    let mut query = QueryBuilder::new(select_orders!("WHERE status = "));
+    // By the ids alone: another index would lead over, and lock, what other batches are about.
+    let mut query = QueryBuilder::new(select_orders!("FORCE INDEX (PRIMARY) WHERE status = "));
     query.push_bind(Status::Paid).push(" AND granted_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
     query.push(" ORDER BY id FOR UPDATE");
@@ -349,7 +386,7 @@ pub async fn lock_to_grant(conn: &mut Conn, ids: &[OrderId]) -> Result<Vec<Order
 
 /// Notes that the courses of these orders were granted. The list must not be empty. Returns how many were noted.
 pub async fn mark_granted(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<u64> {
-    let mut query = QueryBuilder::new("UPDATE orders SET granted_at = ");
+    let mut query = QueryBuilder::new("UPDATE orders FORCE INDEX (PRIMARY) SET granted_at = ");
     query.push_bind(now).push(" WHERE granted_at IS NULL AND status = ").push_bind(Status::Paid).push(" AND id IN ");
     push_in(&mut query, ids.iter().copied());
     let marked = query.build().execute(conn).await.context("marking orders granted")?;
@@ -358,7 +395,7 @@ pub async fn mark_granted(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<u
 
 /// Locks those of `ids` that are dead and have not given back, in one order for everybody. The list must not be empty.
 pub async fn lock_to_release(conn: &mut Conn, ids: &[OrderId]) -> Result<Vec<Order>> {
-    let mut query = QueryBuilder::new(select_orders!("WHERE status IN "));
+    let mut query = QueryBuilder::new(select_orders!("FORCE INDEX (PRIMARY) WHERE status IN "));
     push_in(&mut query, [Status::Cancelled, Status::TimedOut]);
     query.push(" AND released_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
@@ -369,7 +406,7 @@ pub async fn lock_to_release(conn: &mut Conn, ids: &[OrderId]) -> Result<Vec<Ord
 
 /// Notes that these orders gave back what they held. The list must not be empty. Returns how many were noted.
 pub async fn mark_released(conn: &mut Conn, ids: &[OrderId], now: At) -> Result<u64> {
-    let mut query = QueryBuilder::new("UPDATE orders SET released_at = ");
+    let mut query = QueryBuilder::new("UPDATE orders FORCE INDEX (PRIMARY) SET released_at = ");
     query.push_bind(now).push(" WHERE released_at IS NULL AND status IN ");
     push_in(&mut query, [Status::Cancelled, Status::TimedOut]);
     query.push(" AND id IN ");

@@ -1,41 +1,52 @@
 //! MySQL and MariaDB: the pool, and what its errors mean.
 //!
 //! A sqlx-mysql future must run to its end: dropping one half way leaves a connection with an open transaction or an
-//! unread answer in the pool (sqlx #563, #2711). So nothing here or above wraps one in a timeout or a `select!`; the
-//! bounds are the server's (`innodb_lock_wait_timeout`), the pool's, and the size of every statement's page.
+//! unread answer in the pool (sqlx #563, #2711). So nothing above wraps one in a timeout or a `select!`. The bounds are the
+//! server's (`session`), the pool's, the size of every statement's page, and that of each answer, which closes its connection
+//! (`connection`).
 
+mod connection;
 mod contention;
+mod migrations;
+mod session;
 mod trouble;
 mod writer;
 
+pub use connection::{Conn, Db, Lease, Tx, for_requests};
 pub use contention::Meetings;
+pub use migrations::{migrate, pending_migrations};
 pub use trouble::{Trouble, trouble};
-pub use writer::writable;
+pub use writer::{server_time, writable};
 
 use std::panic::Location;
 use std::str::FromStr;
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use sqlx::migrate::Migrator;
+use anyhow::Context;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{ConnectOptions, Executor, MySqlPool};
+use sqlx::{ConnectOptions, Executor};
 
-/// The pool.
-pub type Db = MySqlPool;
-/// One open transaction; whoever began it commits it.
-pub type Tx = sqlx::Transaction<'static, sqlx::MySql>;
-/// The connection of a transaction, as store functions take it.
-pub type Conn = sqlx::MySqlConnection;
+use super::loops::Loops;
 
-/// The server gives up a row lock wait after this many seconds (`ER_LOCK_WAIT_TIMEOUT`).
-const LOCK_WAIT_S: u32 = 5;
 /// A connection is replaced after this long, so that a fail-over or a DNS change is followed.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-/// Opens a pool of at most `size` connections; a request waits at most `acquire_timeout` for one.
-pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow::Result<Db> {
+/// A connection that nobody used for this long is closed, before the server does so ([`session::IDLE_S`]).
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How many connections a pool has, and what is waited for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Connections.
+    pub size: u32,
+    /// The longest wait for one of them.
+    pub acquire_timeout: Duration,
+    /// The longest that a statement takes.
+    pub statement_timeout: Duration,
+}
+
+/// Opens a pool.
+pub async fn connect(url: &str, bounds: Bounds) -> anyhow::Result<Db> {
     let options = MySqlConnectOptions::from_str(url).context("parsing DATABASE_URL")?;
     let options = options.statement_cache_capacity(STATEMENTS_KEPT);
     let place = match options.get_socket() {
@@ -43,18 +54,24 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
         None => format!("{}:{}", options.get_host(), options.get_port()),
     };
     let pool = MySqlPoolOptions::new()
-        .max_connections(size)
-        .acquire_timeout(acquire_timeout)
+        .max_connections(bounds.size)
+        .acquire_timeout(bounds.acquire_timeout)
         .max_lifetime(MAX_LIFETIME)
-        .after_connect(|conn, _| {
+        .idle_timeout(IDLE)
+        .after_connect(move |conn, _| {
             Box::pin(async move {
-                // READ COMMITTED: a statement sees what is committed when it runs, and range locks do not deadlock inserts.
-                conn.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
-                conn.execute(format!("SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}").as_str()).await?;
+                conn.execute(session::ISOLATION).await?;
+                conn.execute(session::bounds(bounds.statement_timeout).as_str()).await?;
                 Ok(())
             })
         })
-        .before_acquire(|_, meta| Box::pin(async move { Ok(writer::may_be_at_it(meta.age)) }))
+        // Its own look has no bound.
+        .test_before_acquire(false)
+        .before_acquire(|conn, meta| {
+            Box::pin(
+                async move { Ok(writer::may_be_at_it(meta.age) && connection::is_there(conn, meta.idle_for).await) },
+            )
+        })
         .after_release(|_, meta| Box::pin(async move { Ok(writer::may_be_at_it(meta.age)) }))
         .connect_with(options.clone())
         .await;
@@ -65,79 +82,10 @@ pub async fn connect(url: &str, size: u32, acquire_timeout: Duration) -> anyhow:
             Err(cause) => cause,
         },
         Err(error) => error,
-        Ok(pool) => return Ok(pool),
+        Ok(pool) => return Ok(Db::new(pool, bounds)),
     };
     Err(error)
         .with_context(|| format!("connecting to MySQL at {place} (DATABASE_URL); does it run, and may this user in?"))
-}
-
-static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
-    let mut migrator = sqlx::migrate!("./migrations");
-    // Its own lock waits without an end, which MariaDB does not know, and does not look whether it was given.
-    migrator.set_locking(false);
-    migrator
-});
-
-/// The server's lock on migrating this database. Locks are the whole server's, and their names have 64 characters.
-const MIGRATION_LOCK: &str = "CONCAT('onrush/migrate/', LEFT(SHA2(DATABASE(), 256), 40))";
-/// One question for the lock waits so many seconds, and it is asked so many times.
-const MIGRATION_LOCK_WAIT_S: u32 = 10;
-const MIGRATION_LOCK_ATTEMPTS: u32 = 90;
-
-/// Brings the schema up to date and gives how many migrations that took. Copies that start together wait for each other.
-pub async fn migrate(db: &Db) -> anyhow::Result<usize> {
-    let mut conn = db.acquire().await.context("connecting to migrate the schema")?;
-    // Not back into the pool: should the lock not be released below, it goes with its connection.
-    conn.close_on_drop();
-    lock_migrations(&mut conn).await?;
-    let migrated = migrate_locked(&mut conn).await;
-    let release = format!("SELECT RELEASE_LOCK({MIGRATION_LOCK})");
-    if let Err(error) = sqlx::query(&release).execute(&mut *conn).await {
-        tracing::warn!(%error, "the lock on migrations goes with its connection");
-    }
-    migrated
-}
-
-async fn migrate_locked(conn: &mut Conn) -> anyhow::Result<usize> {
-    let pending = pending(conn).await?;
-    MIGRATIONS.run_direct(conn).await.context("migrating the schema")?;
-    Ok(pending)
-}
-
-async fn lock_migrations(conn: &mut Conn) -> anyhow::Result<()> {
-    let ask = format!("SELECT GET_LOCK({MIGRATION_LOCK}, {MIGRATION_LOCK_WAIT_S})");
-    for _ in 0..MIGRATION_LOCK_ATTEMPTS {
-        let answer = sqlx::query_scalar::<_, Option<i64>>(ask.as_str()).fetch_one(&mut *conn).await;
-        match answer.context("locking the schema to migrate it")? {
-            Some(1) => return Ok(()),
-            Some(_) => tracing::info!("another process migrates the schema: waiting for it"),
-            None => bail!("the server gives no lock to migrate the schema under; does DATABASE_URL name a database?"),
-        }
-    }
-    bail!("another process has been migrating the schema for {} s", MIGRATION_LOCK_ATTEMPTS * MIGRATION_LOCK_WAIT_S)
-}
-
-/// How many migrations this version has that the database has not. A database that is ahead has none: the version
-/// before this one still runs while the next is rolled out.
-pub async fn pending_migrations(db: &Db) -> anyhow::Result<usize> {
-    pending(&mut *db.acquire().await.context("connecting to read the schema's version")?).await
-}
-
-async fn pending(conn: &mut Conn) -> anyhow::Result<usize> {
-    const NO_SUCH_TABLE: u16 = 1146;
-    let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success = TRUE");
-    let applied = match applied.fetch_all(conn).await {
-        Ok(applied) => applied,
-        Err(sqlx::Error::Database(error))
-            if error
-                .try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()
-                .is_some_and(|e| e.number() == NO_SUCH_TABLE) =>
-        {
-            Vec::new()
-        }
-        Err(error) => return Err(error).context("reading the schema's version"),
-    };
-    Ok(MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count())
 }
 
 /// The name of the constraint that refused a statement (unique or check), as both servers report it.
@@ -209,9 +157,27 @@ where
     }
 }
 
+/// Runs a statement that deletes at most a page of rows, until it finds no whole page any more, or the process stops. A
+/// number of pages would fall behind for ever where more come than it has room for.
+pub async fn by_pages<F, Fut>(loops: &Loops, page: u32, delete: F) -> anyhow::Result<()>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = anyhow::Result<u64>>,
+{
+    let stop = loops.stop_signal();
+    while !stop.is_cancelled() && retrying(&delete).await? >= u64::from(page) {}
+    Ok(())
+}
+
 /// Whether the server or the pool cannot serve now.
 pub fn is_unavailable(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(|e| trouble(e) == Trouble::Unavailable))
+    let says_so = |error| matches!(trouble(error), Trouble::Unavailable | Trouble::TooSlow);
+    error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(says_so))
+}
+
+/// Whether a statement took longer than it may. It may do so whenever it is run.
+pub fn is_too_slow(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(|e| trouble(e) == Trouble::TooSlow))
 }
 
 /// Whether another transaction was in the way.

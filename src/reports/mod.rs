@@ -25,6 +25,8 @@ pub use model::{DailyReport, Span};
 pub const PASS: &str = "reports.daily";
 /// What follows an event is looked for this much earlier than the event: its time is another machine's.
 const SKEW: Duration = Duration::from_secs(3600);
+/// A number of a large shop's day may take long, and nobody waits for it at a page.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Makes the report of yesterday, and those of the days before it that are missing after an outage. The days that it
 /// found missing, oldest first. A day that has a report keeps it, so two at once are harmless.
@@ -37,7 +39,7 @@ pub async fn make_missing(app: &App) -> anyhow::Result<Vec<Day>> {
         missing.retain(|(day, _)| !made.contains(day));
     }
     for (day, span) in &missing {
-        let report = read(&mut *app.db.acquire().await?, *day, *span, now).await?;
+        let report = read(&mut *app.db.acquire_for(STATEMENT_TIMEOUT).await?, *day, *span, now).await?;
         let kept = retrying(|| async { keep(&mut *app.db.acquire().await?, &report).await });
         kept.await?;
         tracing::info!(report.day = %day, "report made");

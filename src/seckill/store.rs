@@ -277,7 +277,7 @@ pub async fn returned_since(conn: &mut Conn, from: At, after: EntryId, limit: u3
 
 /// Notes that entries are back in Redis.
 pub async fn mark_returned(conn: &mut Conn, ids: &[EntryId], now: At) -> Result<()> {
-    let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_entries SET gate_returned_at = ");
+    let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_entries FORCE INDEX (PRIMARY) SET gate_returned_at = ");
     query.push_bind(now).push(" WHERE released_at IS NOT NULL AND gate_returned_at IS NULL AND id IN ");
     push_in(&mut query, ids.iter().copied());
     query.build().execute(conn).await.context("noting units that came back")?;

@@ -13,6 +13,8 @@ pub enum Trouble {
     Contention,
     /// The server or the pool cannot serve now.
     Unavailable,
+    /// The statement took longer than it may: the server is too busy, or it would always.
+    TooSlow,
     /// Anything else: trying again gives the same.
     Fault,
 }
@@ -37,8 +39,6 @@ const AWAY: &[&[u16]] = &[
     &[1040, 1203, 1226, 1045],
     // It stops, or has ended the connection or the statement.
     &[1053, 1077, 1079, 1927, 3168, 3169, 1317, 1152, 1184, 4031],
-    // The statement took longer than the server lets it: MariaDB, MySQL.
-    &[1969, 3024],
     // Disk, memory, threads, locks or prepared statements (OPERATIONS.md says what to set) are used up.
     &[1021, 1037, 1038, 1041, 1114, 1135, 1206, 1461],
     // The network failed it.
@@ -46,6 +46,9 @@ const AWAY: &[&[u16]] = &[
     // TiDB: its stores do not answer in time, or are busy.
     &[9002, 9003],
 ];
+
+/// The statement took longer than the server lets it: MariaDB, MySQL.
+const TOO_SLOW: &[u16] = &[1969, 3024];
 
 /// Sorts a database error.
 pub fn trouble(error: &sqlx::Error) -> Trouble {
@@ -69,6 +72,9 @@ fn of_number(number: u16) -> Trouble {
     if is_in(NO_WRITER, number) {
         writer::left();
         return Trouble::Unavailable;
+    }
+    if TOO_SLOW.contains(&number) {
+        return Trouble::TooSlow;
     }
     if is_in(AWAY, number) { Trouble::Unavailable } else { Trouble::Fault }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Db;
+use crate::platform::clock::At;
 
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// When a server last said so, in microseconds after the beginning; 0: never.
@@ -33,12 +34,17 @@ fn was_opened_since(left_us: u64, now_us: u64, age: Duration) -> bool {
     left_us == 0 || u64::try_from(age.as_micros()).unwrap_or(u64::MAX) < now_us.saturating_sub(left_us)
 }
 
+/// The server's time, in UTC.
+pub async fn server_time(db: &Db) -> sqlx::Result<At> {
+    sqlx::query_scalar("SELECT UTC_TIMESTAMP(3)").fetch_one(&mut *db.acquire_to_look().await?).await
+}
+
 /// Refuses a server that takes no writes, such as a replica.
 pub async fn writable(db: &Db) -> sqlx::Result<()> {
     // MariaDB says it in words from 12 on.
     let is_on = "SELECT CAST(@@global.read_only AS CHAR) NOT IN ('0', 'OFF') \
                  OR CAST(@@global.innodb_read_only AS CHAR) NOT IN ('0', 'OFF')";
-    let is_on: i64 = sqlx::query_scalar(is_on).fetch_one(db).await?;
+    let is_on: i64 = sqlx::query_scalar(is_on).fetch_one(&mut *db.acquire_to_look().await?).await?;
     if is_on == 0 {
         return Ok(());
     }
