@@ -1,5 +1,6 @@
 //! What an operator sees: health, readiness, metrics, the documentation; and the page at `/`.
 
+pub mod clocks;
 pub mod describe;
 pub mod health;
 pub mod landing;
@@ -17,6 +18,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Mutex;
 
 use crate::app::App;
+use crate::auth;
 use crate::error::{Kind, Problem};
 use crate::platform::crowd::Crowd;
 use crate::platform::described::AnyObject;
@@ -38,7 +40,10 @@ pub fn prepare_counters() {
             metrics::counter!(name, label => *value).increment(0);
         }
     }
-    metrics::counter!("onrush_http_shed_total").increment(0);
+    for counter in ["onrush_http_shed_total", "onrush_mysql_connections_lost_total", "onrush_announcements_left_total"]
+    {
+        metrics::counter!(counter).increment(0);
+    }
     metrics::counter!("onrush_http_connections_refused_total").increment(0);
     metrics::gauge!("onrush_http_connections").increment(0.0);
 }
@@ -75,6 +80,7 @@ fn render(app: &App, crowd: &Crowd) -> Bytes {
     let (size, idle) = (app.db.size(), app.db.num_idle());
     metrics::gauge!("onrush_mysql_pool_connections").set(f64::from(size));
     metrics::gauge!("onrush_mysql_pool_in_use").set(f64::from(size.saturating_sub(u32::try_from(idle).unwrap_or(0))));
+    metrics::counter!("onrush_password_hashes_total").absolute(auth::password_hashes(app));
     let (open, used) = app.redis.pool_use();
     metrics::gauge!("onrush_redis_pool_connections").set(open as f64);
     metrics::gauge!("onrush_redis_pool_in_use").set(used as f64);

@@ -67,8 +67,9 @@ pub struct Serving {
 impl Serving {
     /// Starts what `roles` name, and the HTTP server: with the API where that is among them, else with health,
     /// readiness and metrics alone; and the operators' own listener, where the settings name one.
-    pub fn start(app: &App, listener: TcpListener, roles: &[Role]) -> anyhow::Result<Self> {
+    pub async fn start(app: &App, listener: TcpListener, roles: &[Role]) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("reading the address that is listened on")?;
+        ops::clocks::start(app).await;
         let router = if roles.contains(&Role::Api) {
             start_listening(app);
             warn_if_nobody_is_trusted(&app.config.http.public_url, &app.config.http.trusted_proxies);
@@ -108,10 +109,13 @@ impl Serving {
         self.operations.as_ref().map(|(address, _)| *address)
     }
 
-    /// Stops in order, within `http.drain_s`: no new connections, requests under way are answered, loops end, tasks
+    /// Stops in order. First it is not ready, and goes on for `http.leave_s`, so that whoever sends requests here sends them
+    /// elsewhere by the time nobody listens. Then, within `http.drain_s`: no new connections, requests under way are answered, loops end, tasks
     /// under way end and are acknowledged. False when something was still under way at the deadline; it is left to the
     /// next process, as after a crash.
     pub async fn stop(self) -> bool {
+        self.app.loops.leave();
+        tokio::time::sleep(Duration::from_secs(self.app.config.http.leave_s)).await;
         let deadline = Duration::from_secs(self.app.config.http.drain_s);
         let started = tokio::time::Instant::now();
         // Told first, so that readiness, long polls and readers know.

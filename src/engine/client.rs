@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -111,12 +112,23 @@ pub struct Engine {
     pub(super) settings: Settings,
     waiters: Arc<Waiters>,
     statuses: Arc<Together<QueueName, Uuid, Option<Status>, RedisError>>,
+    is_held: Arc<AtomicBool>,
 }
 
 impl Engine {
     /// An engine on `redis`.
     pub fn new(redis: Redis, clock: Clock, settings: Settings) -> Self {
-        Self { redis, clock, settings, waiters: Arc::default(), statuses: Arc::default() }
+        Self { redis, clock, settings, waiters: Arc::default(), statuses: Arc::default(), is_held: Arc::default() }
+    }
+
+    /// Holds this process' work, or lets it go on: while it is held no task and no schedule begins here. Whether it was held.
+    pub fn hold(&self, is_held: bool) -> bool {
+        self.is_held.swap(is_held, Ordering::Relaxed)
+    }
+
+    /// Whether no task and no schedule is to begin here.
+    pub fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Relaxed)
     }
 
     /// The keys of a queue.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
 
+use super::clocks;
 use super::pages::{self, Pages};
 use crate::app::App;
 use crate::platform::db;
@@ -31,6 +32,9 @@ pub struct Readiness {
     /// Redis: `ok` or what is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<String>,
+    /// This machine's clock, held against theirs: `ok` or how far it is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
     /// Every loop of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loops: Option<Vec<LoopHealth>>,
@@ -74,8 +78,9 @@ async fn look(app: &App) -> Readiness {
     let mysql = db::writable(&app.db).await;
     let mysql = mysql.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
     let redis = app.redis.writable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
+    let clock = clocks::is_right(app).map_or_else(|why| why, |()| "ok".to_owned());
     let loops = app.loops.health();
-    let stopping = app.loops.stop_signal().is_cancelled();
-    let ready = mysql == "ok" && redis == "ok" && !stopping && loops.iter().all(|l| !l.stalled);
-    Readiness { ready, mysql: Some(mysql), redis: Some(redis), loops: Some(loops) }
+    let servers = [&mysql, &redis, &clock].iter().all(|said| *said == "ok");
+    let ready = servers && !app.loops.is_leaving() && loops.iter().all(|l| !l.stalled);
+    Readiness { ready, mysql: Some(mysql), redis: Some(redis), clock: Some(clock), loops: Some(loops) }
 }

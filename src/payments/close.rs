@@ -53,7 +53,8 @@ pub async fn close_order(app: &App, id: OrderId, closing: Closing) -> Result<Clo
         if order.status != Status::Unpaid {
             return Ok(Closed::Was(order.status));
         }
-        if closing == Closing::TimedOut && order.expires_at > app.clock.now() {
+        // Before anything is ended at a gateway.
+        if closing == Closing::TimedOut && !orders::is_due(&mut conn, id, &app.clock).await? {
             return Ok(Closed::NotDue(order.expires_at));
         }
         let started = store::started_payments(&mut conn, id).await.context("reading an order's payments")?;
@@ -66,10 +67,8 @@ pub async fn close_order(app: &App, id: OrderId, closing: Closing) -> Result<Clo
             end(app, payment).await?;
         }
         if let Some(closed) = retrying(|| close_once(app, id, closing)).await? {
-            if closed == Closed::Now
-                && let Err(error) = orders::announce_closed(app, &[id]).await
-            {
-                tracing::warn!(order.no = %id, error = format!("{error:#}"), "closed order could not be announced; a sweep will");
+            if closed == Closed::Now {
+                orders::announce_closed(app, vec![id]);
             }
             return Ok(closed);
         }
@@ -88,7 +87,7 @@ async fn close_once(app: &App, id: OrderId, closing: Closing) -> Result<Option<C
     if !store::started_payments(&mut tx, id).await.context("reading an order's payments")?.is_empty() {
         return Ok(None);
     }
-    if !orders::close(&mut tx, id, closing, app.clock.now()).await? {
+    if !orders::close(&mut tx, id, closing, &app.clock).await? {
         return Ok(Some(Closed::NotDue(order.expires_at)));
     }
     tx.commit().await.context("committing")?;
@@ -168,7 +167,7 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
         let mut conn = app.db.acquire().await?;
         let due = orders::due_unstarted(&mut conn, app.clock.now(), SWEEP_PAGE).await?;
         drop(conn);
-        let moved = orders::time_out_unstarted(app, &due, app.clock.now()).await?;
+        let moved = orders::time_out_unstarted(app, &due).await?;
         count += moved.len() as u64;
         // A page in which nothing moved is held by somebody else: the next sweep looks again.
         if due.len() < SWEEP_PAGE as usize || moved.is_empty() {

@@ -24,7 +24,7 @@ const PAGE: u32 = 64;
 /// Times out orders whose time to pay is over.
 pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
     let ids: Vec<OrderId> = jobs.iter().flat_map(|job| &job.args.orders).copied().collect();
-    let closed: HashSet<OrderId> = match orders::time_out_unstarted(&app, &ids, app.clock.now()).await {
+    let closed: HashSet<OrderId> = match orders::time_out_unstarted(&app, &ids).await {
         Ok(closed) => closed.into_iter().collect(),
         Err(error) => return each_again(&app, &jobs, &error),
     };
@@ -61,6 +61,9 @@ fn worse(one: Outcome, other: Outcome) -> Outcome {
     }
 }
 
+/// The shortest pause of an order that is not due.
+const NOT_DUE_PAUSE: Duration = Duration::from_secs(1);
+
 async fn expire_one(app: &App, due: &Due, gateways: &Gateways, id: OrderId) -> Outcome {
     let left_to_sweep = || Outcome::Success(json!({ "left_to": "sweep" }));
     let Some(closed) = due.time_out(app, gateways, id).await else {
@@ -68,7 +71,8 @@ async fn expire_one(app: &App, due: &Due, gateways: &Gateways, id: OrderId) -> O
     };
     match closed {
         Ok(Closed::Now | Closed::Was(_)) => Outcome::done(),
-        Ok(Closed::NotDue(at)) => Outcome::Again(at.since(app.clock.now())),
+        // By the other of the two clocks it may be due already.
+        Ok(Closed::NotDue(at)) => Outcome::Again(at.since(app.clock.now()).max(NOT_DUE_PAUSE)),
         // It stays unpaid and due. The sweep finds it, and knows better than this task how often to ask.
         Err(error) if matches!(error.kind(), Kind::GatewayUnavailable | Kind::GatewayOff) => left_to_sweep(),
         Err(error) if error.kind() == Kind::NotFound => {

@@ -144,6 +144,8 @@ pub enum Clock {
     System,
     /// One that stands still until a test moves it; milliseconds since 1970.
     Manual(Arc<AtomicI64>),
+    /// That of a machine which is wrong: so many milliseconds ahead. For tests.
+    Ahead(i64),
 }
 
 impl Clock {
@@ -158,6 +160,16 @@ impl Clock {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
             Self::System => Timestamp::now().into(),
             Self::Manual(ms) => At::from_ms(ms.load(Ordering::SeqCst)),
+            Self::Ahead(ms) => At::from_ms(Self::System.now().ms().saturating_add(*ms)),
+        }
+    }
+
+    /// How far the time that is meant is from that of the servers, in milliseconds: nothing, but where a test moves it. What
+    /// a server decides by its own clock is told this, and never what time it is here.
+    pub fn shift_ms(&self) -> i64 {
+        match self {
+            Self::System | Self::Ahead(_) => 0,
+            Self::Manual(ms) => ms.load(Ordering::SeqCst) - Self::System.now().ms(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// All loops of the process; cheap to clone.
 #[derive(Clone, Default)]
 pub struct Loops {
+    leaving: Arc<AtomicBool>,
     stop: CancellationToken,
     tracker: TaskTracker,
     beats: Arc<Mutex<BTreeMap<String, Beat>>>,
@@ -128,6 +129,16 @@ impl Loops {
                 Ok(())
             }
         });
+    }
+
+    /// The process will stop soon: it says that it is not ready, and goes on.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process stops, or will soon.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.stop.is_cancelled()
     }
 
     /// Cancelled when the process begins to stop.

@@ -73,7 +73,7 @@ impl Gate {
         let now = app.clock.now().ms();
         let mut call = ADMIT.prepare_invoke();
         call.key(self.gate()).key(self.keys.stream()).key(self.keys.absent());
-        call.arg(now).arg(self.keys.task_prefix());
+        call.arg(app.clock.shift_ms()).arg(self.keys.task_prefix());
         for &(user, entry) in submissions {
             let owner = user.to_string();
             let envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()));

@@ -71,7 +71,10 @@ impl Scheduler {
         self.make_absent(own).await?;
         let mut lease = Lease::new(self.db.clone(), LEASE, holder);
         while !pulse.stopping() {
-            let leads = lease.hold().await?;
+            if self.engine.is_held() {
+                lease.end().await?;
+            }
+            let leads = !self.engine.is_held() && lease.hold().await?;
             if leads {
                 self.pass().await?;
             }

@@ -47,7 +47,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 continue;
             }
             self.try_forward().await;
-            if due(recovered, recover_period) && !self.throttle.is_paused() {
+            if due(recovered, recover_period) && !self.throttle.is_paused() && !self.worker.engine.is_held() {
                 for lane in self.each_level() {
                     lane.recover(&pulse, &tracker).await?;
                 }

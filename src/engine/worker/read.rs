@@ -49,6 +49,10 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             if self.throttle.is_paused() {
                 continue;
             }
+            if self.worker.engine.is_held() {
+                pulse.sleep(BLOCK).await;
+                continue;
+            }
             let levels = self.levels();
             let taken = if levels.is_one() {
                 self.take_or_wait(connection).await.map(|entries| (Priority::DEFAULT, entries))

@@ -7,11 +7,13 @@
 -- KEYS  1 meta of the queue, which is the gate too: stock, starts, ends, closed, limit, and by u<user> the user's place
 --         "<tries>:<what it holds>": a task's key; nothing, when it is free; `owned`, when the user has the course;
 --         `refunded`, when the order of the user's unit was refunded, 2 stream of the queue, 3 one that is never there
--- ARGV  1 now (ms), 2 what the keys of records begin with, then per submission: user, new task's key, its envelope
+-- ARGV  1 what is added to the server's clock (ms; 0, but in tests), 2 what the keys of records begin with, then per submission: user, new task's key, its envelope
 -- reply a word per submission, joined by blanks: no_gate; admitted; in:<task key>; lost:<task key> (in, but the task is
 --       not on its way and has no record any more: MySQL knows what became of it); not_started:<start, ms>; ended;
 --       owned; refunded; sold_out; limit:<limit>
-local now = tonumber(ARGV[1])
+-- By the server's clock, the only one that all who submit share: no machine opens a sale early because its own is wrong.
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000) + tonumber(ARGV[1])
 local places = {}
 for i = 3, #ARGV, 3 do
   places[#places + 1] = 'u' .. ARGV[i]
@@ -58,7 +60,7 @@ local function admit(place, known, key, envelope, user)
   local entry = redis.call('XADD', KEYS[2], '*', 'e', envelope)
   local n = #changed
   changed[n + 1], changed[n + 2] = place, own[place]
-  changed[n + 3], changed[n + 4] = key, string.format('%d %s %s %s', seq, ARGV[1], entry, user)
+  changed[n + 3], changed[n + 4] = key, string.format('%d %d %s %s', seq, now, entry, user)
   return 'admitted'
 end
 
