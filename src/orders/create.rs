@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::model::{Item, NewOrder, Order, OrderId, OrderKind, Status};
 use super::pricing::{self, Line, Priced, Rules, Unpriceable};
-use super::{Whole, announce_created, bought, left_to_redrive, store};
+use super::{Whole, announce_created, bought, store};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::{self, CourseForSale, CourseId};
@@ -63,8 +63,7 @@ pub async fn create(
     })
     .await?;
     if let Some(order) = made {
-        let announced = announce_created(app, &[(order.id, order.expires_at, order.status == Status::Paid)]).await;
-        announced.unwrap_or_else(|error| left_to_redrive(&error));
+        announce_created(app, vec![(order.id, order.expires_at, order.status == Status::Paid)]);
     }
     Ok(answer)
 }

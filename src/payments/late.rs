@@ -81,9 +81,7 @@ async fn reopen(app: &App, id: PaymentId, retake: RetakePart) -> Result<Try> {
         return Ok(Try::Refund(RefundReason::Late));
     }
     tx.commit().await.context("committing")?;
-    if let Err(error) = orders::announce_paid(app, &[order.id]).await {
-        tracing::warn!(order.no = %order.id, error = format!("{error:#}"), "paid order could not be announced; a sweep will");
-    }
+    orders::announce_paid(app, order.id);
     Ok(Try::Done(Resolved::Reopened))
 }
 

@@ -77,19 +77,19 @@ pub async fn notified(app: &App, gateway: Gateway, headers: &HeaderMap, body: &[
 pub(super) async fn settle(app: &App, gateway: Gateway, message: &Message, body: &[u8]) -> Result<Settled> {
     let settled = retrying(|| settle_once(app, gateway, message, body)).await?;
     count(gateway, settled.name());
-    announce(app, settled).await;
+    announce(app, settled);
     Ok(settled)
 }
 
 /// After the commit. What fails here is owed by the rows: the sweeps drive it again.
-async fn announce(app: &App, settled: Settled) {
-    let told = match settled {
-        Settled::Paid(order) => orders::announce_paid(app, &[order]).await,
-        Settled::Late(payment_id) => enqueue_late(app, &[payment_id]).await,
-        _ => Ok(()),
-    };
-    if let Err(error) = told {
-        tracing::warn!(error = format!("{error:#}"), "settled payment could not be announced; a sweep will");
+fn announce(app: &App, settled: Settled) {
+    match settled {
+        Settled::Paid(order) => orders::announce_paid(app, order),
+        Settled::Late(payment_id) => {
+            let telling = app.clone();
+            orders::tell(app, async move { enqueue_late(&telling, &[payment_id]).await });
+        }
+        _ => {}
     }
 }
 
@@ -225,7 +225,7 @@ pub(super) struct Rerun {
 /// Judges a kept message again, by the books and the settings as they are now. One that did something is left at that.
 pub(super) async fn rerun(app: &App, by: UserId, id: NotificationId) -> Result<Rerun> {
     let (rerun, settled) = retrying(|| rerun_once(app, by, id)).await?;
-    announce(app, settled).await;
+    announce(app, settled);
     Ok(rerun)
 }
 

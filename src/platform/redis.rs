@@ -21,7 +21,7 @@ use deadpool_redis::redis::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::cluster::{Cluster, ClusterCommands};
-use self::shared::{Shareable, Shared};
+use self::shared::{Shareable, Shared, Watched};
 
 /// A command that has no answer after this long has failed.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -115,8 +115,8 @@ impl Redis {
     /// to a PING too, and takes none.
     pub async fn usable(&self) -> anyhow::Result<()> {
         match &self.servers {
-            Servers::One(one) => one.commands.get().usable().await,
-            Servers::Cluster(cluster) => cluster.commands().usable().await,
+            Servers::One(one) => one.commands.usable().await,
+            Servers::Cluster(cluster) => cluster.usable().await,
         }
     }
 
@@ -224,9 +224,9 @@ fn place(url: &str) -> RedisResult<ConnectionInfo> {
 #[derive(Clone)]
 pub enum Commands {
     /// To the only server.
-    One(ConnectionManager),
+    One(Watched<ConnectionManager>),
     /// To every node.
-    Cluster(ClusterCommands),
+    Cluster(Watched<ClusterCommands>),
 }
 
 /// A connection of one's own.
@@ -277,6 +277,7 @@ passes_on!(Commands: Self::One(one) => one, Self::Cluster(cluster) => cluster);
 passes_on!(Blocking: Self::One(one) => one, Self::Cluster(cluster, _) => cluster);
 
 impl Shareable for ConnectionManager {
+    const IS_ONE_SERVER: bool = true;
     type Place = Client;
 
     async fn connect(client: &Client) -> anyhow::Result<Self> {

@@ -30,12 +30,8 @@ pub async fn place(app: &App, activity: ActivityId, submissions: &[(EntryId, Use
         Err(error) if met_another(&error) => retrying(|| in_turn(app, activity, submissions)).await?,
         Err(error) => return Err(error),
     };
-    let announced: Vec<_> =
-        created.iter().map(|order| (order.id, order.expires_at, order.price.as_fen() == 0)).collect();
-    if let Err(error) = orders::announce_created(app, &announced).await {
-        // The orders stand; the sweeps drive what was not announced.
-        tracing::warn!(error = format!("{error:#}"), "new orders could not be announced");
-    }
+    let created = created.iter().map(|order| (order.id, order.expires_at, order.price.as_fen() == 0));
+    orders::announce_created(app, created.collect());
     Ok(placements)
 }
 

@@ -30,7 +30,7 @@ use deadpool_redis::redis::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::shared::{Shareable, Shared};
+use super::shared::{Shareable, Shared, Watched};
 use super::{CONNECT_TIMEOUT, POOL_SIZE, RESPONSE_TIMEOUT, place, tcp_settings};
 
 /// The connections to all nodes have failed when they are not there after this long: those to the nodes that are named,
@@ -93,8 +93,13 @@ impl Cluster {
         Ok(Some(Self { commands, nodes, blocking, subscribed: AtomicUsize::new(0) }))
     }
 
-    pub(super) fn commands(&self) -> ClusterCommands {
+    pub(super) fn commands(&self) -> Watched<ClusterCommands> {
         self.commands.get()
+    }
+
+    /// Whether every master answers and takes writes.
+    pub(super) async fn usable(&self) -> anyhow::Result<()> {
+        self.commands.usable().await
     }
 
     /// A connection of one's own without a limit to the time of an answer, and the right to have one.
@@ -127,6 +132,7 @@ impl Cluster {
 }
 
 impl Shareable for ClusterCommands {
+    const IS_ONE_SERVER: bool = false;
     type Place = Vec<ConnectionInfo>;
 
     async fn connect(nodes: &Vec<ConnectionInfo>) -> anyhow::Result<Self> {
