@@ -26,6 +26,7 @@ mod watch;
 use extract::ClientAddress;
 pub use extract::{Admin, ClientIp, CurrentUser, LiveUser, client_ip};
 pub use model::{Phone, Role, User, UserId};
+pub use password::password_hashes;
 pub use watch::{operations_token, prepare_counters};
 
 use anyhow::Context;

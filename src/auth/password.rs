@@ -7,6 +7,7 @@
 mod choice;
 
 use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use argon2::password_hash::Error as HashError;
@@ -34,12 +35,18 @@ struct Places {
     room: Semaphore,
     /// The running ones.
     running: Semaphore,
+    /// Those that have run.
+    run: AtomicU64,
 }
 
 impl Default for Places {
     fn default() -> Self {
         let running = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_RUNNING);
-        Self { room: Semaphore::new(running * (1 + WAITING_PER_RUNNING)), running: Semaphore::new(running) }
+        Self {
+            room: Semaphore::new(running * (1 + WAITING_PER_RUNNING)),
+            running: Semaphore::new(running),
+            run: AtomicU64::new(0),
+        }
     }
 }
 
@@ -80,7 +87,13 @@ async fn run<T: Send + 'static>(app: &App, work: impl FnOnce() -> T + Send + 'st
     let overloaded = || refuse(Kind::Overloaded, "too many logins at once").retry_after(1);
     let _inside = places.room.try_acquire().map_err(|_| overloaded())?;
     let _running = places.running.acquire().await.map_err(|_| overloaded())?;
+    places.run.fetch_add(1, Ordering::Relaxed);
     Ok(tokio::task::spawn_blocking(work).await.context("running a password hash")?)
+}
+
+/// How many hashes this process has run: each costs as much as a thousand other requests.
+pub fn password_hashes(app: &App) -> u64 {
+    app.local::<Places>().run.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use onrush::{check, seckill};
-use sqlx::Connection;
 
 use crate::seckill::{Sale, assert_clean, people};
 use crate::support::{Harness, Options, Person, PrivateServers};
@@ -267,13 +266,5 @@ async fn clients_that_leave_early_break_nothing() {
     }
     h.post("/orders/quote", &buyer, body.clone()).await.expect(200);
     sale.submit(&h, &buyer).await.expect(202);
-    // Every pooled connection answers, at once, and none is inside a transaction.
-    let mut held = Vec::new();
-    for _ in 0..h.app.config.database.pool_size {
-        let mut conn = h.app.db.acquire().await.unwrap();
-        // A connection in a transaction would refuse this (ER_CANT_CHANGE_TX_CHARACTERISTICS).
-        sqlx::query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").execute(&mut *conn).await.unwrap();
-        conn.ping().await.unwrap();
-        held.push(conn);
-    }
+    h.no_connection_is_in_a_transaction().await;
 }

@@ -258,7 +258,7 @@ async fn what_a_stopping_worker_gives_back_is_then_delivered_for_the_first_time(
         // When this has ended the worker waits in its next read, where it is told to stop and then finds a task.
         let before = s.enqueue("before").await;
         s.ended(&before).await;
-        let (stopped, id) = tokio::join!(s.loops.stop(Duration::from_secs(20)), s.enqueue("wait"));
+        let (stopped, id) = tokio::join!(s.loops.stop(Duration::from_secs(60)), s.enqueue("wait"));
         assert!(stopped);
         s.loops = Loops::default();
         s.bench.gate.add_permits(1);
@@ -369,7 +369,7 @@ async fn a_batch_ends_after(lost: Lost, what: &str) {
         let _: redis::Value = s.redis(redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>())).await;
     }
     s.bench.gate.add_permits(3);
-    assert!(s.loops.stop(Duration::from_secs(20)).await);
+    assert!(s.loops.stop(Duration::from_secs(60)).await);
     let ended = async |at: usize| s.bench.engine.status(&ids[at]).await.unwrap().is_some_and(|s| s.state.is_final());
     for at in 0..3 {
         assert_eq!(ended(at).await, !not_its_own.contains(&at), "{lost:?}, {what}, the task at {at}");
@@ -504,7 +504,7 @@ async fn a_stop_finishes_what_runs_and_leaves_the_rest() {
     let running = s.enqueue("wait").await;
     s.h.eventually(|| async { s.bench.runs.load(Ordering::SeqCst) == 1 }).await;
     let loops = s.loops.clone();
-    let stopped = tokio::spawn(async move { loops.stop(Duration::from_secs(20)).await });
+    let stopped = tokio::spawn(async move { loops.stop(Duration::from_secs(60)).await });
     s.h.eventually(|| async { s.loops.stop_signal().is_cancelled() }).await;
     s.bench.gate.add_permits(1);
     assert!(stopped.await.unwrap(), "the stop took longer than its deadline");

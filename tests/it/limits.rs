@@ -8,9 +8,9 @@ use axum::body::Bytes;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use onrush::error::Kind;
+use onrush::platform::db::Tx;
 use reqwest::Method;
 use serde_json::json;
-use sqlx::{MySql, Transaction};
 
 use crate::support::client::send;
 use crate::support::{Harness, Options, Person};
@@ -21,7 +21,7 @@ async fn harness(settings: &[(&'static str, &str)]) -> Harness {
 }
 
 /// Holds up every request that makes an order for `person`, until the transaction ends.
-async fn hold_up(h: &Harness, person: &Person) -> Transaction<'static, MySql> {
+async fn hold_up(h: &Harness, person: &Person) -> Tx {
     let mut tx = h.app.db.begin().await.unwrap();
     sqlx::query("SELECT id FROM users WHERE id = ? FOR UPDATE").bind(person.id).execute(&mut *tx).await.unwrap();
     tx

@@ -304,7 +304,7 @@ async fn a_paused_queue_reads_and_promotes_nothing_until_it_is_resumed() {
     let counts = ["depth", "running", "delayed"].map(|member| queue[member].as_u64().unwrap());
     assert_eq!(counts, [1, 0, 1]);
     // A worker that starts now does not read either.
-    desk.loops.stop(Duration::from_secs(10)).await;
+    desk.loops.stop(Duration::from_secs(60)).await;
     let desk = Desk { loops: Loops::default(), ..desk };
     desk.start();
     desk.h.eventually(async || desk.consumed().await["paused"] == true).await;
@@ -463,11 +463,11 @@ async fn a_worker_tells_who_it_is_and_what_it_runs_until_it_is_gone() {
     let rest = desk.get(&format!("/admin/workers?limit=1&cursor={}", first.text_of("next_cursor"))).await;
     assert_ne!(first["items"][0]["instance"], rest["items"][0]["instance"]);
     assert_eq!(rest["next_cursor"], Value::Null);
-    assert!(other.stop(Duration::from_secs(10)).await);
+    assert!(other.stop(Duration::from_secs(60)).await);
     assert_eq!(desk.get("/admin/workers").await["items"].as_array().unwrap().len(), 1);
     desk.loops.stop_signal().cancel();
     assert_eq!(desk.get("/admin/workers").await["items"][0]["running_count"], 1);
     desk.let_go(1);
-    assert!(desk.loops.stop(Duration::from_secs(10)).await);
+    assert!(desk.loops.stop(Duration::from_secs(60)).await);
     assert_eq!(desk.get("/admin/workers").await["items"], json!([]));
 }

@@ -53,13 +53,13 @@ async fn pay(h: &Harness, id: OrderId) {
     let order = row(h, id).await;
     let mut conn = h.app.db.acquire().await.unwrap();
     assert!(orders::mark_paid(&mut conn, &order, h.now()).await.unwrap());
-    orders::announce_paid(&h.app, &[id]).await.unwrap();
+    orders::announce_paid(&h.app, id);
 }
 
 /// Closes without asking a gateway, and does not tell the queues.
 async fn cancel(h: &Harness, id: OrderId) {
     let mut conn = h.app.db.acquire().await.unwrap();
-    assert!(orders::close(&mut conn, id, Closing::Cancelled, h.now()).await.unwrap());
+    assert!(orders::close(&mut conn, id, Closing::Cancelled, &h.app.clock).await.unwrap());
 }
 
 fn job<T: Task>(order: OrderId, args: T) -> Job<T> {
@@ -529,8 +529,8 @@ async fn due_orders_without_a_payment_are_timed_out_and_released() {
     assert!(orders::mark_pay_started(&mut conn, ids[0], h.now()).await.unwrap(), "a second payment may start");
     assert!(orders::due_unstarted(&mut conn, h.now(), 10).await.unwrap().is_empty());
     assert!(orders::due_started(&mut conn, h.now(), None, 10).await.unwrap().is_empty());
-    assert!(!orders::close(&mut conn, ids[1], Closing::TimedOut, h.now()).await.unwrap(), "not before its time");
-    assert!(orders::time_out_unstarted(&h.app, &ids, h.now()).await.unwrap().is_empty());
+    assert!(!orders::close(&mut conn, ids[1], Closing::TimedOut, &h.app.clock).await.unwrap(), "not before its time");
+    assert!(orders::time_out_unstarted(&h.app, &ids).await.unwrap().is_empty());
     h.advance(Duration::from_secs(1800));
     assert!(!orders::mark_pay_started(&mut conn, ids[1], h.now()).await.unwrap(), "its time is over");
     assert_eq!(orders::due_unstarted(&mut conn, h.now(), 10).await.unwrap(), ids[1..]);
@@ -541,8 +541,8 @@ async fn due_orders_without_a_payment_are_timed_out_and_released() {
     // two sweeps at once: each order is timed out by one of them
     let other = h.another().await;
     let sweep = |h: &Harness| {
-        let (app, ids, now) = (h.app.clone(), ids.clone(), h.now());
-        async move { orders::time_out_unstarted(&app, &ids, now).await.unwrap() }
+        let (app, ids) = (h.app.clone(), ids.clone());
+        async move { orders::time_out_unstarted(&app, &ids).await.unwrap() }
     };
     let (one, two) = futures_util::future::join(sweep(&h), sweep(&other)).await;
     let mut all = [one, two].concat();
@@ -553,7 +553,7 @@ async fn due_orders_without_a_payment_are_timed_out_and_released() {
     // Nothing was paid, so that one is closed too.
     h.eventually(|| async { wallet::balance(&h, &alice).await == 300 }).await;
     assert_eq!(seen(&h, &alice, ids[1]).await["action"], json!({"kind": "none", "label": "超时取消"}));
-    assert!(!orders::close(&mut conn, ids[0], Closing::TimedOut, h.now()).await.unwrap(), "it is closed");
+    assert!(!orders::close(&mut conn, ids[0], Closing::TimedOut, &h.app.clock).await.unwrap(), "it is closed");
     wallet::assert_ledger_adds_up(&h).await;
 }
 
@@ -566,7 +566,7 @@ async fn of_a_payment_and_a_cancellation_at_once_one_wins() {
         let order = row(&h, id).await;
         let (mut one, mut two) = (h.app.db.acquire().await.unwrap(), h.app.db.acquire().await.unwrap());
         let paid = orders::mark_paid(&mut one, &order, h.now());
-        let closed = orders::close(&mut two, id, Closing::Cancelled, h.now());
+        let closed = orders::close(&mut two, id, Closing::Cancelled, &h.app.clock);
         let (paid, closed) = futures_util::future::join(paid, closed).await;
         let (paid, closed) = (paid.unwrap(), closed.unwrap());
         assert!(paid != closed);
@@ -673,14 +673,14 @@ async fn seckill_orders_are_inserted_in_one_go_and_one_for_nothing_is_paid() {
     let mut tx = h.app.db.begin().await.unwrap();
     orders::insert_seckill(&mut tx, &all, h.now()).await.unwrap();
     tx.commit().await.unwrap();
-    let announced: Vec<_> = all.iter().map(|o| (o.id, o.expires_at, o.price == Money::ZERO)).collect();
-    orders::announce_created(&h.app, &announced).await.unwrap();
+    orders::announce_created(&h.app, all.iter().map(|o| (o.id, o.expires_at, o.price == Money::ZERO)).collect());
+    // The grant is told last.
+    h.eventually(async || h.app.engine.depth(&"grant".parse().unwrap()).await.unwrap().depth == 1).await;
     assert_eq!(
         h.app.engine.depth(&"expiry".parse().unwrap()).await.unwrap().delayed,
         5,
         "449 orders with one deadline"
     );
-    assert_eq!(h.app.engine.depth(&"grant".parse().unwrap()).await.unwrap().depth, 1);
     let (free, paid_for) = (row(&h, all[0].id).await, row(&h, all[7].id).await);
     assert_eq!((free.status, free.kind, free.paid_at), (Status::Paid, OrderKind::Seckill, Some(h.now())));
     assert_eq!((paid_for.status, paid_for.payable, paid_for.points_earned), (Status::Unpaid, Money::fen(700), 7));

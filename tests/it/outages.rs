@@ -117,7 +117,7 @@ async fn consumption_survives(outage: Outage) {
     assert!(ended.is_ok(), "{outage:?} leaves {:?}", left().await);
     let count: i64 = redis::cmd("GET").arg(effect(&engine)).query_async(&mut h.app.redis.commands()).await.unwrap();
     assert_eq!(count, 300, "{outage:?}");
-    assert!(loops.stop(Duration::from_secs(20)).await, "{outage:?}");
+    assert!(loops.stop(Duration::from_secs(60)).await, "{outage:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use onrush::platform::clock::At;
 use onrush::platform::day::Day;
+use onrush::platform::db::Conn;
 use onrush::platform::text::Text;
 use onrush::reports::{self, Span};
 use onrush::{jobs, payments};
@@ -377,7 +378,7 @@ async fn reports_are_for_administrators() {
 
 /// Rows that the server looked at on this connection so far. (MySQL does not count those of which an index alone told that
 /// they were not wanted.)
-async fn rows_read(conn: &mut sqlx::MySqlConnection) -> i64 {
+async fn rows_read(conn: &mut Conn) -> i64 {
     let count =
         "SHOW SESSION STATUS WHERE variable_name LIKE 'Handler_read%' OR variable_name = 'Handler_icp_attempts'";
     let counters: Vec<(Text, Text)> = sqlx::query_as(count).fetch_all(conn).await.unwrap();
@@ -389,7 +390,7 @@ async fn a_report_reads_what_its_day_has_and_not_what_was_before() {
     let h = Harness::new().await;
     everything_at(&h, at(FROM), 10).await;
     let mut conn = h.app.db.acquire().await.unwrap();
-    let read = async |conn: &mut sqlx::MySqlConnection| {
+    let read = async |conn: &mut Conn| {
         let (span, before) = (Span { from: at(FROM), until: at(UNTIL) }, rows_read(conn).await);
         let report = reports::read(conn, "2026-11-20".parse().unwrap(), span, at(MORNING)).await.unwrap();
         (report, rows_read(conn).await - before)

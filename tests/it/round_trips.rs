@@ -1,11 +1,14 @@
 //! How often a request waits for MySQL. On a network each round trip costs what the network takes, so one that is added
 //! without need fails here. Pings of the pool are not counted: they come with each connection that is taken and given back.
-//! And how many rows a request reads, for an account that has much behind it.
+//! And how many rows a request reads, or locks, that it is not about.
 
+use onrush::engine::{Item, Worker};
+use onrush::jobs;
+use onrush::orders::{Grant, OrderId};
 use onrush::platform::signed::SharedSecret;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::Row;
+use sqlx::{QueryBuilder, Row};
 use uuid::Uuid;
 
 use crate::support::client::send;
@@ -160,4 +163,43 @@ async fn neither_dead_orders_nor_used_tokens_of_an_account_are_read_again_and_ag
     h.get("/me/points", &token).await.problem(401, "login_over");
     let read = rows_read(&h).await - before;
     assert!(read < MANY, "{read} rows were read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_locks_the_rows_of_its_own_orders_alone() {
+    const OTHERS: usize = 2000;
+    let servers = PrivateServers::start().await;
+    let h = Harness::with(Options { servers: Some(servers.addresses()), ..Options::default() }).await;
+    let buyer = h.register().await;
+    let orders: Vec<OrderId> = (0..OTHERS + 30).map(|_| OrderId::new()).collect();
+    for part in orders.chunks(500) {
+        let mut insert = QueryBuilder::new(
+            "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen, \
+             payable_fen, points_used, points_earned, currency, expires_at, created_at, paid_at) ",
+        );
+        insert.push_values(part, |mut row, order| {
+            row.push_bind(*order)
+                .push_bind(buyer.id)
+                .push("'course', 1, 1, 0, 0, 1, 0, 0, 'CNY', NOW(3), NOW(3), NOW(3)");
+        });
+        insert.build().persistent(false).execute(&h.app.db).await.unwrap();
+    }
+    sqlx::raw_sql("ANALYZE TABLE orders").execute(&h.app.db).await.unwrap();
+    // Every sixtieth or so of those that are owed the same.
+    let own: Vec<OrderId> = orders.iter().step_by(OTHERS / 30).take(30).copied().collect();
+    let (way, through) = h.through_mysql_proxy().await;
+    let noting = way.hold("SET granted_at");
+    let tasks: Vec<_> = own.iter().map(|id| Item::now(id.uuid(), Grant { order_id: *id })).collect();
+    h.app.engine.enqueue(&tasks).await.unwrap();
+    Worker::start(
+        through.app.engine.clone(),
+        jobs::registry(&through.app.config),
+        through.app.clone(),
+        &through.app.loops,
+    );
+    noting.sprung().await;
+    let locked = h.count("SELECT CAST(SUM(trx_rows_locked) AS SIGNED) FROM information_schema.innodb_trx").await;
+    assert!(locked <= 2 * 32, "{locked} rows are locked for 30 orders");
+    noting.let_go();
+    h.eventually(async || h.count("SELECT COUNT(*) FROM orders WHERE granted_at IS NOT NULL").await == 30).await;
 }

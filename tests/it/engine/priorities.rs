@@ -207,7 +207,7 @@ async fn a_task_that_runs_again_keeps_its_priority() {
     let (dead, done) = (s.send(&work(2, "fail")).await, s.send(&work(7, "done")).await);
     assert_eq!(s.ended(&dead).await.state, State::Failure);
     s.ended_well(std::slice::from_ref(&done)).await;
-    assert!(s.loops.stop(Duration::from_secs(20)).await);
+    assert!(s.loops.stop(Duration::from_secs(60)).await);
     assert_eq!(s.bench.engine.retry_all_letters(&queue(), 10).await.unwrap(), (1, false));
     assert_eq!(s.bench.engine.retry(&done).await.unwrap(), Retried::Enqueued);
     assert_eq!((s.length(2).await, s.length(7).await, s.depths().await), (1, 1, (2, 0, 0, 0)));

@@ -132,7 +132,7 @@ async fn a_dead_letter_whose_task_waits_again_is_removed_and_enqueues_nothing() 
     for id in [&waits, &later] {
         assert_eq!(s.ended(id).await.state, State::Failure);
     }
-    assert!(s.loops.stop(Duration::from_secs(20)).await);
+    assert!(s.loops.stop(Duration::from_secs(60)).await);
     assert!(s.call(waits.key, "again", Unique::UntilDone).await);
     let due = s.h.now().plus(Duration::from_secs(3600));
     s.bench.engine.enqueue(&[Item::at(later.key, Work { what: "later".to_owned() }, due)]).await.unwrap();

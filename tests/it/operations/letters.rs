@@ -141,7 +141,7 @@ async fn what_no_worker_can_run_is_a_dead_letter_with_the_reason_and_runs_once_o
     let texts = desk.h.app.engine.letters(&late(), None, 10).await.unwrap();
     assert!(texts.iter().any(|letter| letter.text == r#"{"of":"a later program","v":2}"#));
     // A newer version is rolled out.
-    assert!(desk.loops.stop(Duration::from_secs(10)).await);
+    assert!(desk.loops.stop(Duration::from_secs(60)).await);
     let (loops, bench) = (Loops::default(), desk.bench.clone());
     let registry = Registry::default()
         .queue(QueueSpec { name: "late", batch: 1, concurrency: 1 })
@@ -217,7 +217,7 @@ async fn secret_arguments_are_shown_nowhere() {
         assert!(text.len() > 50 && !text.contains(PIN), "{path}: {text}");
     }
     // Nor in the log of a worker.
-    assert!(desk.loops.stop(Duration::from_secs(10)).await);
+    assert!(desk.loops.stop(Duration::from_secs(60)).await);
     let mut process = desk.h.process("worker", &[]).await;
     desk.post(&format!("{DEAD}/retry"), json!({})).await;
     desk.h.eventually(async || desk.dead().await.len() == 4).await;

@@ -385,19 +385,8 @@ impl Desk {
         let in_the_end: String = sqlx::query_scalar(CENSUS).fetch_one(&self.h.app.db).await.unwrap();
         assert_clean(&self.h).await;
         assert_ledger_adds_up(&self.h).await;
-        self.nothing_is_left_open().await;
+        self.s.no_connection_is_in_a_transaction().await;
         format!("{come_to}\n{in_the_end}")
-    }
-
-    /// Every connection of the pool answers, and none has a transaction open that somebody gave up.
-    async fn nothing_is_left_open(&self) {
-        let mut held = Vec::new();
-        for _ in 0..self.s.app.config.database.pool_size {
-            let mut conn = self.s.app.db.acquire().await.unwrap();
-            // Inside a transaction this is refused (ER_CANT_CHANGE_TX_CHARACTERISTICS).
-            sqlx::query("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").execute(&mut *conn).await.unwrap();
-            held.push(conn);
-        }
     }
 }
 

@@ -137,7 +137,7 @@ async fn administrators_see_an_order_with_all_that_belongs_to_it() {
 }
 
 /// Rows that the server has read for this connection so far.
-async fn rows_read(conn: &mut sqlx::MySqlConnection) -> i64 {
+async fn rows_read(conn: &mut onrush::platform::db::Conn) -> i64 {
     let counters: Vec<(Text, Text)> =
         sqlx::query_as("SHOW SESSION STATUS LIKE 'Handler_read%'").fetch_all(conn).await.unwrap();
     counters.iter().map(|(_, Text(count))| count.parse::<i64>().unwrap()).sum()

@@ -89,7 +89,7 @@ async fn a_grant_between_the_two_looks_opens_no_dead_order_again() {
     let dead = order_of(&h, &alice, &[&course]).await;
     let (first, paid) = started(&h, &alice, &[&course]).await;
     let mut conn = h.app.db.acquire().await.unwrap();
-    assert!(orders::close(&mut conn, dead.parse().unwrap(), Closing::Cancelled, h.now()).await.unwrap());
+    assert!(orders::close(&mut conn, dead.parse().unwrap(), Closing::Cancelled, &h.app.clock).await.unwrap());
     drop(conn);
     paid_there(&h, &paid).await;
     let reopened = async {

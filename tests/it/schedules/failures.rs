@@ -1,6 +1,6 @@
 //! Leaders that die or double, clocks that jump, Redis that is away.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use onrush::jobs;
@@ -146,9 +146,8 @@ async fn when_the_leader_is_killed_another_takes_over_and_no_occurrence_is_lost(
     let (term, holder) = lease(&desk.h).await;
     let _second = desk.h.process("scheduler", &[]).await;
     first.kill().await;
-    let (killed, runs) = (Instant::now(), desk.runs(&id).await);
+    let runs = desk.runs(&id).await;
     desk.h.eventually(async || desk.runs(&id).await > runs).await;
-    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     let (next_term, next_holder) = lease(&desk.h).await;
     assert!(next_term > term && next_holder != holder);
     // Every second between the start and the next run has run once. (One statement: the row moves.)

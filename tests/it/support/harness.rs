@@ -45,7 +45,8 @@ pub const JWT_SECRET: &str = "a-secret-of-the-tests-with-32-bytes-or-more";
 pub const SANDBOX_SECRET: &str = "a-sandbox-secret-of-the-tests";
 
 /// Limits of requests.
-const UNLIMITED: [&str; 13] = [
+const UNLIMITED: [&str; 14] = [
+    "limits.in_flight_per_account",
     "limits.register_per_address",
     "limits.refresh_per_address",
     "limits.quote_per_account",
@@ -166,7 +167,7 @@ impl Harness {
         let clock = if options.system_clock { Clock::System } else { Clock::manual() };
         let app = App::connect(config, clock).await.expect("a service");
         db::migrate(&app.db).await.expect("a schema");
-        let serving = Serving::start(&app, listener, &[Does::Api]).expect("a server");
+        let serving = Serving::start(&app, listener, &[Does::Api]).await.expect("a server");
         Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
     }
 
@@ -198,20 +199,26 @@ impl Harness {
 
     /// As [`Self::another`], with some settings otherwise.
     pub async fn another_with(&self, more: &[(&'static str, &str)]) -> Self {
-        self.beside(more.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), false).await
+        self.beside(more, false, self.app.clock.clone()).await
+    }
+
+    /// As [`Self::another`], by another clock.
+    pub async fn with_clock(&self, clock: Clock) -> Self {
+        self.beside(&[], false, clock).await
     }
 
     /// Another service, which gateways call at its own address or at this one's.
-    async fn beside(&self, more: Vec<(&'static str, String)>, is_called: bool) -> Self {
+    async fn beside(&self, more: &[(&'static str, &str)], is_called: bool, clock: Clock) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
+        let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
         let mut settings: Vec<_> = self.settings.iter().cloned().chain(more).collect();
         if is_called {
             settings.push(("http.public_url", base.clone()));
         }
         let config = Config::load(None, &settings).expect("settings");
-        let app = App::connect(config, self.app.clock.clone()).await.expect("a service");
-        let serving = Serving::start(&app, listener, &[Does::Api]).expect("a server");
+        let app = App::connect(config, clock).await.expect("a service");
+        let serving = Serving::start(&app, listener, &[Does::Api]).await.expect("a server");
         let addresses = Addresses { clean_up: false, ..self.addresses.clone() };
         let database = self.database.clone();
         Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
@@ -220,9 +227,33 @@ impl Harness {
     /// A proxy to MySQL, and another service as [`Self::another`] that reaches the database by it, and that gateways call.
     /// This one's own words, as those of [`Self::count`], go past it.
     pub async fn through_mysql_proxy(&self) -> (Proxy, Self) {
+        self.through_mysql_proxy_with(&[]).await
+    }
+
+    /// As [`Self::through_mysql_proxy`], with some settings otherwise.
+    pub async fn through_mysql_proxy_with(&self, more: &[(&'static str, &str)]) -> (Proxy, Self) {
         let way = Proxy::to(&self.addresses.mysql).await;
-        let through = self.beside(vec![("database_url", way.database(&self.database))], true).await;
+        let url = way.database(&self.database);
+        let more: Vec<_> = more.iter().copied().chain([("database_url", url.as_str())]).collect();
+        let through = self.beside(&more, true, self.app.clock.clone()).await;
         (way, through)
+    }
+
+    /// Every connection of the pool answers, all at once, and none has a transaction open that somebody gave up.
+    pub async fn no_connection_is_in_a_transaction(&self) {
+        let (mut held, size) = (Vec::new(), self.app.config.database.pool_size);
+        for n in 0..size {
+            // Requests and work leave each other a part of it.
+            let acquired = self.app.db.acquire();
+            let mut conn =
+                if n < size / 2 { db::for_requests(acquired).await } else { acquired.await }.expect("a connection");
+            // Inside a transaction this is refused (ER_CANT_CHANGE_TX_CHARACTERISTICS).
+            let set = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED";
+            sqlx::query(set).execute(&mut *conn).await.expect("a connection outside of any transaction");
+            // Nor does the driver believe so.
+            assert_eq!(conn.transaction_depth(), 0);
+            held.push(conn);
+        }
     }
 
     /// Speaks with the operators' own listener.

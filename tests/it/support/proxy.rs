@@ -1,5 +1,5 @@
 //! A way over TCP to a Redis or a MySQL that a test can break: connections that are reset, that go silent as when the
-//! machine behind them is gone without a word, that are slow, and an address that comes to lead elsewhere. It follows what
+//! machine behind them is gone without a word, that are slow, in pieces, or cut after some bytes, and an address that comes to lead elsewhere. It follows what
 //! is said to MySQL ([`mysql`]), without TLS: it counts statements, holds one, fails one, or loses a COMMIT.
 //!
 //! ```ignore
@@ -20,6 +20,7 @@
 pub mod mysql;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -94,6 +95,17 @@ impl Target {
     }
 }
 
+/// What the way does to all that goes over it.
+#[derive(Clone, Copy, Default)]
+struct Weather {
+    /// Each piece takes so much longer.
+    delay: Duration,
+    /// Pieces have so many bytes at most.
+    piece: Option<usize>,
+    /// A connection is reset once so many bytes have gone over it, either way.
+    cut_after: Option<u64>,
+}
+
 /// The way. It is gone when this is dropped.
 pub struct Proxy {
     port: u16,
@@ -101,7 +113,7 @@ pub struct Proxy {
     url: String,
     target: Arc<Mutex<Target>>,
     links: Arc<Mutex<Vec<Link>>>,
-    delay: watch::Sender<Duration>,
+    weather: watch::Sender<Weather>,
     follower: Arc<Follower>,
     listening: tokio::task::JoinHandle<()>,
 }
@@ -112,8 +124,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let (target, links) = (Arc::new(Mutex::new(Target::of(url))), Arc::new(Mutex::new(Vec::new())));
-        let (delay, follower) = (watch::Sender::new(Duration::ZERO), Arc::new(Follower::default()));
-        let (to, all, slow) = (target.clone(), links.clone(), delay.subscribe());
+        let (weather, follower) = (watch::Sender::new(Weather::default()), Arc::new(Follower::default()));
+        let (to, all, weathered) = (target.clone(), links.clone(), weather.subscribe());
         let follows = url.starts_with("mysql").then(|| follower.clone());
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -129,10 +141,11 @@ impl Proxy {
                     None => Heard::Redis(talk.clone()),
                 };
                 links.push(Link { fate, talk });
-                tokio::spawn(carry(client, server, changes, slow.clone(), heard));
+                let road = Road { weather: weathered.clone(), carried: AtomicU64::new(0) };
+                tokio::spawn(carry(client, server, changes, road, heard));
             }
         });
-        Self { port, url: url.to_owned(), target, links, delay, follower, listening }
+        Self { port, url: url.to_owned(), target, links, weather, follower, listening }
     }
 
     pub fn port(&self) -> u16 {
@@ -158,7 +171,17 @@ impl Proxy {
 
     /// From now on each piece of what is said takes so much longer, either way.
     pub fn slow_down(&self, each_way: Duration) {
-        self.delay.send_replace(each_way);
+        self.weather.send_modify(|weather| weather.delay = each_way);
+    }
+
+    /// From now on what is said arrives in pieces of at most so many bytes; `None`: as it comes.
+    pub fn in_pieces_of(&self, bytes: Option<usize>) {
+        self.weather.send_modify(|weather| weather.piece = bytes);
+    }
+
+    /// From now on each connection is reset once so many bytes have gone over it, either way; `None`: none is.
+    pub fn cut_after(&self, bytes: Option<u64>) {
+        self.weather.send_modify(|weather| weather.cut_after = bytes);
     }
 
     /// Nothing comes through the connections of now any more, and nobody is told.
@@ -256,7 +279,7 @@ async fn carry(
     mut client: TcpStream,
     server: Box<dyn Stream>,
     mut fate: watch::Receiver<Fate>,
-    delay: watch::Receiver<Duration>,
+    road: Road,
     heard: Heard,
 ) {
     let (mut from_server, mut to_server) = tokio::io::split(server);
@@ -265,8 +288,8 @@ async fn carry(
         tokio::select! {
             biased;
             _ = fate.changed() => End::Reset,
-            end = up(&mut from_client, &mut to_server, &delay, &heard) => end,
-            end = down(&mut from_server, &mut to_client, &delay, &heard) => end,
+            end = up(&mut from_client, &mut to_server, &road, &heard) => end,
+            end = down(&mut from_server, &mut to_client, &road, &heard) => end,
         }
     };
     if *fate.borrow() == Fate::Silent {
@@ -281,13 +304,13 @@ async fn carry(
 async fn up(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    delay: &watch::Receiver<Duration>,
+    road: &Road,
     heard: &Heard,
 ) -> End {
     let mut buffer = [0; 16 << 10];
     loop {
         let Some(read) = from.read(&mut buffer).await.ok().filter(|read| *read > 0) else { return End::Closed };
-        wait(delay).await;
+        road.wait().await;
         let said = match heard {
             Heard::Redis(talk) => {
                 talk.said.lock().unwrap().extend_from_slice(&buffer[..read]);
@@ -297,8 +320,11 @@ async fn up(
         };
         for said in said {
             match said {
-                Said::Pass(bytes) if to.write_all(&bytes).await.is_err() => return End::Closed,
-                Said::Pass(_) => {}
+                Said::Pass(bytes) => {
+                    if let Some(end) = road.write(to, &bytes).await {
+                        return end;
+                    }
+                }
                 Said::Wait(trap) => trap.is_let_go().await,
                 Said::Lost => return End::Reset,
             }
@@ -310,13 +336,13 @@ async fn up(
 async fn down(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    delay: &watch::Receiver<Duration>,
+    road: &Road,
     heard: &Heard,
 ) -> End {
     let mut buffer = [0; 16 << 10];
     loop {
         let Some(read) = from.read(&mut buffer).await.ok().filter(|read| *read > 0) else { return End::Closed };
-        wait(delay).await;
+        road.wait().await;
         let answer = match heard {
             Heard::Redis(talk) => {
                 talk.heard.lock().unwrap().extend_from_slice(&buffer[..read]);
@@ -325,16 +351,41 @@ async fn down(
             Heard::MySql(conversation) => conversation.lock().unwrap().answered(&buffer[..read]),
         };
         let Some(answer) = answer else { return End::Reset };
-        if to.write_all(&answer).await.is_err() {
-            return End::Closed;
+        if let Some(end) = road.write(to, &answer).await {
+            return end;
         }
     }
 }
 
-async fn wait(delay: &watch::Receiver<Duration>) {
-    let delay = *delay.borrow();
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
+/// One connection's part of the way.
+struct Road {
+    weather: watch::Receiver<Weather>,
+    carried: AtomicU64,
+}
+
+impl Road {
+    async fn wait(&self) {
+        let delay = self.weather.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Passes bytes on; how the connection ends, where it does.
+    async fn write(&self, to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Option<End> {
+        let Weather { piece, cut_after, .. } = *self.weather.borrow();
+        for piece in bytes.chunks(piece.unwrap_or(bytes.len()).max(1)) {
+            let carried = self.carried.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            if cut_after.is_some_and(|most| carried >= most) {
+                return Some(End::Reset);
+            }
+            // A piece of its own: the other end may read it before the next is there.
+            if to.write_all(piece).await.is_err() || to.flush().await.is_err() {
+                return Some(End::Closed);
+            }
+            tokio::task::yield_now().await;
+        }
+        None
     }
 }
 
