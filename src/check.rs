@@ -304,40 +304,52 @@ const RULES: &[Rule] = &[
     ),
 ];
 
-/// (submissions owed for too long, gates that differ), over every activity whose keys are kept.
+/// (submissions owed for too long, gates that differ or cannot be read), over every activity whose keys are kept, those on
+/// sale first. Each by itself: one that cannot be read is a finding, and the others are looked at.
 async fn gates(app: &App, repair: bool) -> anyhow::Result<(Vec<String>, Vec<String>)> {
-    let window = Duration::from_secs(app.config.orders.owed_grace_s * WINDOW_GRACES);
-    let since = app.clock.now().minus(seckill::KEEP_AFTER_END);
-    let ids: Vec<ActivityId> =
-        sqlx::query_scalar("SELECT id FROM seckill_activities WHERE ends_at > ? ORDER BY id DESC LIMIT ?")
-            .bind(since)
-            .bind(MAX_ACTIVITIES)
-            .fetch_all(&app.db)
-            .await
-            .context("listing activities")?;
-    let (mut owed, mut differences) = (Vec::new(), Vec::new());
-    for activity in ids {
-        let depth = app.engine.depth(&seckill::queue(activity)).await?;
-        if depth.depth > 0 && u128::from(depth.oldest_ms) > window.as_millis() {
-            owed.push(format!(
-                "activity {activity}: {} submissions wait, the oldest for {} s",
-                depth.depth,
-                depth.oldest_ms / 1000
-            ));
+    let activities = seckill::kept(app, MAX_ACTIVITIES + 1).await.map_err(anyhow::Error::from)?;
+    let (mut owed, mut differences, mut unreadable) = (Vec::new(), Vec::new(), 0);
+    for (at, activity) in activities.iter().enumerate() {
+        if at >= MAX_ACTIVITIES as usize {
+            tracing::warn!(
+                limit = MAX_ACTIVITIES,
+                "more activities than are checked: those over first, or that begin last, are not"
+            );
+            break;
         }
-        if let Some(found) =
-            seckill::confirmed_difference(app, activity, repair, PATIENCE).await.map_err(anyhow::Error::from)?
-        {
-            let look = found.look;
-            differences.push(format!(
-                "activity {activity}: Redis has {}, MySQL has {} left, {} of them returning, {} in flight{}",
-                look.gate,
-                look.left,
-                look.returning,
-                look.in_flight,
-                if found.made { " (repaired)" } else { "" }
-            ));
+        if unreadable >= MAX_IDS {
+            differences
+                .push(format!("activity {activity} and those after it: not looked at, since so many cannot be read"));
+            break;
+        }
+        match gate(app, *activity, repair).await {
+            Ok((waiting, difference)) => {
+                owed.extend(waiting);
+                differences.extend(difference);
+            }
+            Err(error) => {
+                unreadable += 1;
+                differences.push(format!("activity {activity}: its gate or queue cannot be read: {error:#}"));
+            }
         }
     }
     Ok((owed, differences))
+}
+
+/// (submissions owed for too long, how the gate differs) of one activity.
+async fn gate(app: &App, activity: ActivityId, repair: bool) -> anyhow::Result<(Option<String>, Option<String>)> {
+    let window = Duration::from_secs(app.config.orders.owed_grace_s * WINDOW_GRACES);
+    let depth = app.engine.depth(&seckill::queue(activity)).await?;
+    let (waiting, oldest_s) = (depth.depth, depth.oldest_ms / 1000);
+    let late = waiting > 0 && u128::from(depth.oldest_ms) > window.as_millis();
+    let owed = late.then(|| format!("activity {activity}: {waiting} submissions wait, the oldest for {oldest_s} s"));
+    let found = seckill::confirmed_difference(app, activity, repair, PATIENCE).await.map_err(anyhow::Error::from)?;
+    let difference = found.map(|found| {
+        let (look, repaired) = (found.look, if found.made { " (repaired)" } else { "" });
+        format!(
+            "activity {activity}: Redis has {}, MySQL has {} left, {} of them returning, {} in flight{repaired}",
+            look.gate, look.left, look.returning, look.in_flight
+        )
+    });
+    Ok((owed, difference))
 }

@@ -85,6 +85,11 @@ pub fn start_periodic(app: &App) {
     let tick = Duration::from_millis(app.config.seckill.tick_ms);
     every("seckill.returns", tick, |app| async move { Ok(seckill::return_units(&app).await.map(drop)?) }.boxed());
     every("seckill.gates", GATES_PERIOD, |app| async move { Ok(seckill::look_after_gates(&app).await?) }.boxed());
+    let telling = app.clone();
+    app.loops.every("seckill.telling", GATES_PERIOD, move |pulse| {
+        let app = telling.clone();
+        async move { Ok(seckill::tell_gates(&app, &|| pulse.beat()).await?) }
+    });
     if app.config.payments.sandbox {
         every("sandbox.deliver", SANDBOX_PERIOD, |app| async move { sandbox::deliver(&app).await.map(drop) }.boxed());
     }

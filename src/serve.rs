@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 pub use self::connection::HEAD_TIMEOUT;
 use crate::app::App;
 use crate::platform::address::warn_if_nobody_is_trusted;
-use crate::platform::loops::Pulse;
+use crate::platform::loops::{Partly, Pulse};
 use crate::platform::telemetry;
 use crate::{auth, engine, jobs, ops, routes};
 
@@ -199,11 +199,19 @@ fn start_measuring(app: &App) {
 
 /// How every queue stands, a partitioned one as a whole.
 async fn measure_queues(app: App) -> anyhow::Result<()> {
+    let mut failed = None;
     for (name, queues) in jobs::registry(&app.config).partitions(&app).await? {
         let (mut depth, mut running, mut delayed, mut dead, mut oldest_ms) = (0, 0, 0, 0, 0);
         let (mut paused, mut into, mut out) = (0, 0.0, 0.0);
         for queue in queues {
-            let part = app.engine.queue_state(&queue).await?;
+            // One that cannot be read hides no other.
+            let part = match app.engine.queue_state(&queue).await {
+                Ok(part) => part,
+                Err(error) => {
+                    failed.get_or_insert(error.context(Partly(format!("measuring the queue {queue}"))));
+                    continue;
+                }
+            };
             depth += part.depth.depth;
             running += part.depth.running;
             delayed += part.depth.delayed;
@@ -227,7 +235,7 @@ async fn measure_queues(app: App) -> anyhow::Result<()> {
             metrics::gauge!(gauge, "queue" => name).set(value);
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// What is told to a client for whom there is no connection left.

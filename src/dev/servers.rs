@@ -164,7 +164,7 @@ impl Server {
         let socket = socket_dir(&own)?.join("redis.sock");
         let durable = if care == Care::Safe { "yes" } else { "no" };
         let (listening, url) = redis_reached(reach, &socket)?;
-        let settings: [&[&str]; 8] = [
+        let settings: [&[&str]; 12] = [
             &["--unixsocket", &socket.to_string_lossy()],
             &["--unixsocketperm", "700"],
             &["--dir", &own.to_string_lossy()],
@@ -173,6 +173,11 @@ impl Server {
             &["--auto-aof-rewrite-min-size", "1gb"],
             &["--save", ""],
             &["--maxmemory-policy", "noeviction"],
+            // What is big is freed by another thread than the one that answers.
+            &["--lazyfree-lazy-expire", "yes"],
+            &["--lazyfree-lazy-server-del", "yes"],
+            &["--lazyfree-lazy-user-del", "yes"],
+            &["--lazyfree-lazy-eviction", "yes"],
             &["--daemonize", "no"],
         ];
         let args = settings.concat().into_iter().map(str::to_owned).chain(listening).collect();

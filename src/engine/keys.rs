@@ -173,6 +173,23 @@ impl Keys {
     pub fn absent(&self) -> String {
         format!("{}:absent", self.base)
     }
+    /// Those that are the queue's own and do not belong to one task or group: what a partition that is over leaves behind.
+    pub fn lasting(&self) -> Vec<String> {
+        let streams = (0..=9).filter_map(|level| Priority::try_from(level).ok()).map(|level| self.stream_of(level));
+        let others = [
+            self.levels(),
+            self.delayed(),
+            self.envelopes(),
+            self.dead(),
+            self.meta(),
+            self.revoked(),
+            self.control(),
+            self.ended(),
+            self.samples(),
+            self.outbox(),
+        ];
+        streams.chain(others).collect()
+    }
     /// A key of the feature that owns the queue, in the same slot.
     pub fn own(&self, name: &str) -> String {
         format!("{}:{name}", self.base)
@@ -226,6 +243,7 @@ mod tests {
         ] {
             assert!(key.starts_with("p:{seckill/0193}:"), "{key}");
         }
+        assert!(keys.lasting().iter().all(|key| key.starts_with("p:{seckill/0193}:")));
         assert_eq!((queue.base(), queue.partition_name()), ("seckill", Some("0193")));
     }
 

@@ -18,7 +18,7 @@ use crate::engine::schedule::{CatchUp, Definition, Kind, Tasks};
 use crate::engine::{BRIEFLY, Job, Outcome, QueueSpec, Registry, Retry, Task};
 use crate::error::Error;
 use crate::platform::clock::At;
-use crate::{auth, check, idempotency, orders, payments, reports};
+use crate::{auth, check, idempotency, orders, payments, reports, seckill};
 
 /// The queue of the passes.
 const QUEUE: &str = "system";
@@ -35,6 +35,8 @@ const QUERY_S: u64 = 2;
 const REFUND_S: u64 = 1;
 /// What is past its time is forgotten this often.
 const PRUNE_S: u64 = 3600;
+/// What is over goes from Redis this often.
+const CLEAR_S: u64 = 60;
 /// The invariants are checked at this time of the business day, when few people buy: the check reads whole tables.
 const CHECK: &str = "30 4 * * *";
 /// What yesterday came to is reported at this time of the business day, before people come to work.
@@ -108,6 +110,8 @@ passes! {
     PruneTokens = "auth.prune", MySql => |app: App| async move { auth::prune(&app).await.map(nothing) };
     /// Forgets old answers to repeated requests.
     PruneAnswers = "idempotency.prune", MySql => |app: App| async move { idempotency::prune(&app).await.map(nothing) };
+    /// Removes the gates of sales that are long over, and owners' marks of those that have ended.
+    Clear = "seckill.clear", Redis => |app: App| async move { Ok(json!({ "removed": seckill::clear_away(&app).await? })) };
     /// Proves what must always hold, of Redis too.
     Check = "check.invariants", Redis => |app: App| async move { check_invariants(&app).await };
     /// Reports what the day before came to, and the days before it whose reports are missing.
@@ -178,6 +182,7 @@ pub fn own_schedules(config: &Config, now: At) -> Vec<Definition> {
         every(PruneTokens::NAME, PRUNE_S),
         every(PruneAnswers::NAME, PRUNE_S),
         every(PruneBills::NAME, PRUNE_S),
+        every(Clear::NAME, CLEAR_S),
         daily(Check::NAME, CHECK),
         daily(DailyReport::NAME, DAILY_REPORT),
         daily(Bills::NAME, BILLS),

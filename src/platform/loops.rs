@@ -33,6 +33,17 @@ struct Beat {
     last_error: Option<String>,
 }
 
+/// What a step fails with that has done all else it had to do, as the error's outermost context: it counts as a step, and
+/// the next one comes at its time.
+#[derive(Debug)]
+pub struct Partly(pub String);
+
+impl std::fmt::Display for Partly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What `/readyz` shows of a loop.
 #[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
 pub struct LoopHealth {
@@ -58,10 +69,15 @@ pub struct Pulse {
 impl Pulse {
     /// A step was made.
     pub fn beat(&self) {
+        self.made(None);
+    }
+
+    /// A step was made, but for a part of it.
+    fn made(&self, error: Option<String>) {
         let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(beat) = beats.get_mut(&self.name).filter(|beat| beat.generation == self.generation) {
             beat.at = Instant::now();
-            beat.last_error = None;
+            beat.last_error = error;
         }
     }
 
@@ -111,7 +127,7 @@ impl Loops {
     }
 
     /// Starts a loop that runs `step` every `period`, the first time at once. A failed step is logged and tried again
-    /// after a pause that grows up to [`MAX_BACKOFF`].
+    /// after a pause that grows up to [`MAX_BACKOFF`]; one that failed [`Partly`] is shown, and goes on with its period.
     pub fn every<F, Fut>(&self, name: impl Into<String>, period: Duration, step: F)
     where
         F: Fn(Pulse) -> Fut + Send + Sync + Clone + 'static,
@@ -122,8 +138,11 @@ impl Loops {
             let step = step.clone();
             async move {
                 while !pulse.stopping() {
-                    step(pulse.clone()).await?;
-                    pulse.beat();
+                    match step(pulse.clone()).await {
+                        Ok(()) => pulse.beat(),
+                        Err(error) if error.is::<Partly>() => pulse.made(Some(format!("{error:#}"))),
+                        Err(error) => return Err(error),
+                    }
                     pulse.sleep(period).await;
                 }
                 Ok(())
@@ -213,6 +232,29 @@ where
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
+
+    #[tokio::test]
+    async fn a_step_that_failed_in_part_is_shown_and_is_a_step() {
+        let loops = Loops::default();
+        loops.every("test", Duration::from_millis(1), |_| async {
+            Err(anyhow::anyhow!("no").context(Partly("1 of 2".to_owned())))
+        });
+        let shown = || loops.health().into_iter().find_map(|found| found.last_error);
+        while shown().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(shown().as_deref(), Some("1 of 2: no"));
+        // A step makes the time since the last one shorter.
+        let a_step = async {
+            let mut before = 0;
+            while before <= loops.health()[0].since_step_ms {
+                before = loops.health()[0].since_step_ms;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), a_step).await.expect("a step");
+        assert!(loops.stop(Duration::from_secs(10)).await);
+    }
 
     #[tokio::test]
     async fn a_loop_that_fails_or_panics_starts_again() {

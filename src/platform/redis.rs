@@ -8,6 +8,7 @@
 mod cluster;
 mod shared;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,6 +162,13 @@ impl Redis {
                 );
             }
         }
+        for server in self.expiring_in_turn().await {
+            tracing::warn!(
+                server,
+                "redis frees what expires in the thread that answers (lazyfree-lazy-expire no): a large key then holds up \
+                 everybody. Set `lazyfree-lazy-expire yes`"
+            );
+        }
         for (server, cluster) in self.info("cluster").await? {
             let is_node = cluster.get::<i64>("cluster_enabled").unwrap_or(0) == 1;
             if is_node && matches!(self.servers, Servers::One(_)) {
@@ -168,6 +176,22 @@ impl Redis {
             }
         }
         Ok(())
+    }
+
+    /// The servers, of a cluster the masters, that free what expires in their main thread. One that does not let its settings
+    /// be read, as a managed one may, is not among them.
+    async fn expiring_in_turn(&self) -> Vec<String> {
+        let mut asked = deadpool_redis::redis::cmd("CONFIG");
+        asked.arg("GET").arg("lazyfree-lazy-expire");
+        let one = "Redis".to_owned();
+        let answers: RedisResult<HashMap<String, HashMap<String, String>>> = match &self.servers {
+            Servers::One(_) => asked.query_async(&mut self.commands()).await.map(|found| HashMap::from([(one, found)])),
+            Servers::Cluster(cluster) => cluster.commands().of_all_masters(asked).await,
+        };
+        let off = |(server, found): (String, HashMap<String, String>)| {
+            found.get("lazyfree-lazy-expire").is_some_and(|value| value == "no").then_some(server)
+        };
+        answers.unwrap_or_default().into_iter().filter_map(off).collect()
     }
 
     /// A section of INFO of every server, of a cluster every master, with what to call it.

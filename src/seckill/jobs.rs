@@ -1,15 +1,18 @@
 //! The worker's side: batches of submissions become orders.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::model::{EntryId, Held, Place, Placement};
-use super::redis::{Gate, activity_of};
+use super::apart::each;
+use super::model::{ActivityId, EntryId, Held, Place, Placement};
+use super::redis::{Gate, KEEP_AFTER_END, activity_of, queue};
 use super::{placing, reconcile, store};
 use crate::app::{App, failed};
 use crate::auth::UserId;
 use crate::engine::{Job, Outcome, QueueName};
 use crate::platform::clock::At;
+use crate::platform::seldom::Seldom;
 
 /// Activities that are over and looked through for submissions left behind, at most.
 const MAX_LEFT_BEHIND: u32 = 800;
@@ -21,46 +24,66 @@ const LEFT_BEHIND_PERIOD: Duration = Duration::from_secs(10);
 /// An activity is consumed from this long before its start.
 const CONSUME_BEFORE_START: Duration = Duration::from_secs(60);
 
-/// Partitions of activities that are over and still held submissions when this process last looked.
+/// Activities that are over and still held submissions when this process last looked.
 #[derive(Default)]
-struct LeftBehind(Mutex<Option<(Instant, Vec<QueueName>)>>);
+struct LeftBehind(Mutex<Option<(Instant, Vec<ActivityId>)>>);
+
+/// When it was told last that there are too many activities.
+#[derive(Default)]
+struct TooMany(Seldom);
 
 /// The partitions worth consuming: every activity on sale or just over, and older ones that still hold submissions.
 pub async fn partitions(app: App) -> anyhow::Result<Vec<QueueName>> {
     let now = app.clock.now();
-    let current = activities(&app, now.minus(CONSUME_AFTER_END), reconcile::MAX_ACTIVITIES).await?;
-    let mut partitions = current;
+    let mut current = activities(&app, now.minus(CONSUME_AFTER_END), reconcile::MAX_ACTIVITIES).await?;
     let known = app.local::<LeftBehind>();
-    let fresh = {
-        let known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.as_ref().filter(|(at, _)| at.elapsed() < LEFT_BEHIND_PERIOD).map(|(_, queues)| queues.clone())
-    };
-    let left_behind = match fresh {
-        Some(queues) => queues,
-        None => {
-            let mut queues = Vec::new();
-            for queue in activities(&app, now.minus(super::redis::KEEP_AFTER_END), MAX_LEFT_BEHIND).await? {
-                let depth = app.engine.depth(&queue).await?;
-                if depth.depth + depth.delayed > 0 {
-                    queues.push(queue);
-                }
-            }
-            *known.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), queues.clone()));
-            queues
+    let last = known.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let left_behind = match last {
+        Some((at, left_behind)) if at.elapsed() < LEFT_BEHIND_PERIOD => left_behind,
+        last => {
+            let before = last.map(|(_, left_behind)| left_behind).unwrap_or_default();
+            let found = look_for_left_behind(&app, &before).await?;
+            *known.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), found.clone()));
+            found
         }
     };
-    partitions.extend(left_behind);
-    partitions.sort_unstable();
-    partitions.dedup();
-    Ok(partitions)
+    current.extend(left_behind);
+    current.sort_unstable();
+    current.dedup();
+    Ok(current.into_iter().map(queue).collect())
 }
 
-/// Partitions of activities that end after `since`, those that end last first.
-async fn activities(app: &App, since: At, limit: u32) -> anyhow::Result<Vec<QueueName>> {
-    let started = app.clock.now().plus(CONSUME_BEFORE_START);
+/// Those whose queues still hold submissions. One that cannot be read counts as before: it holds up no other.
+async fn look_for_left_behind(app: &App, before: &[ActivityId]) -> anyhow::Result<Vec<ActivityId>> {
+    let all = activities(app, app.clock.now().minus(KEEP_AFTER_END), MAX_LEFT_BEHIND).await?;
+    let holds_any = |activity| async move {
+        let depth = app.engine.depth(&queue(activity)).await?;
+        Ok(depth.depth + depth.delayed > 0)
+    };
+    let looks = all.iter().map(|activity| (*activity, *activity)).collect();
+    // What failed is told there, by its activity.
+    let (looked, _) = each(app, "looking for submissions left behind", looks, holds_any).await;
+    let looked: HashMap<ActivityId, bool> = looked.into_iter().collect();
+    let left = |activity: &ActivityId| looked.get(activity).copied().unwrap_or_else(|| before.contains(activity));
+    Ok(all.into_iter().filter(left).collect())
+}
+
+/// Activities that end after `since`, those on sale first. More than `limit` are told.
+async fn activities(app: &App, since: At, limit: u32) -> anyhow::Result<Vec<ActivityId>> {
+    let now = app.clock.now();
     let mut conn = app.db.acquire().await?;
-    let found = store::activities_between(&mut conn, since, started, limit).await?;
-    Ok(found.iter().map(|activity| super::redis::queue(activity.id)).collect())
+    let started = now.plus(CONSUME_BEFORE_START);
+    let mut found = store::activities_between(&mut conn, now, since, started, limit + 1).await?;
+    if found.len() > limit as usize {
+        found.truncate(limit as usize);
+        if app.local::<TooMany>().0.may(now, reconcile::TOO_MANY_TOLD) {
+            tracing::warn!(
+                limit,
+                "more activities than one process looks for submissions in: those on sale go first, and the last are passed over"
+            );
+        }
+    }
+    Ok(found.iter().map(|activity| activity.id).collect())
 }
 
 /// Places a batch of submissions of one activity.

@@ -10,6 +10,9 @@
 //! * A unit came back in MySQL (unpaid, cancelled): `gate_returned_at` is NULL until it is on sale in Redis too.
 //! * Anything else: [`reconcile()`] compares and corrects, the safe direction (fewer) first.
 
+mod ahead;
+mod apart;
+mod building;
 mod floods;
 pub mod http;
 pub mod jobs;
@@ -20,15 +23,20 @@ mod owners;
 mod placing;
 mod reconcile;
 mod redis;
+mod removal;
 mod seats;
 mod store;
 pub mod tasks;
+mod telling;
 mod watcher;
 
+pub use building::open_gate;
 pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place, Placement};
 pub use placing::{give_back, place, retake};
-pub use reconcile::{Correction, confirmed_difference, look_after_gates, reconcile, return_units};
+pub use reconcile::{Correction, confirmed_difference, kept, look_after_gates, reconcile, return_units};
 pub use redis::{KEEP_AFTER_END, queue};
+pub use removal::clear_away;
+pub use telling::tell_gates;
 
 use std::time::Duration;
 
@@ -161,39 +169,6 @@ async fn build_asked_for(app: &App, activity: ActivityId) -> Result<()> {
         return Err(Kind::Ended.into());
     }
     open_gate(app, activity).await
-}
-
-/// Users written to a gate in one call.
-const WARM_CHUNK: u32 = 500;
-
-/// Builds the gate of an activity from MySQL if it is missing. The stock is read before the users: a unit released in
-/// between is then missing from both and comes back by reconciliation, where the other order would sell it twice.
-pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
-    let gate = Gate::of(&app.engine, activity);
-    if gate.exists(app).await? {
-        return Ok(());
-    }
-    let Some(token) = gate.begin_building(app).await? else { return Ok(()) };
-    let mut conn = app.db.acquire().await?;
-    let Some(found) = store::find_activity(&mut conn, activity).await? else { return Err(Kind::NotFound.into()) };
-    let mut after = UserId::min();
-    loop {
-        let users = store::users_of(&mut conn, activity, after, WARM_CHUNK).await?;
-        let Some((last, ..)) = users.last() else { break };
-        after = *last;
-        if !gate.write_users(app, &token, &users).await? {
-            return Ok(());
-        }
-    }
-    drop(conn);
-    if gate.open(app, &token, &found).await? {
-        tracing::info!(activity.id = %activity, stock = found.stock_left, "opened the gate of an activity");
-        owners::tell_of_all_refunded(app, found.created_at).await?;
-        if found.starts_at <= app.clock.now().plus(reconcile::BEFORE_START) {
-            owners::write_next(app, &found, owners::PAGES_AT_OPENING).await?;
-        }
-    }
-    Ok(())
 }
 
 /// A new activity.

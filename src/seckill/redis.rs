@@ -3,6 +3,7 @@
 //! reserves and enqueues with one read and two writes.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use anyhow::Context;
 use redis::{ErrorKind, Script};
@@ -14,14 +15,20 @@ use crate::engine::{Effect, Engine, Keys, QueueName, envelope_of};
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 
-/// An activity's keys go this long after its end.
-pub const KEEP_AFTER_END: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+/// An activity's keys go this long after its end: a pass unlinks them ([`removal`](super::removal)).
+pub const KEEP_AFTER_END: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Where no pass came, the gate expires. Late: Redis may free what expires in its main thread, and a big gate then holds
+/// up everybody, where `UNLINK` does not.
+const EXPIRE_AFTER_END: Duration = Duration::from_secs(2 * KEEP_AFTER_END.as_secs());
 /// Who builds a gate has this long for each step before somebody else may: a builder that died (or a lock that came
 /// back with an older state of Redis) holds up a sale no longer.
 const LOCK_MS: u64 = 3_000;
 
-/// Places that one call changes, so that none holds up Redis for long.
-const PLACES_AT_ONCE: usize = 500;
+/// Places that one call reads or writes, so that none holds up Redis for longer than a millisecond or so.
+pub const PLACES_AT_ONCE: usize = 500;
+/// How far the owners of a gate are taken off again, when its sale is over: this and where to go on, or that all are.
+const TAKEN_OFF: &str = "off:";
+const ALL_OFF: &str = "none";
 
 static ADMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/admit.lua")));
 static WARM_USERS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/warm_users.lua")));
@@ -34,6 +41,7 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take.lua")));
 static OWN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/own.lua")));
 static CHANGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/change.lua")));
+static UNMARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/unmark.lua")));
 static SET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/set.lua")));
 
 /// The partition of an activity.
@@ -44,6 +52,21 @@ pub fn queue(activity: ActivityId) -> QueueName {
 /// The activity that a queue is the partition of; none of a queue of another kind or name.
 pub fn activity_of(queue: &QueueName) -> Option<ActivityId> {
     (queue.base() == QUEUE).then(|| queue.partition_name()?.parse().ok())?
+}
+
+/// Somebody with entries in an activity: (user, tries, live entry).
+pub type Holder = (UserId, i64, Option<EntryId>);
+
+/// How far those who have the course are written into a gate.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
+    /// Whose place is the last that was written, `min` before the first one; `None` when no more are to be, and without a
+    /// gate.
+    pub after: Option<UserId>,
+    /// How many were written.
+    pub marks: u64,
+    /// Where to go on with taking them off, 0 at first; `None` when there are none.
+    pub taken_off: Option<u64>,
 }
 
 /// The keys of one activity.
@@ -112,27 +135,25 @@ impl Gate {
         Ok(taken.map(|_| token))
     }
 
-    /// Writes who holds a unit: (user, tries, live entry). False when the right to build is lost.
-    pub async fn write_users(
-        &self,
-        app: &App,
-        token: &str,
-        users: &[(UserId, i64, Option<EntryId>)],
-    ) -> anyhow::Result<bool> {
+    /// Writes who holds a unit, [`PLACES_AT_ONCE`] at most. False when the right to build is lost.
+    pub async fn write_users(&self, app: &App, token: &str, users: &[Holder]) -> anyhow::Result<bool> {
         let mut call = WARM_USERS.prepare_invoke();
         call.key(self.lock()).key(self.gate()).arg(token).arg(LOCK_MS);
         for (user, tries, entry) in users {
-            call.arg(user.to_string()).arg(held(*tries, (*entry).into()));
+            call.arg(place(*user)).arg(held(*tries, (*entry).into()));
         }
         call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
     }
 
-    /// Writes who holds a unit, (user, tries, live entry), where the gate does not know. Returns how many it had forgotten.
-    pub async fn remember_users(&self, app: &App, users: &[(UserId, i64, Option<EntryId>)]) -> anyhow::Result<i64> {
+    /// Writes who holds a unit where the gate does not know, [`PLACES_AT_ONCE`] at most. Returns how many it had forgotten.
+    pub async fn remember_users(&self, app: &App, users: &[Holder]) -> anyhow::Result<i64> {
         let mut call = REMEMBER.prepare_invoke();
         call.key(self.gate());
-        for (user, tries, entry) in users {
-            call.arg(user.to_string()).arg(held(*tries, (*entry).into()));
+        for (user, ..) in users {
+            call.arg(place(*user));
+        }
+        for (_, tries, entry) in users {
+            call.arg(held(*tries, (*entry).into()));
         }
         call.invoke_async(&mut app.redis.commands()).await.context("writing who holds a unit")
     }
@@ -149,7 +170,7 @@ impl Gate {
             .arg(activity.ends_at.ms())
             .arg(i32::from(activity.closed_at.is_some()))
             .arg(activity.per_user_limit)
-            .arg(activity.ends_at.plus(KEEP_AFTER_END).ms())
+            .arg(activity.ends_at.plus(EXPIRE_AFTER_END).ms())
             .invoke_async(&mut app.redis.commands())
             .await
             .context("opening a gate")
@@ -172,14 +193,41 @@ impl Gate {
         call.invoke_async::<i64>(&mut app.redis.commands()).await.map(drop).context("freeing a place")
     }
 
-    /// Whose place is the last that was written of those who have the course, `min` before the first one; `None` when
-    /// all are, and without a gate.
-    pub async fn owners_written(&self, app: &App) -> anyhow::Result<Option<UserId>> {
+    /// How far those who have the course are written.
+    pub async fn owners_written(&self, app: &App) -> anyhow::Result<Written> {
         let mut read = redis::cmd("HMGET");
-        read.arg(self.gate()).arg("starts").arg("owners");
-        let (starts, owners): (Option<String>, Option<String>) =
+        read.arg(self.gate()).arg("starts").arg("owners").arg("marks");
+        let (starts, owners, marks): (Option<String>, Option<String>, Option<u64>) =
             read.query_async(&mut app.redis.commands()).await.context("reading how far the owners are written")?;
-        Ok(starts.and_then(|_| owners.map_or(Some(UserId::min()), |last| last.parse().ok())))
+        let off = owners.as_deref().and_then(|at| at.strip_prefix(TAKEN_OFF)?.parse().ok());
+        let marks = marks.unwrap_or(0);
+        let has_marks = starts.is_some() && marks > 0 && owners.as_deref() != Some(ALL_OFF);
+        let after = starts.and_then(|_| owners.map_or(Some(UserId::min()), |last| last.parse().ok()));
+        Ok(Written { after, marks, taken_off: has_marks.then(|| off.unwrap_or(0)) })
+    }
+
+    /// Takes the owners' marks off that these places have; `next` is where to go on, 0 at the end.
+    pub async fn unmark(&self, app: &App, owners: &[UserId], next: u64) -> anyhow::Result<()> {
+        let how_far = if next == 0 { ALL_OFF.to_owned() } else { format!("{TAKEN_OFF}{next}") };
+        // What is noted is done: the last call alone says how far it is.
+        let (pages, last) = owners.split_at(owners.len() / PLACES_AT_ONCE * PLACES_AT_ONCE);
+        let pages = pages.chunks(PLACES_AT_ONCE).map(|page| (page, "")).chain([(last, how_far.as_str())]);
+        for (page, how_far) in pages {
+            let mut call = UNMARK.key(self.gate());
+            call.arg(how_far);
+            for owner in page {
+                call.arg(place(*owner));
+            }
+            call.invoke_async::<i64>(&mut app.redis.commands()).await.context("taking owners off a gate")?;
+        }
+        Ok(())
+    }
+
+    /// Removes all that is kept of the activity but records of tasks, which expire one by one. Returns how many keys.
+    pub async fn remove(&self, app: &App) -> anyhow::Result<u64> {
+        let mut unlink = redis::cmd("UNLINK");
+        unlink.arg(self.keys.lasting()).arg(self.lock());
+        unlink.query_async(&mut app.redis.commands()).await.context("removing the keys of an activity")
     }
 
     /// Writes who has the course, where no task is named; `last` is how far they are written then, `None`: all are.

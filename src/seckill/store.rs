@@ -74,13 +74,63 @@ pub async fn list_activities(conn: &mut Conn, now: At, before: ActivityId, limit
     Ok(query.build_query_as().fetch_all(conn).await?)
 }
 
-/// Activities that end after `since` and have started by `started`, the last to end first: those on sale come before
-/// those that are over.
-pub async fn activities_between(conn: &mut Conn, since: At, started: At, limit: u32) -> Result<Vec<Activity>> {
+/// Activities that end after `since` and have started by `started`: at `now` those on sale come first, the last to begin
+/// before others, then those to come, the next one before others, then those that are over, the last to end before others.
+pub async fn activities_between(conn: &mut Conn, now: At, since: At, started: At, limit: u32) -> Result<Vec<Activity>> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
     query.push("WHERE ends_at > ").push_bind(since).push(" AND starts_at <= ").push_bind(started);
-    query.push(" ORDER BY ends_at DESC LIMIT ").push_bind(limit);
-    Ok(query.build_query_as().fetch_all(conn).await?)
+    query.push(" ORDER BY CASE WHEN closed_at IS NOT NULL OR ends_at <= ").push_bind(now);
+    query.push(" THEN 2 WHEN starts_at > ").push_bind(now).push(" THEN 1 ELSE 0 END, ");
+    query.push("CASE WHEN closed_at IS NULL AND starts_at > ").push_bind(now).push(" THEN starts_at END, ");
+    query.push("CASE WHEN closed_at IS NULL AND ends_at > ").push_bind(now).push(" THEN starts_at END DESC, ");
+    query.push("ends_at DESC, id LIMIT ").push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await.context("listing activities")?)
+}
+
+/// Activities that ended by `until` and of which Redis may still keep something, those that ended first before others,
+/// above `after`, which is one of them.
+pub async fn activities_over(
+    conn: &mut Conn,
+    until: At,
+    after: (At, ActivityId),
+    limit: u32,
+) -> Result<Vec<(At, ActivityId)>> {
+    Ok(sqlx::query_as(
+        "SELECT ends_at, id FROM seckill_activities WHERE gate_removed_at IS NULL AND ends_at <= ? \
+         AND (ends_at > ? OR (ends_at = ? AND id > ?)) ORDER BY ends_at, id LIMIT ?",
+    )
+    .bind(until)
+    .bind(after.0)
+    .bind(after.0)
+    .bind(after.1)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+    .context("listing activities that are over")?)
+}
+
+/// Activities that are over at `now`, by their end or early, and have not ended before `since`; those that end last come
+/// first.
+pub async fn ended_since(conn: &mut Conn, since: At, now: At, limit: u32) -> Result<Vec<ActivityId>> {
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM seckill_activities WHERE ends_at > ? AND (ends_at <= ? OR closed_at IS NOT NULL) \
+         ORDER BY ends_at DESC LIMIT ?",
+    )
+    .bind(since)
+    .bind(now)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+    .context("listing sales that are over")?)
+}
+
+/// Notes that Redis keeps nothing of activities any more. The list must not be empty.
+pub async fn mark_removed(conn: &mut Conn, ids: &[ActivityId], now: At) -> Result<()> {
+    let mut query = QueryBuilder::<MySql>::new("UPDATE seckill_activities SET gate_removed_at = ");
+    query.push_bind(now).push(" WHERE gate_removed_at IS NULL AND id IN ");
+    push_in(&mut query, ids.iter().copied());
+    query.build().execute(conn).await.context("noting that gates were removed")?;
+    Ok(())
 }
 
 /// Takes `units` from what is left; false when not so many are.
@@ -244,15 +294,18 @@ pub async fn revive_entry(conn: &mut Conn, id: EntryId) -> sqlx::Result<bool> {
     Ok(done.rows_affected() == 1)
 }
 
-/// Entries given back in MySQL and not yet in Redis, the oldest first.
-pub async fn owed_returns(conn: &mut Conn, limit: u32) -> Result<Vec<Entry>> {
-    Ok(sqlx::query_as(
+/// Entries given back in MySQL and not yet in Redis, the oldest first, but for those of some activities.
+pub async fn owed_returns(conn: &mut Conn, but: &[ActivityId], limit: u32) -> Result<Vec<Entry>> {
+    let mut query = QueryBuilder::<MySql>::new(
         "SELECT id, activity_id, user_id, order_id, live FROM seckill_entries \
-         WHERE gate_returned_at IS NULL AND released_at IS NOT NULL ORDER BY released_at LIMIT ?",
-    )
-    .bind(limit)
-    .fetch_all(conn)
-    .await?)
+         WHERE gate_returned_at IS NULL AND released_at IS NOT NULL",
+    );
+    if !but.is_empty() {
+        query.push(" AND activity_id NOT IN ");
+        push_in(&mut query, but.iter().copied());
+    }
+    query.push(" ORDER BY released_at LIMIT ").push_bind(limit);
+    Ok(query.build_query_as().fetch_all(conn).await.context("reading units to put back on sale")?)
 }
 
 /// (when, entry) of released entries that came back to Redis after `from`, those of its own instant above `after`; at

@@ -1,5 +1,6 @@
 //! Seckill from outside: admission, placement, polling, returns, and what a newcomer might do wrong.
 
+mod gates;
 mod owners;
 mod pages;
 mod streams;

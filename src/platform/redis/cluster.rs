@@ -24,8 +24,8 @@ use deadpool_redis::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use deadpool_redis::redis::cluster_async::ClusterConnection;
 use deadpool_redis::redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use deadpool_redis::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict, Pipeline, RedisError,
-    RedisFuture, RedisResult, ServerErrorKind, Value, cmd, from_redis_value, pipe,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, InfoDict, Pipeline,
+    RedisError, RedisFuture, RedisResult, ServerErrorKind, Value, cmd, from_redis_value, pipe,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -141,9 +141,7 @@ impl Shareable for ClusterCommands {
 
     /// Whether every master answers, and every slot has one.
     async fn usable(&mut self) -> anyhow::Result<()> {
-        let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-        let answers = self.nodes.route_command(cmd("CLUSTER").arg("INFO").to_owned(), masters).await?;
-        let answers: HashMap<String, InfoDict> = from_redis_value(answers)?;
+        let answers: HashMap<String, InfoDict> = self.of_all_masters(cmd("CLUSTER").arg("INFO").to_owned()).await?;
         for (master, info) in &answers {
             let state: String = info.get("cluster_state").unwrap_or_default();
             ensure!(state == "ok", "the state of the Redis cluster is {state}, says {master}");
@@ -175,6 +173,12 @@ impl ClusterCommands {
         let connecting = tokio::time::timeout(ALL_CONNECT_TIMEOUT, client.get_async_connection()).await;
         let nodes = connecting.map_err(|late| RedisError::from(io::Error::new(io::ErrorKind::TimedOut, late)))??;
         Ok(Self { nodes, asked })
+    }
+
+    /// What each master says to a command, by its address.
+    pub(super) async fn of_all_masters<T: FromRedisValue>(&mut self, command: Cmd) -> RedisResult<HashMap<String, T>> {
+        let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        Ok(from_redis_value(self.nodes.route_command(command, masters).await?)?)
     }
 
     /// Asks until a node takes the command, or patience ends.

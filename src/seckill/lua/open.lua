@@ -1,5 +1,5 @@
--- Opens the gate with what MySQL has left, less what is admitted and not placed yet. It goes when the activity is long
--- over (the stream and the dead letters stay).
+-- Opens the gate with what MySQL has left, less what is admitted and not placed yet. A pass removes it when the activity is
+-- long over; the expiry is for a gate to which no pass came.
 --
 -- KEYS  1 lock, 2 meta, 3 stream, 4 delayed
 -- ARGV  1 the lock's token, 2 stock left in MySQL, 3 starts (ms), 4 ends (ms), 5 closed (0 | 1), 6 limit, 7 keys' end (ms)

@@ -1,6 +1,8 @@
 -- Writes who has the course, so that the gate refuses them without taking a unit. A place that names a task stays: its
 -- placement says what becomes of it.
 --
+-- `marks` counts them, so that all gates together can be bounded.
+--
 -- KEYS  1 meta
 -- ARGV  1 how far the owners are written then (a user, or `all`), 2.. users
 -- reply how many fields the gate has; 0 without a gate
@@ -18,4 +20,5 @@ for i, place in ipairs(places) do
   end
 end
 redis.call('HSET', KEYS[1], unpack(changed))
+if #changed > 2 then redis.call('HINCRBY', KEYS[1], 'marks', #changed / 2 - 1) end
 return redis.call('HLEN', KEYS[1])

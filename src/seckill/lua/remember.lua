@@ -3,18 +3,18 @@
 -- user has the course gives way to a unit that he holds, and to nothing else.
 --
 -- KEYS  1 meta
--- ARGV  pairs of user and place
+-- ARGV  the fields of n users, then what each holds; 500 users at most
 -- reply how many were written
 if redis.call('HEXISTS', KEYS[1], 'starts') == 0 then return 0 end
-local written = 0
-for i = 1, #ARGV, 2 do
-  local user, place = 'u' .. ARGV[i], ARGV[i + 1]
-  local known = redis.call('HGET', KEYS[1], user)
-  local own = known and string.match(place, ':.') and string.match(known, '^(%d+):owned$')
-  local tries = known and tonumber(own or string.match(known, '^(%d+):$'))
-  if not known or (tries and tries < tonumber(string.match(place, '^%d+'))) then
-    redis.call('HSET', KEYS[1], user, place)
-    written = written + 1
+local n = #ARGV / 2
+local known, written = redis.call('HMGET', KEYS[1], unpack(ARGV, 1, n)), {}
+for i = 1, n do
+  local place, was = ARGV[n + i], known[i]
+  local own = was and string.match(place, ':.') and string.match(was, '^(%d+):owned$')
+  local tries = was and tonumber(own or string.match(was, '^(%d+):$'))
+  if not was or (tries and tries < tonumber(string.match(place, '^%d+'))) then
+    written[#written + 1], written[#written + 2] = ARGV[i], place
   end
 end
-return written
+if #written > 0 then redis.call('HSET', KEYS[1], unpack(written)) end
+return #written / 2

@@ -54,6 +54,14 @@ async fn after_a_refund_of_a_won_order_gate_poll_and_stream_say_so() {
     forget(&h).await;
     h.eventually(async || sale.submit(&h, &alice).await.status == 409).await;
     assert_refunded(&h, &sale, &alice, &task, &no).await;
+    // And needs to ask no more.
+    let gate = h.app.engine.keys(&seckill::queue(sale.activity())).meta();
+    h.eventually(async || {
+        let asked = redis::cmd("HGET").arg(&gate).arg(format!("u{}", alice.id.as_simple())).to_owned();
+        let place: Option<String> = asked.query_async(&mut h.app.redis.commands()).await.unwrap();
+        place.as_deref() == Some("1:refunded")
+    })
+    .await;
     // Nobody else is touched, and the unit is not sold again.
     assert_eq!(sale.submit(&h, &bob).await.expect(202).text_of("id"), bobs);
     assert_eq!(h.get(&format!("/tasks/{bobs}"), &bob).await.expect(200).body["code"], 100);
