@@ -173,6 +173,25 @@ impl Keys {
     pub fn absent(&self) -> String {
         format!("{}:absent", self.base)
     }
+    /// The keys of the queue as a whole, each with its type as Redis calls it.
+    pub(super) fn types(&self) -> Vec<(String, &'static str)> {
+        let mut all = vec![
+            (self.stream(), "stream"),
+            (self.levels(), "set"),
+            (self.delayed(), "zset"),
+            (self.envelopes(), "hash"),
+            (self.dead(), "stream"),
+            (self.meta(), "hash"),
+            (self.revoked(), "hash"),
+            (self.control(), "hash"),
+            (self.ended(), "stream"),
+            (self.samples(), "list"),
+            (self.outbox(), "stream"),
+        ];
+        let levels = (0..=9).filter_map(|number| Priority::try_from(number).ok()).filter(|level| !level.is_default());
+        all.extend(levels.map(|level| (self.stream_of(level), "stream")));
+        all
+    }
     /// A key of the feature that owns the queue, in the same slot.
     pub fn own(&self, name: &str) -> String {
         format!("{}:{name}", self.base)

@@ -161,6 +161,15 @@ impl Clock {
         }
     }
 
+    /// How far this clock is ahead of the machine's, in ms: what a server's own clock has to be moved by to show the time of
+    /// a test.
+    pub fn shift_ms(&self) -> i64 {
+        match self {
+            Self::System => 0,
+            Self::Manual(ms) => ms.load(Ordering::SeqCst).saturating_sub(Self::System.now().ms()),
+        }
+    }
+
     /// Moves a manual clock forward. The system's clock is nobody's to move: it stays.
     pub fn advance(&self, length: Duration) {
         if let Self::Manual(ms) = self {
@@ -208,6 +217,17 @@ mod tests {
         let before = clock.now();
         clock.advance(Duration::from_secs(5));
         assert_eq!(clock.now().since(before), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_manual_clock_says_how_far_it_is_from_the_machines() {
+        assert_eq!(Clock::System.shift_ms(), 0);
+        let clock = Clock::manual();
+        let before = clock.shift_ms();
+        clock.advance(Duration::from_secs(3600));
+        let moved = clock.shift_ms() - before;
+        // It stands still, and the machine's goes on.
+        assert!(moved <= 3_600_000 && moved > 3_500_000, "{moved}");
     }
 
     proptest! {

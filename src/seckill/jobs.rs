@@ -8,7 +8,7 @@ use super::redis::{Gate, activity_of};
 use super::{placing, reconcile, store};
 use crate::app::{App, failed};
 use crate::auth::UserId;
-use crate::engine::{Job, Outcome, QueueName};
+use crate::engine::{Job, Outcome, QueueName, is_wrong_type};
 use crate::platform::clock::At;
 
 /// Activities that are over and looked through for submissions left behind, at most.
@@ -40,9 +40,14 @@ pub async fn partitions(app: App) -> anyhow::Result<Vec<QueueName>> {
         None => {
             let mut queues = Vec::new();
             for queue in activities(&app, now.minus(super::redis::KEEP_AFTER_END), MAX_LEFT_BEHIND).await? {
-                let depth = app.engine.depth(&queue).await?;
-                if depth.depth + depth.delayed > 0 {
-                    queues.push(queue);
+                match app.engine.may_hold(&queue).await {
+                    Ok(true) => queues.push(queue),
+                    Ok(false) => {}
+                    // One that nobody can read holds up no other.
+                    Err(error) if is_wrong_type(&error) => {
+                        tracing::warn!(%queue, error = format!("{error:#}"), "queue of an activity that is over cannot be read");
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             *known.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), queues.clone()));
