@@ -40,6 +40,8 @@ const QUEUE_GAUGE_PERIOD: Duration = Duration::from_secs(10);
 const AT_REST_KNOWN: usize = 4096;
 /// Rates of queues are of this long.
 const RATES_OF: Duration = Duration::from_secs(60);
+/// Whether Redis may drop keys is looked at this often.
+const EVICTION_PERIOD: Duration = Duration::from_secs(60);
 /// Of the time to stop, this much is for answering requests; the rest is for tasks under way.
 const HTTP_SHARE: f64 = 0.5;
 
@@ -92,6 +94,11 @@ impl Serving {
         if roles.contains(&Role::Worker) || roles.contains(&Role::Scheduler) {
             jobs::start_watching(app);
         }
+        let watched = app.clone();
+        app.loops.every("redis.eviction", EVICTION_PERIOD, move |_: Pulse| {
+            let app = watched.clone();
+            async move { ops::health::watch_eviction(&app).await }
+        });
         start_measuring(app);
         let operations = match &app.config.http.operations_listen {
             Some(wanted) => {

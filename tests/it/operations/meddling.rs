@@ -1,11 +1,13 @@
-//! Somebody writes over keys of Redis, or deletes them, beside the service.
+//! Somebody writes over keys of Redis, deletes them, or sets the server otherwise, beside the service.
 
 use onrush::auth::UserId;
 use onrush::check;
+use onrush::ops::health;
 use onrush::seckill::{self, EntryId};
 
 use super::*;
 use crate::seckill::Sale;
+use crate::support::PrivateRedis;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_of_a_wrong_type_stands_in_the_way_of_its_own_queue_alone() {
@@ -86,4 +88,21 @@ async fn buyers_whose_submissions_were_deleted_hear_what_mysql_says_and_may_subm
         findings.iter().map(|finding| finding.violations.len()).sum()
     };
     h.eventually(async || violated().await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_was_set_to_drop_keys_is_not_ready_until_it_is_set_back() {
+    let redis = PrivateRedis::start().await;
+    let servers = Some(redis.addresses(redis.url().to_owned()).await);
+    let h = Harness::with(Options { servers, ..Options::default() }).await;
+    health::watch_eviction(&h.app).await.unwrap();
+    h.get("/readyz", ()).await.expect(200);
+    redis.tell(&["CONFIG", "SET", "maxmemory", "1gb"]).await;
+    redis.tell(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    health::watch_eviction(&h.app).await.unwrap();
+    let unready = h.get("/readyz", ()).await.expect(503);
+    assert!(unready.text_of("redis").contains("allkeys-lru"), "{}", unready.text());
+    redis.tell(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    health::watch_eviction(&h.app).await.unwrap();
+    h.get("/readyz", ()).await.expect(200);
 }
