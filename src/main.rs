@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use jiff::tz::TimeZone;
 use onrush::app::App;
 use onrush::config::{self, Config};
 use onrush::dev::{demo, playground};
@@ -16,7 +15,7 @@ use onrush::engine::schedule::Crontab;
 use onrush::ops;
 use onrush::platform::clock::Clock;
 use onrush::platform::output::{OutputClosed, say};
-use onrush::platform::{db, telemetry};
+use onrush::platform::{day, db, telemetry};
 use onrush::serve::{Role, Serving, raise_file_limit, until_told_to_stop};
 use tokio::net::TcpListener;
 
@@ -359,7 +358,7 @@ fn crontab(args: CrontabArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let expression: Crontab = args.expression.unwrap_or_default().parse()?;
-    let zone = TimeZone::get(&args.tz).context("reading --tz")?;
+    let zone = day::zone(&args.tz).context("reading --tz")?;
     let mut at = args.from.unwrap_or_else(|| Clock::System.now().timestamp());
     for _ in 0..args.count {
         let Some(next) = expression.next_after(at, &zone) else { break };
@@ -374,7 +373,7 @@ fn crontab_line(line: &str) -> String {
     let answer = || -> anyhow::Result<String> {
         let mut parts = line.split('\t');
         let mut part = || parts.next().context("a line has an expression, an instant and a zone");
-        let (expression, instant, zone) = (part()?.parse::<Crontab>()?, part()?, TimeZone::get(part()?)?);
+        let (expression, instant, zone) = (part()?.parse::<Crontab>()?, part()?, day::zone(part()?)?);
         let next = expression.next_after(instant.parse()?, &zone).context("has no next run")?;
         let fields = expression.values().map(|values| values.iter().map(u8::to_string).collect::<Vec<_>>().join(","));
         Ok(format!("{}\t{next}", fields.join("|")))

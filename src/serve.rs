@@ -5,9 +5,10 @@ mod connection;
 mod head;
 mod stream;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::Router;
@@ -20,6 +21,8 @@ use tokio::task::JoinHandle;
 
 pub use self::connection::HEAD_TIMEOUT;
 use crate::app::App;
+use crate::engine::QueueName;
+use crate::engine::operate::QueueState;
 use crate::platform::address::warn_if_nobody_is_trusted;
 use crate::platform::loops::{Partly, Pulse};
 use crate::platform::telemetry;
@@ -31,8 +34,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LISTEN_STALL: Duration = Duration::from_secs(15);
 /// Open files that the process asks the system for.
 const FILES_WANTED: u64 = 100_000;
-/// Depth and age of the queues are measured this often.
-const QUEUE_GAUGE_PERIOD: Duration = Duration::from_secs(5);
+/// Depth and age of the queues are measured this often: each time costs a dozen commands a queue, in every process.
+const QUEUE_GAUGE_PERIOD: Duration = Duration::from_secs(10);
+/// Queues at rest that a process remembers; more of them are measured anew.
+const AT_REST_KNOWN: usize = 4096;
+/// Rates of queues are of this long.
+const RATES_OF: Duration = Duration::from_secs(60);
+/// Whether Redis may drop keys is looked at this often.
+const EVICTION_PERIOD: Duration = Duration::from_secs(60);
 /// Of the time to stop, this much is for answering requests; the rest is for tasks under way.
 const HTTP_SHARE: f64 = 0.5;
 
@@ -86,6 +95,11 @@ impl Serving {
         if roles.contains(&Role::Worker) || roles.contains(&Role::Scheduler) {
             jobs::start_watching(app);
         }
+        let watched = app.clone();
+        app.loops.every("redis.eviction", EVICTION_PERIOD, move |_: Pulse| {
+            let app = watched.clone();
+            async move { ops::health::watch_eviction(&app).await }
+        });
         start_measuring(app);
         let operations = match &app.config.http.operations_listen {
             Some(wanted) => {
@@ -197,6 +211,36 @@ fn start_measuring(app: &App) {
     app.loops.every("queues", QUEUE_GAUGE_PERIOD, move |_: Pulse| measure_queues(measured.clone()));
 }
 
+/// Of queues at rest, how many tasks had entered them, and since when that is so.
+#[derive(Default)]
+struct AtRest(Mutex<HashMap<QueueName, (i64, Instant)>>);
+
+/// Whether anything is in a queue, or went through it in the time that its rates are of.
+async fn is_in_use(app: &App, queue: &QueueName) -> anyhow::Result<bool> {
+    let entered = app.engine.at_rest(queue).await?;
+    let known = app.local::<AtRest>();
+    let mut known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(entered) = entered else {
+        known.remove(queue);
+        return Ok(true);
+    };
+    match known.get(queue) {
+        Some((seen, since)) if *seen == entered => Ok(since.elapsed() < RATES_OF),
+        _ => {
+            if known.len() >= AT_REST_KNOWN {
+                known.clear();
+            }
+            known.insert(queue.clone(), (entered, Instant::now()));
+            Ok(true)
+        }
+    }
+}
+
+/// How a queue stands; `None` of one that is at rest, of which there is nothing to say.
+async fn state_in_use(app: &App, queue: &QueueName) -> anyhow::Result<Option<QueueState>> {
+    if is_in_use(app, queue).await? { app.engine.queue_state(queue).await.map(Some) } else { Ok(None) }
+}
+
 /// How every queue stands, a partitioned one as a whole.
 async fn measure_queues(app: App) -> anyhow::Result<()> {
     let mut failed = None;
@@ -204,9 +248,10 @@ async fn measure_queues(app: App) -> anyhow::Result<()> {
         let (mut depth, mut running, mut delayed, mut dead, mut oldest_ms) = (0, 0, 0, 0, 0);
         let (mut paused, mut into, mut out) = (0, 0.0, 0.0);
         for queue in queues {
-            // One that cannot be read hides no other.
-            let part = match app.engine.queue_state(&queue).await {
-                Ok(part) => part,
+            // One that cannot be read hides no other; its worker tells what is wrong.
+            let part = match state_in_use(&app, &queue).await {
+                Ok(Some(part)) => part,
+                Ok(None) => continue,
                 Err(error) => {
                     failed.get_or_insert(error.context(Partly(format!("measuring the queue {queue}"))));
                     continue;

@@ -9,7 +9,8 @@ use super::{PageAfter, Segment, queue_at, segment};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
-use crate::engine::QueueName;
+use crate::engine::operate::QueueState;
+use crate::engine::{QueueName, is_wrong_type};
 use crate::error::{Problem, Result};
 use crate::jobs;
 use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
@@ -41,11 +42,20 @@ pub struct QueueView {
     pub concurrency: u64,
     /// Whether an operator has set that; else it comes from the process's settings (this one's are shown).
     pub concurrency_set: bool,
+    /// Which of its keys in Redis hold something that is not theirs; null as a rule. Then all else here is 0, and the queue
+    /// stands still until they are deleted.
+    pub fault: Option<String>,
 }
 
 impl QueueView {
     async fn of(app: &App, queue: &QueueName) -> Result<Self> {
-        let state = app.engine.queue_state(queue).await?;
+        let (state, fault) = match app.engine.queue_state(queue).await {
+            Ok(state) => (state, None),
+            Err(error) if is_wrong_type(&error) => {
+                (QueueState::unknown(queue), Some(app.engine.misshapen(queue).await?.join("; ")))
+            }
+            Err(error) => return Err(error.into()),
+        };
         let own = jobs::registry(&app.config).queues().find(|(spec, _)| spec.name == queue.base());
         let own = own.map_or(0, |(spec, _)| spec.concurrency as u64);
         let rounded = |rate: Option<f64>| rate.map(|rate| (rate * 1000.0).round() / 1000.0);
@@ -61,6 +71,7 @@ impl QueueView {
             paused: state.paused,
             concurrency: state.concurrency.map_or(own, u64::from),
             concurrency_set: state.concurrency.is_some(),
+            fault,
         })
     }
 }

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::operate::Retried;
-use crate::engine::{Revoked, TaskId};
+use crate::engine::{Revoked, TaskId, is_wrong_type};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::jobs;
 use crate::platform::extract::{Input, Path, Query};
@@ -41,6 +41,7 @@ pub async fn list(
 ) -> Result<Answer<Page<ListedView>>> {
     let wanted = query.wanted(&jobs::registry(&app.config))?;
     let (first, mut place) = wanted.from.unzip();
+    let named = wanted.queue.is_some();
     let mut queues = match wanted.queue {
         Some(queue) => vec![queue],
         None => consumed(&app).await?,
@@ -56,7 +57,11 @@ pub async fn list(
             return Ok(Answer(Page { items, next_cursor }));
         }
         let left = wanted.limit - items.len();
-        let (found, next) = app.engine.list_tasks(queue, &wanted.filter, &at, left).await?;
+        let (found, next) = match app.engine.list_tasks(queue, &wanted.filter, &at, left).await {
+            // The list of queues says what is wrong with it.
+            Err(error) if !named && is_wrong_type(&error) => (Vec::new(), None),
+            found => found?,
+        };
         items.extend(found.into_iter().map(ListedView::from));
         steps += 1;
         place = next;

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use axum::http::HeaderName;
 use config::{Source, Value};
-use jiff::tz::TimeZone;
 use sqlx::mysql::MySqlConnectOptions;
 
 use super::secrets;
 use crate::platform::address::Networks;
-use crate::platform::{redis, telemetry};
+use crate::platform::{day, redis, telemetry};
 
 /// A setting.
 pub(super) struct Setting {
@@ -65,7 +64,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         ),
     )),
     set("redis_prefix", "onrush", Text("text without braces", "onrush", is_prefix)),
-    set("time_zone", "Asia/Shanghai", Text("a time zone's IANA name", "Asia/Shanghai", |t| TimeZone::get(t).is_ok())),
+    set("time_zone", "Asia/Shanghai", Text("a time zone's IANA name", "Asia/Shanghai", |t| day::zone(t).is_ok())),
     set("http.listen", "127.0.0.1:8080", Text("an address and a port", "0.0.0.0:8080", is_socket_address)),
     set("http.public_url", "http://127.0.0.1:8080", Text(URL, "https://shop.example.com", is_url)),
     set(

@@ -205,7 +205,7 @@ impl Engine {
         for chunk in entries.chunks(ENQUEUE_CHUNK) {
             let mut call = scripts::ENQUEUE.prepare_invoke();
             call.key(keys.stream()).key(keys.delayed()).key(keys.envelopes()).key(keys.meta());
-            call.arg(self.clock.now().ms()).arg(millis(UNIQUE_FOR)).arg(millis(META_LIFE));
+            call.arg(self.clock.shift_ms()).arg(millis(UNIQUE_FOR)).arg(millis(META_LIFE));
             call.arg(GROUP).arg(mode).arg(millis(once_for).max(1));
             for (envelope, due) in chunk {
                 call.key(keys.task(envelope.key.as_simple()));

@@ -175,20 +175,27 @@ impl Keys {
     }
     /// Those that are the queue's own and do not belong to one task or group: what a partition that is over leaves behind.
     pub fn lasting(&self) -> Vec<String> {
-        let streams = (0..=9).filter_map(|level| Priority::try_from(level).ok()).map(|level| self.stream_of(level));
-        let others = [
-            self.levels(),
-            self.delayed(),
-            self.envelopes(),
-            self.dead(),
-            self.meta(),
-            self.revoked(),
-            self.control(),
-            self.ended(),
-            self.samples(),
-            self.outbox(),
+        self.types().into_iter().map(|(key, _)| key).collect()
+    }
+
+    /// The keys of the queue as a whole, each with its type as Redis calls it.
+    pub(super) fn types(&self) -> Vec<(String, &'static str)> {
+        let mut all = vec![
+            (self.stream(), "stream"),
+            (self.levels(), "set"),
+            (self.delayed(), "zset"),
+            (self.envelopes(), "hash"),
+            (self.dead(), "stream"),
+            (self.meta(), "hash"),
+            (self.revoked(), "hash"),
+            (self.control(), "hash"),
+            (self.ended(), "stream"),
+            (self.samples(), "list"),
+            (self.outbox(), "stream"),
         ];
-        streams.chain(others).collect()
+        let levels = (0..=9).filter_map(|number| Priority::try_from(number).ok()).filter(|level| !level.is_default());
+        all.extend(levels.map(|level| (self.stream_of(level), "stream")));
+        all
     }
     /// A key of the feature that owns the queue, in the same slot.
     pub fn own(&self, name: &str) -> String {

@@ -29,6 +29,7 @@ mod priority;
 mod registry;
 pub mod schedule;
 mod scripts;
+mod shapes;
 mod task;
 mod waiters;
 mod worker;
@@ -41,6 +42,7 @@ pub use keys::{Keys, QueueName};
 pub use operate::QueueDepth;
 pub use priority::{NotAPriority, Priority};
 pub use registry::{Partitions, QueueSpec, Registry};
+pub use shapes::is_wrong_type;
 pub use task::{BRIEFLY, Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
 pub use worker::Worker;
 

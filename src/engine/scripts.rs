@@ -12,6 +12,7 @@ macro_rules! script {
 
 script!(ENQUEUE, "lua/streams.lua", "lua/enqueue.lua");
 script!(PROMOTE, "lua/streams.lua", "lua/promote.lua");
+script!(LOST, "lua/streams.lua", "lua/lost.lua");
 script!(UNSCHEDULE, "lua/unschedule.lua");
 script!(REVOKE, "lua/streams.lua", "lua/revoke.lua");
 script!(JOIN, "lua/join.lua");

@@ -2,29 +2,35 @@
 //!
 //! Per partition there are two loops. The **reader** takes a permit, reads a batch of one priority ([`turns`]) and hands it
 //! to a task of its own ([`run`], then [`finish`]); the permits bound what is under way. The [`keeper`] moves due tasks to
-//! the stream, takes over deliveries whose worker gave no sign for a lease, and removes consumers that are long gone.
+//! the stream, takes over deliveries whose worker gave no sign for a lease ([`recover`]), clears what is nowhere any more
+//! ([`lost`]), and removes consumers that are long gone.
 //!
 //! A handler is never cancelled (it may be inside a database transaction). A stop ends the reading, waits for what
 //! runs, and gives back what was read and not begun.
 
+mod fault;
 mod finish;
 mod forward;
 mod heartbeat;
 mod keeper;
 mod lease;
+mod lost;
 mod read;
+mod recover;
 mod run;
 mod throttle;
 mod turns;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::fault::Told;
 use self::heartbeat::Seat;
 use self::throttle::Throttle;
 use super::client::Engine;
@@ -71,6 +77,11 @@ struct Lane<C> {
     levels: Arc<AtomicU16>,
     throttle: Arc<Throttle>,
     running: Running,
+    /// Whether tasks have moved since the counters were last noted.
+    moved: Arc<AtomicBool>,
+    /// Wakes the keeper from its rest.
+    bell: Arc<Notify>,
+    told: Arc<Told>,
     stop: CancellationToken,
 }
 
@@ -85,6 +96,9 @@ impl<C> Clone for Lane<C> {
             levels: self.levels.clone(),
             throttle: self.throttle.clone(),
             running: self.running.clone(),
+            moved: self.moved.clone(),
+            bell: self.bell.clone(),
+            told: self.told.clone(),
             stop: self.stop.clone(),
         }
     }
@@ -123,6 +137,7 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let seats = Mutex::default();
         let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats });
         heartbeat::start(&worker, loops);
+        worker.prepare_counters();
         for (spec, partitions) in &worker.registry.queues {
             match partitions {
                 None => {
@@ -142,13 +157,24 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         }
     }
 
+    /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
+    fn prepare_counters(&self) {
+        for (spec, _) in &self.registry.queues {
+            for counter in ["onrush_tasks_lost_total", "onrush_queue_faults_total"] {
+                metrics::counter!(counter, "queue" => spec.name).increment(0);
+            }
+        }
+    }
+
     fn open(self: Arc<Self>, spec: QueueSpec, queue: QueueName, stop: CancellationToken, loops: &Loops) {
         let keys = self.engine.keys(&queue);
         let (throttle, running) = (Arc::new(Throttle::new(spec.concurrency)), Arc::default());
         self.take_seat(queue.clone(), Seat::new(&throttle, &running, &stop));
         let (level, levels) = (Priority::DEFAULT, Arc::new(AtomicU16::new(Levels::default().bits())));
         let (worker, name, end) = (self, queue.clone(), stop.clone());
-        let lane = Lane { worker, spec, queue: name, keys, level, levels, throttle, running, stop: end };
+        let (moved, bell, told) = (Arc::default(), Arc::default(), Arc::default());
+        let lane =
+            Lane { worker, spec, queue: name, keys, level, levels, throttle, running, moved, bell, told, stop: end };
         let (reader, tracker) = (lane.clone(), loops.tracker().clone());
         loops.spawn_until(format!("read:{queue}"), STALL_AFTER, stop.clone(), move |pulse| {
             let (lane, tracker) = (reader.clone(), tracker.clone());

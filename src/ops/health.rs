@@ -1,6 +1,6 @@
 //! Whether the process is up, and whether it can serve.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -73,11 +73,33 @@ pub async fn readiness(app: &App) -> Readiness {
     asking.ask(&(), (), look).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
+/// Why Redis may drop keys on its own, as [`watch_eviction`] saw last.
+#[derive(Default)]
+struct Eviction(Mutex<Option<String>>);
+
+/// Looks whether somebody has set Redis since the start so that it may drop keys on its own: queues, and the places of
+/// buyers in gates. The process is not ready while it is.
+pub async fn watch_eviction(app: &App) -> anyhow::Result<()> {
+    let found = app.redis.eviction().await?;
+    metrics::gauge!("onrush_redis_may_evict").set(if found.is_some() { 1.0 } else { 0.0 });
+    if let Some(why) = &found {
+        tracing::error!(why, "redis may drop keys: set `maxmemory-policy noeviction`, or maxmemory 0");
+    }
+    *app.local::<Eviction>().0.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    Ok(())
+}
+
 /// Runs in a task of its own: a sqlx future runs to its end.
 async fn look(app: &App) -> Readiness {
     let mysql = db::writable(&app.db).await;
     let mysql = mysql.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
-    let redis = app.redis.writable().await.map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned());
+    let redis = match app.redis.writable().await {
+        Ok(()) => {
+            let evicts = app.local::<Eviction>().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            evicts.unwrap_or_else(|| "ok".to_owned())
+        }
+        Err(error) => format!("{error:#}"),
+    };
     let clock = clocks::is_right(app).map_or_else(|why| why, |()| "ok".to_owned());
     let loops = app.loops.health();
     let servers = [&mysql, &redis, &clock].iter().all(|said| *said == "ok");

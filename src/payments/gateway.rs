@@ -19,6 +19,7 @@ use jiff::tz::TimeZone;
 use super::model::{DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer};
 use crate::app::App;
 use crate::error::{Error, Kind, Plain, Result, refuse};
+use crate::platform::day;
 
 /// What became of a payment at its gateway.
 #[derive(Debug)]
@@ -189,7 +190,7 @@ pub(super) fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone>
         Gateway::Sandbox | Gateway::Stripe => app.config.time_zone.as_str(),
         Gateway::Wechat | Gateway::Alipay => "Asia/Shanghai",
     };
-    TimeZone::get(name).with_context(|| format!("reading the time zone {name}"))
+    day::zone(name).with_context(|| format!("reading the time zone {name}"))
 }
 
 /// A gateway that is switched off is not called. What needs it waits, and says so ([`off`](super::off)).

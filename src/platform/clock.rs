@@ -222,6 +222,17 @@ mod tests {
         assert_eq!(clock.now().since(before), Duration::from_secs(5));
     }
 
+    #[test]
+    fn a_manual_clock_says_how_far_it_is_from_the_machines() {
+        assert_eq!(Clock::System.shift_ms(), 0);
+        let clock = Clock::manual();
+        let before = clock.shift_ms();
+        clock.advance(Duration::from_secs(3600));
+        let moved = clock.shift_ms() - before;
+        // It stands still, and the machine's goes on.
+        assert!(moved <= 3_600_000 && moved > 3_500_000, "{moved}");
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_reading_an_instant_panic(text in "[0-9TtZz:.+-]{0,40}|\\PC{0,40}", ms in -62_135_596_800_000i64..253_402_000_000_000) {

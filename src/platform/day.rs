@@ -1,9 +1,10 @@
 //! Days of a calendar: which day it is somewhere, and from when to when a day lasts there.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use jiff::{Span, ToSpan};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sqlx::encode::IsNull;
@@ -11,6 +12,15 @@ use sqlx::error::BoxDynError;
 use sqlx::mysql::{MySql, MySqlTypeInfo, MySqlValueRef};
 
 use super::clock::At;
+
+/// The table of zones that is part of this program.
+static BUNDLED: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
+
+/// A zone by its IANA name. The machine's table comes first, which may be newer; a zone that it has not, or has lost by an
+/// update, is in the program's own.
+pub fn zone(name: &str) -> Result<TimeZone, jiff::Error> {
+    TimeZone::get(name).or_else(|unknown| BUNDLED.get(name).map_err(|_| unknown))
+}
 
 /// A day: `DATE` in MySQL, `2026-11-20` in JSON and in paths. Its years have four digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

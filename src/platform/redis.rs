@@ -142,15 +142,8 @@ impl Redis {
     /// Refuses a replica and a server that may drop keys on its own, and says when a restart of it would lose data.
     pub async fn require_safe_server(&self) -> anyhow::Result<()> {
         self.usable().await.context("REDIS_URL must lead to a server that takes writes")?;
-        for (server, memory) in self.info("memory").await? {
-            let policy: String = memory.get("maxmemory_policy").unwrap_or_default();
-            let limit: u64 = memory.get("maxmemory").unwrap_or(0);
-            if policy != "noeviction" && limit > 0 {
-                bail!(
-                    "{server} has maxmemory-policy {policy}: it may drop queues and reservations. \
-                     Set `maxmemory-policy noeviction` (or maxmemory 0) and start again"
-                );
-            }
+        if let Some(why) = self.eviction().await? {
+            bail!("{why}. Set `maxmemory-policy noeviction` (or maxmemory 0) and start again");
         }
         for (server, persistence) in self.info("persistence").await? {
             let is = |what| persistence.get::<i64>(what).unwrap_or(0) == 1;
@@ -186,12 +179,24 @@ impl Redis {
         let one = "Redis".to_owned();
         let answers: RedisResult<HashMap<String, HashMap<String, String>>> = match &self.servers {
             Servers::One(_) => asked.query_async(&mut self.commands()).await.map(|found| HashMap::from([(one, found)])),
-            Servers::Cluster(cluster) => cluster.commands().of_all_masters(asked).await,
+            Servers::Cluster(cluster) => cluster.of_all_masters(asked).await,
         };
         let off = |(server, found): (String, HashMap<String, String>)| {
             found.get("lazyfree-lazy-expire").is_some_and(|value| value == "no").then_some(server)
         };
         answers.unwrap_or_default().into_iter().filter_map(off).collect()
+    }
+
+    /// Why the server, of a cluster a master, may drop keys on its own; `None` when it may not. Both settings that decide it
+    /// can be changed while it runs.
+    pub async fn eviction(&self) -> anyhow::Result<Option<String>> {
+        let of = |(server, memory): (String, InfoDict)| {
+            let policy: String = memory.get("maxmemory_policy").unwrap_or_default();
+            let limit: u64 = memory.get("maxmemory").unwrap_or(0);
+            (policy != "noeviction" && limit > 0)
+                .then(|| format!("{server} has maxmemory-policy {policy}: it may drop queues and reservations"))
+        };
+        Ok(self.info("memory").await?.into_iter().find_map(of))
     }
 
     /// A section of INFO of every server, of a cluster every master, with what to call it.

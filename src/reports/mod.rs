@@ -10,13 +10,12 @@ mod store;
 use std::time::Duration;
 
 use anyhow::Context;
-use jiff::tz::TimeZone;
 
 use crate::app::App;
 use crate::engine::schedule;
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
-use crate::platform::day::Day;
+use crate::platform::day::{self, Day};
 use crate::platform::db::Conn;
 
 pub use model::{DailyReport, Span};
@@ -32,7 +31,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 /// found missing, oldest first. A day that has a report keeps it, so two at once are harmless.
 pub async fn make_missing(app: &App) -> anyhow::Result<Vec<Day>> {
     let now = app.clock.now();
-    let zone = TimeZone::get(&app.config.time_zone).context("reading the business time zone")?;
+    let zone = day::zone(&app.config.time_zone).context("reading the business time zone")?;
     let mut missing = model::due(now, &zone);
     if let Some((first, _)) = missing.first() {
         let made = store::days_since(&mut *app.db.acquire().await?, *first).await?;
@@ -96,7 +95,7 @@ pub async fn find(conn: &mut Conn, day: Day) -> Result<Option<DailyReport>> {
 /// When the report of a day that has none will be made, by the schedules as they are; none when no run will make it.
 pub async fn ready_at(app: &App, conn: &mut Conn, day: Day) -> Result<Option<At>> {
     let now = app.clock.now();
-    let zone = TimeZone::get(&app.config.time_zone).context("reading the business time zone")?;
+    let zone = day::zone(&app.config.time_zone).context("reading the business time zone")?;
     let Some(closed_at) = model::closed_at(day, now, &zone) else { return Ok(None) };
     // A run at that very instant makes it.
     let from = closed_at.max(now).minus(Duration::from_millis(1));

@@ -56,10 +56,7 @@ pub async fn partitions(app: App) -> anyhow::Result<Vec<QueueName>> {
 /// Those whose queues still hold submissions. One that cannot be read counts as before: it holds up no other.
 async fn look_for_left_behind(app: &App, before: &[ActivityId]) -> anyhow::Result<Vec<ActivityId>> {
     let all = activities(app, app.clock.now().minus(KEEP_AFTER_END), MAX_LEFT_BEHIND).await?;
-    let holds_any = |activity| async move {
-        let depth = app.engine.depth(&queue(activity)).await?;
-        Ok(depth.depth + depth.delayed > 0)
-    };
+    let holds_any = |activity| async move { Ok(app.engine.may_hold(&queue(activity)).await?) };
     let looks = all.iter().map(|activity| (*activity, *activity)).collect();
     // What failed is told there, by its activity.
     let (looked, _) = each(app, "looking for submissions left behind", looks, holds_any).await;

@@ -1,6 +1,7 @@
 //! The task engine by itself, with tasks of the tests' own.
 
 mod following;
+mod lost;
 mod priorities;
 mod unique;
 
@@ -106,7 +107,11 @@ impl Setup {
 
     /// On the system's clock, or on one that moves by hand.
     async fn with_clock(system_clock: bool) -> Self {
-        let settings = vec![("engine.lease_ms", "500".to_owned()), ("engine.max_deliveries", "3".to_owned())];
+        Self::with(system_clock, "500").await
+    }
+
+    async fn with(system_clock: bool, lease_ms: &str) -> Self {
+        let settings = vec![("engine.lease_ms", lease_ms.to_owned()), ("engine.max_deliveries", "3".to_owned())];
         let h = Harness::with(Options { system_clock, settings, ..Options::default() }).await;
         let (runs, seen, gate) = (Arc::default(), Arc::default(), Arc::new(Semaphore::new(0)));
         let bench = Bench { engine: h.app.engine.clone(), runs, seen, gate };
@@ -286,6 +291,33 @@ async fn what_a_dead_worker_had_read_is_taken_over() {
         assert_eq!(s.ended(id).await.state, State::Success);
     }
     assert_eq!(s.bench.runs.load(Ordering::SeqCst), 3);
+}
+
+/// Deliveries that a dead worker leaves behind: with a rest between two pages of them the next one would take longer than
+/// this test waits.
+const LEFT_BEHIND: usize = 4000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_a_dead_worker_had_read_is_taken_over_without_a_rest() {
+    let s = Setup::with(true, "60000").await;
+    let work = |_| Item::now(Uuid::now_v7(), Work { what: "left".to_owned() });
+    s.bench.engine.enqueue(&(0..LEFT_BEHIND).map(work).collect::<Vec<_>>()).await.unwrap();
+    s.make_group().await;
+    let mut read = 0;
+    while read < LEFT_BEHIND {
+        read += s.read_as("dead").await;
+    }
+    // It died more than a lease ago.
+    for chunk in s.entries().await.chunks(500) {
+        let mut idle = redis::cmd("XCLAIM");
+        idle.arg(s.stream()).arg("workers").arg("dead").arg(0);
+        idle.arg(chunk.iter().map(|(id, _)| id).collect::<Vec<_>>());
+        let claimed: Vec<String> = s.redis(idle.arg("IDLE").arg(61_000).arg("RETRYCOUNT").arg(1).arg("JUSTID")).await;
+        assert_eq!(claimed.len(), chunk.len());
+    }
+    s.start_batches();
+    s.h.eventually(async || s.bench.runs.load(Ordering::SeqCst) as usize == LEFT_BEHIND).await;
+    s.h.eventually(async || s.entries().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

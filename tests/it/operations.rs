@@ -3,6 +3,7 @@
 
 mod audit;
 mod letters;
+mod meddling;
 mod tasks;
 
 use std::sync::Arc;

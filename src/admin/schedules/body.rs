@@ -231,8 +231,34 @@ impl ChangeSchedule {
         }
     }
 
+    fn only_switches_off(&self) -> bool {
+        let Self {
+            name: None,
+            task: None,
+            args: None,
+            kind: None,
+            every_s: None,
+            crontab: None,
+            run_at: None,
+            time_zone: None,
+            starts_at: None,
+            enabled: Some(false),
+            catch_up: None,
+            catch_up_max: None,
+            overlap: None,
+        } = self
+        else {
+            return false;
+        };
+        true
+    }
+
     /// What a schedule becomes by it; else every fault.
     pub fn applied_to(&self, before: &Definition) -> Result<Definition, Vec<FieldFault>> {
+        if self.only_switches_off() {
+            // Whatever may be wrong with it by now: a zone that is gone, a task of another version.
+            return Ok(Definition { enabled: false, ..before.clone() });
+        }
         let mut after = before.clone();
         if self.kind.is_some_and(|kind| kind != before.kind) {
             (after.every_s, after.crontab, after.run_at) = (None, None, None);

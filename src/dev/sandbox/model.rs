@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::StoredRefund;
 use crate::platform::clock::At;
-use crate::platform::day::Day;
+use crate::platform::day::{self, Day};
 use crate::platform::id::Id;
 use crate::platform::text::Text;
 
@@ -147,7 +147,7 @@ impl Bill {
     /// The day's first instant and the next day's, in `zone`.
     pub fn day(&self, zone: &str) -> Option<(At, At)> {
         let day: Day = self.date.parse().ok()?;
-        Some(day.bounds(&jiff::tz::TimeZone::get(zone).ok()?))
+        Some(day.bounds(&day::zone(zone).ok()?))
     }
 }
 

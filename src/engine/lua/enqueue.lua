@@ -9,10 +9,13 @@
 --
 -- KEYS  1 stream, 2 delayed, 3 envelopes, 4 meta, 5.. a record per task, then (once) a once-key per task, last
 --       one that is never there
--- ARGV  1 now (ms), 2 unique (ms), 3 life of meta (ms), 4 group, 5 mode, 6 life of once-keys (ms), then per task: key,
---       envelope, due (ms, 0 = now)
+-- ARGV  1 how far the process's clock is from the machines' (ms; 0 but in tests), 2 unique (ms), 3 life of meta (ms),
+--       4 group, 5 mode, 6 life of once-keys (ms), then per task: key, envelope, due (ms, 0 = now)
 -- reply 1 or 0 per task
-local now, unique, group, mode = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[4], ARGV[5]
+local unique, group, mode = tonumber(ARGV[2]), ARGV[4], ARGV[5]
+-- The server's: when a task entered its stream was written by another process, whose clock may differ.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
 local tasks = (#ARGV - 6) / 3
 local keys = {}
 for i = 1, tasks do
@@ -58,7 +61,7 @@ for i = 1, tasks do
     overtake(KEYS[4], KEYS[1], waiting[i])
     local entry = enter(KEYS[1], envelope)
     entered[#entered + 1] = key
-    entered[#entered + 1] = string.format('%d %s %s', seq, ARGV[1], entry)
+    entered[#entered + 1] = string.format('%d %d %s', seq, now, entry)
   else
     taken = false
   end

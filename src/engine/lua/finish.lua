@@ -5,16 +5,17 @@
 --
 -- KEYS  1 stream of the deliveries, 2 meta, 3 delayed, 4 envelopes, 5 dead, 6 revoked, 7 outbox, 8 ended, then the
 --       effects' keys, last one that is never there
--- ARGV  1 group, 2 consumer, 3 now (ms), 4 done channel, 5 dead letters kept, 6 life of meta (ms), 7 name of the tasks,
---       8 entries of ended kept, 9 their life (ms), 10 the records' life (ms), 11 what the records' keys begin with,
---       12 number of tasks n, then three columns of n: entry ids (ascending), keys, records,
---       then for each task of which there is more to say: its place in the columns, JSON with any of
---         ends (with a state, 'retry' or 'dead' instead of SUCCESS), life (of this record, ms), due (ms), envelope,
---         reason, follow (for the outbox), effects: list of {key (its index in KEYS), command, args}
+-- ARGV  1 group, 2 consumer, 3 how far the process's clock is from the machines' (ms; 0 but in tests), 4 done channel,
+--       5 dead letters kept, 6 life of meta (ms), 7 name of the tasks, 8 entries of ended kept, 9 their life (ms),
+--       10 the records' life (ms), 11 what the records' keys begin with, 12 number of tasks n, then three columns of n:
+--       entry ids (ascending), keys, records, then for each task of which there is more to say: its place in the
+--       columns, JSON with any of
+--         ends (with a state, 'retry' or 'dead' instead of SUCCESS), life (of this record, ms), pause (until it is due,
+--         ms), envelope, reason, follow (for the outbox), effects: list of {key (its index in KEYS), command, args}
 -- reply how many were still owned
 local call, try = redis.call, redis.pcall
 local stream, meta, delayed, envelopes, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local group, consumer, now, life, prefix, n = ARGV[1], ARGV[2], ARGV[3], ARGV[10], ARGV[11], tonumber(ARGV[12])
+local group, consumer, life, prefix, n = ARGV[1], ARGV[2], ARGV[10], ARGV[11], tonumber(ARGV[12])
 local entries, keys, records = { unpack(ARGV, 13, 12 + n) }, { unpack(ARGV, 13 + n, 12 + 2 * n) }, 12 + 2 * n
 local more, nothing = {}, {}
 for at = 13 + 3 * n, #ARGV, 2 do
@@ -76,10 +77,14 @@ if owned == 0 then return 0 end
 local by_state, put_off, gone = {}, {}, {}
 -- By Redis' own clock; given as an instant a life is not rewritten for the append-only file, result by result.
 local time = call('TIME')
+local server_now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function until_after(ms)
-  return string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000) + ms)
+  return string.format('%d', server_now + ms)
 end
+
+-- Whoever moves what is due asks the same clock.
+local now = server_now + tonumber(ARGV[3])
 
 local kept_until = until_after(life)
 
@@ -101,16 +106,18 @@ end
 local function leave(i, rest)
   local key = keys[i]
   if rest.ends == 'retry' then
+    local due = string.format('%d', now + rest.pause)
     call('HSET', envelopes, key, rest.envelope)
-    call('ZADD', delayed, rest.due, key)
+    call('ZADD', delayed, due, key)
     if is_overtaken(i) then overtake(meta, stream, fields[i]) end
     put_off[#put_off + 1] = key
-    put_off[#put_off + 1] = '0 ' .. rest.due .. ' -'
+    put_off[#put_off + 1] = '0 ' .. due .. ' -'
     return
   end
   if rest.follow then call('XADD', KEYS[7], '*', 'f', rest.follow) end
   if rest.ends == 'dead' then
-    call('XADD', dead, 'MAXLEN', '~', ARGV[5], '*', 'e', rest.envelope, 'reason', rest.reason, 'at', now)
+    local at = string.format('%d', now)
+    call('XADD', dead, 'MAXLEN', '~', ARGV[5], '*', 'e', rest.envelope, 'reason', rest.reason, 'at', at)
   end
   for _, effect in ipairs(rest.effects or nothing) do
     call(effect.command, KEYS[effect.key], unpack(effect.args))

@@ -4,10 +4,12 @@
 -- After streams.lua.
 --
 -- KEYS  1 stream, 2 meta, 3 dead, 4 delayed, then a record per letter, last one that is never there
--- ARGV  1 now (ms), 2 life of meta (ms), 3 a task of the same key may have been lost after (ms), 4 group, then per letter: its
---       entry, the task's key ('' when its envelope cannot be read), envelope, owner
+-- ARGV  1 how far the process's clock is from the machines' (ms; 0 but in tests), 2 life of meta (ms), 3 a task of the same
+--       key may have been lost after (ms), 4 group, then per letter: its entry, the task's key ('' when its envelope cannot be
+--       read), envelope, owner
 -- reply how many were enqueued
-local now, enqueued = tonumber(ARGV[1]), 0
+local time, enqueued = redis.call('TIME'), 0
+local now = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
 for i = 1, (#ARGV - 4) / 4 do
   local entry, key, envelope, owner = ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3], ARGV[4 * i + 4]
   if redis.call('XDEL', KEYS[3], entry) == 1 then

@@ -107,7 +107,7 @@ impl Engine {
         for chunk in letters.chunks(RETRY_CHUNK) {
             let mut call = scripts::REQUEUE.prepare_invoke();
             call.key(keys.stream()).key(keys.meta()).key(keys.dead()).key(keys.delayed());
-            call.arg(now).arg(millis(META_LIFE)).arg(millis(UNIQUE_FOR)).arg(GROUP);
+            call.arg(self.clock.shift_ms()).arg(millis(META_LIFE)).arg(millis(UNIQUE_FOR)).arg(GROUP);
             for letter in chunk {
                 let envelope = letter.envelope.as_ref();
                 let key = envelope.map(|envelope| envelope.key.as_simple().to_string()).unwrap_or_default();

@@ -53,6 +53,14 @@ pub struct QueueState {
     pub out_per_s: Option<f64>,
 }
 
+impl QueueState {
+    /// Of a queue of which nothing can be read.
+    pub fn unknown(queue: &QueueName) -> Self {
+        let depth = QueueDepth { queue: queue.to_string(), depth: 0, running: 0, delayed: 0, dead: 0, oldest_ms: 0 };
+        Self { depth, paused: false, concurrency: None, in_per_s: None, out_per_s: None }
+    }
+}
+
 impl Engine {
     /// How much `queue` holds, in all its priorities.
     pub async fn depth(&self, queue: &QueueName) -> anyhow::Result<QueueDepth> {
@@ -72,6 +80,33 @@ impl Engine {
             all.oldest_ms = all.oldest_ms.max(oldest_ms);
         }
         Ok(all)
+    }
+
+    /// Whether a queue may hold tasks: in its streams, waiting for their time, or lost from there and counted still, so that
+    /// somebody has to clear them.
+    pub async fn may_hold(&self, queue: &QueueName) -> anyhow::Result<bool> {
+        let depth = self.depth(queue).await?;
+        let (entered, left): (Option<i64>, Option<i64>) = redis::cmd("HMGET")
+            .arg(self.keys(queue).meta())
+            .arg("seq")
+            .arg("done")
+            .query_async(&mut self.redis.commands())
+            .await
+            .context("reading a queue's counters")?;
+        Ok(depth.depth + depth.delayed > 0 || entered.unwrap_or(0) > left.unwrap_or(0))
+    }
+
+    /// How many tasks have ever entered a queue of which all of them have left, in which none waits for its time, none is dead
+    /// and nothing is set; `None` of any other. It costs two commands, where [`Engine::queue_state`] takes a dozen.
+    pub async fn at_rest(&self, queue: &QueueName) -> anyhow::Result<Option<i64>> {
+        let keys = self.keys(queue);
+        let mut asked = redis::pipe();
+        asked.cmd("EXISTS").arg(keys.control()).arg(keys.delayed()).arg(keys.dead()).arg(keys.levels());
+        asked.cmd("HMGET").arg(keys.meta()).arg("seq").arg("done");
+        let (held, (entered, left)): (u32, (Option<i64>, Option<i64>)) =
+            asked.query_async(&mut self.redis.commands()).await.context("looking whether a queue is at rest")?;
+        let (entered, left) = (entered.unwrap_or(0), left.unwrap_or(0));
+        Ok((held == 0 && entered == left).then_some(entered))
     }
 
     /// Of one stream: its tasks, those of them that run, the age of the oldest in ms.

@@ -6,7 +6,7 @@
 //! * **One leader.** Among all processes with a scheduler one holds the lease ([`lease`]); when it dies another takes
 //!   over within ten seconds. Two leaders for a moment are harmless.
 //! * **No occurrence is lost, none runs twice** ([`run`]): the row moves on after its task is enqueued, by a guarded
-//!   update, and the task's key names the occurrence.
+//!   update, and the task's key names the occurrence. An edit in between changes neither, unless it moves the next run.
 //! * **A clock that jumps forward** makes occurrences late: the schedule's [`CatchUp`] says what becomes of them. **One
 //!   that jumps back** makes nobody repeat anything: the next run stays where it is, and is waited for. An edit moves
 //!   it to the first occurrence after the present.
@@ -16,6 +16,7 @@ mod calendar;
 mod crontab;
 mod lease;
 mod model;
+mod occurrence;
 mod run;
 mod send;
 mod store;

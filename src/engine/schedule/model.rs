@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use super::crontab::NotACrontab;
 use super::tasks::Tasks;
 use super::timing::Timing;
 use crate::platform::clock::At;
+use crate::platform::day;
 use crate::platform::extract::FieldFault;
 use crate::platform::id::Id;
 use crate::platform::text::{OptionalText, Text};
@@ -164,6 +164,8 @@ pub struct Schedule {
     pub last_error: Option<String>,
     /// Grows with each edit.
     pub version: i64,
+    /// The version at which an edit last moved the next run.
+    pub times_version: i64,
     /// When it was made.
     pub created_at: At,
     /// When it was last edited.
@@ -197,7 +199,7 @@ impl Definition {
     /// When it runs; else every fault of what says so.
     pub fn timing(&self) -> Result<Timing, Vec<FieldFault>> {
         let mut faults = Vec::new();
-        let zone = TimeZone::get(&self.time_zone)
+        let zone = day::zone(&self.time_zone)
             .map_err(|_| faults.push(FieldFault::new("time_zone", "must be an IANA name, such as Asia/Shanghai")))
             .ok();
         let start = self.starts_at;
@@ -252,11 +254,12 @@ impl Definition {
 }
 
 impl Schedule {
-    /// The key of the task of one occurrence: the same whoever enqueues it, another one after an edit.
+    /// The key of the task of one occurrence: the same whoever enqueues it, and whatever else is edited meanwhile. An edit
+    /// that moves the next run begins anew: after a clock that was ahead the same instant may come again by it.
     pub fn task_key(&self, occurrence: At) -> Uuid {
         let mut named = digest::Context::new(&digest::SHA256);
         named.update(self.id.uuid().as_bytes());
-        named.update(&self.version.to_be_bytes());
+        named.update(&self.times_version.to_be_bytes());
         named.update(&occurrence.ms().to_be_bytes());
         let mut key = [0; 16];
         key.copy_from_slice(&named.finish().as_ref()[..16]);

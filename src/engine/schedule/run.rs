@@ -1,60 +1,117 @@
 //! The scheduler: the leader of all processes enqueues the tasks of due schedules.
 //!
 //! For each due schedule, in this order: the tasks of its occurrences are enqueued, each under a key that its
-//! occurrence names; then the row moves on, if it is still as it was read. A leader that dies in between leaves the
-//! row due: the next one enqueues the same keys again, which the queue has heard of. So do two leaders at once.
+//! occurrence names; then the row moves on, if it is still as it was read ([`occurrence`](super::occurrence)). A leader that
+//! dies in between leaves the row due: the next one enqueues the same keys again, which the queue has heard of. So do two
+//! leaders at once.
+//!
+//! The leader works in looks of a page, and without a pause between them while a page was full. What can do without Redis
+//! comes first in each look: while Redis is away the others wait, and would stand before it for ever.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::super::client::Engine;
-use super::super::keys::QueueName;
-use super::super::task::TaskId;
 use super::lease::{ATTEMPT_PERIOD, Lease};
 use super::model::{Definition, Schedule, ScheduleId};
-use super::store::Ran;
-use super::tasks::{Schedulable, Tasks};
-use super::{store, timing};
+use super::store;
+use super::tasks::Tasks;
 use crate::platform::clock::At;
 use crate::platform::db::{Db, retrying};
 use crate::platform::loops::{Loops, Pulse};
+use crate::platform::seldom::Seldom;
 
 /// The lease of the leader.
 const LEASE: &str = "scheduler";
 /// The leader looks for due schedules this often.
 const TICK: Duration = Duration::from_millis(250);
-/// Due schedules of one pass.
+/// Due schedules of one page.
 const PAGE: u32 = 200;
+/// A page that takes longer is ended before its end: the lease has to be renewed in between.
+const PAGE_TIME: Duration = Duration::from_secs(2);
+/// Looks of one pass.
+const LOOKS: usize = 1000;
+/// What came due while the leader was at work is not missed; but for no longer than this.
+const BUSY_FOR: Duration = Duration::from_secs(300);
+/// Schedules that were set aside are tried again this often.
+const TRY_AGAIN_PERIOD: Duration = Duration::from_secs(60);
+/// That a due schedule waits is told this often.
+const WAITS_TOLD: Duration = Duration::from_secs(10);
 /// A scheduler without a step for this long makes the process not ready.
 const STALL_AFTER: Duration = Duration::from_secs(60);
-/// Of an error, this much is kept, in characters.
-const ERROR_KEPT: usize = 500;
 
 /// Runs schedules; cheap to clone.
 #[derive(Clone)]
 pub struct Scheduler {
-    db: Db,
-    engine: Engine,
+    pub(super) db: Db,
+    pub(super) engine: Engine,
     tasks: Tasks,
-    loops: Loops,
-    run_here: RunHere,
+    pub(super) loops: Loops,
+    pub(super) run_here: RunHere,
     /// Tasks that this process runs itself at the moment.
-    running_here: Arc<Mutex<BTreeSet<&'static str>>>,
+    pub(super) running_here: Arc<Mutex<BTreeSet<&'static str>>>,
+    /// Whether this process has made the product's own schedules.
+    made: Arc<AtomicBool>,
+    waits: Arc<Seldom>,
 }
 
 /// Does in this process what a task does on a worker, by the task's name.
 pub type RunHere = Arc<dyn Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
+/// What a leader knows of its work from one look to the next.
+#[derive(Default)]
+struct Work {
+    /// Since when there has been more to do than one look does.
+    busy_since: Option<At>,
+    /// Where the page before ended, of those that can do without Redis and of the others.
+    after: [Option<(At, ScheduleId)>; 2],
+    /// When the schedules that were set aside were last tried.
+    tried: Option<Instant>,
+}
+
+impl Work {
+    /// Since when somebody has been at it without a break.
+    fn since(&mut self, now: At) -> At {
+        self.busy_since = self.busy_since.filter(|since| now.since(*since) <= BUSY_FOR);
+        self.busy_since.unwrap_or(now)
+    }
+}
+
+/// What a look knows of Redis, by queue: whether it answers there.
+pub(super) type Answers = BTreeMap<&'static str, bool>;
+
+/// What one look came to.
+#[derive(Default)]
+struct Looked {
+    /// Schedules that were due.
+    due: usize,
+    /// Whether more may be.
+    more: bool,
+    /// Why one of them is due still.
+    failed: Option<anyhow::Error>,
+}
+
+/// The instants of a look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Present {
+    /// Now.
+    pub now: At,
+    /// Since when somebody has been at it without a break.
+    pub since: At,
+}
+
 impl Scheduler {
     /// A scheduler for these tasks. It does nothing until it is started, or a pass is run by hand. `run_here` is for
     /// those that must run without Redis.
     pub fn new(db: Db, engine: Engine, tasks: Tasks, loops: Loops, run_here: RunHere) -> Self {
-        Self { db, engine, tasks, loops, run_here, running_here: Arc::default() }
+        let (running_here, made, waits) = (Arc::default(), Arc::default(), Arc::default());
+        Self { db, engine, tasks, loops, run_here, running_here, made, waits }
     }
 
     /// Starts the loop. Those of `own` whose names are not there are made first; what is there stays as it is.
@@ -68,20 +125,39 @@ impl Scheduler {
     }
 
     async fn run(&self, pulse: Pulse, own: &[Definition], holder: String) -> Result<()> {
-        self.make_absent(own).await?;
-        let mut lease = Lease::new(self.db.clone(), LEASE, holder);
+        // Once, at the start: this loop starts again after every hiccup, and what was deleted since must not come back.
+        if !self.made.load(Ordering::SeqCst) {
+            self.make_absent(own).await?;
+            self.made.store(true, Ordering::SeqCst);
+        }
+        let (mut lease, mut work) = (Lease::new(self.db.clone(), LEASE, holder), Work::default());
         while !pulse.stopping() {
+            // By a clock that is wrong nothing is done.
             if self.engine.is_held() {
                 lease.end().await?;
             }
-            let leads = !self.engine.is_held() && lease.hold().await?;
-            if leads {
-                self.pass().await?;
+            if self.engine.is_held() || !lease.hold().await? {
+                work = Work::default();
+                pulse.beat();
+                pulse.sleep(ATTEMPT_PERIOD).await;
+                continue;
             }
+            let looked = self.look(&mut work).await?;
             pulse.beat();
-            pulse.sleep(if leads { TICK } else { ATTEMPT_PERIOD }).await;
+            self.tell_waiting(looked.failed);
+            if !looked.more {
+                pulse.sleep(TICK).await;
+            }
         }
         lease.end().await
+    }
+
+    fn tell_waiting(&self, failed: Option<anyhow::Error>) {
+        if let Some(error) = failed
+            && self.waits.may(self.engine.clock.now(), WAITS_TOLD)
+        {
+            tracing::warn!(error = format!("{error:#}"), "a schedule that is due waits");
+        }
     }
 
     /// Makes the schedules whose names are not there.
@@ -97,125 +173,95 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Enqueues what is due now: one bounded pass, as the leader makes it. Returns how many schedules were due. What
-    /// fails stays due and holds up no other.
+    /// Enqueues what is due now, as the leader does: page by page until nothing is due. Returns how many schedules were.
+    /// What fails stays due and holds up no other.
     pub async fn pass(&self) -> Result<usize> {
-        let now = self.engine.clock.now();
-        let mut conn = self.db.acquire().await?;
-        let due = store::due(&mut conn, &self.tasks.names(), now, PAGE).await?;
-        drop(conn);
-        let mut redis = Redis::Untried;
-        let mut failed = None;
-        for schedule in &due {
-            if self.loops.stop_signal().is_cancelled() {
+        let (mut work, mut due, mut failed) = (Work::default(), 0, None);
+        for _ in 0..LOOKS {
+            let looked = self.look(&mut work).await?;
+            due += looked.due;
+            failed = failed.or(looked.failed);
+            if !looked.more || self.is_stopping() {
                 break;
             }
-            if let Err(error) = self.run_due(schedule, now, &mut redis).await {
-                failed.get_or_insert(error.context(format!("schedule {}", schedule.definition.name)));
-            }
         }
-        failed.map_or(Ok(due.len()), Err)
+        failed.map_or(Ok(due), Err)
     }
 
-    async fn run_due(&self, schedule: &Schedule, now: At, redis: &mut Redis) -> Result<()> {
+    fn is_stopping(&self) -> bool {
+        self.loops.stop_signal().is_cancelled()
+    }
+
+    /// A page of what can do without Redis, and one of the others.
+    async fn look(&self, work: &mut Work) -> Result<Looked> {
+        self.try_again(work).await?;
+        let now = self.engine.clock.now();
+        let present = Present { now, since: work.since(now) };
+        let (mut answers, mut looked) = (Answers::new(), Looked::default());
+        for (names, after) in self.tasks.by_need().iter().zip(&mut work.after) {
+            *after = self.page(names, *after, present, &mut answers, &mut looked).await?;
+        }
+        // Where Redis does not answer, the next page waits for the next tick: its schedules stay due whatever is done.
+        looked.more = work.after.iter().any(Option::is_some) && answers.values().all(|there| *there);
+        work.busy_since = looked.more.then_some(present.since);
+        Ok(looked)
+    }
+
+    /// Runs a page of what is due; gives where it ended, when there may be more.
+    async fn page(
+        &self,
+        names: &[&'static str],
+        after: Option<(At, ScheduleId)>,
+        present: Present,
+        answers: &mut Answers,
+        looked: &mut Looked,
+    ) -> Result<Option<(At, ScheduleId)>> {
+        let began = Instant::now();
+        let mut conn = self.db.acquire().await?;
+        let due = store::due(&mut conn, names, present.now, after, PAGE).await?;
+        drop(conn);
+        let is_full = due.len() == PAGE as usize;
+        let mut last = None;
+        for schedule in &due {
+            looked.due += 1;
+            last = schedule.next_run_at.map(|at| (at, schedule.id));
+            if let Err(error) = self.run_due(schedule, present, answers).await {
+                looked.failed.get_or_insert(error.context(format!("schedule {}", schedule.definition.name)));
+            }
+            if self.is_stopping() || began.elapsed() > PAGE_TIME {
+                return Ok(last);
+            }
+        }
+        Ok(last.filter(|_| is_full))
+    }
+
+    /// Runs one schedule that is due, if its task is known here.
+    async fn run_due(&self, schedule: &Schedule, present: Present, answers: &mut Answers) -> Result<()> {
         let (Some(first), Some(task)) = (schedule.next_run_at, self.tasks.get(&schedule.definition.task)) else {
             return Ok(());
         };
-        let definition = &schedule.definition;
-        let timing = match definition.timing() {
-            Ok(timing) => timing,
-            // Nobody but a person at the database can have written it.
-            Err(faults) => return self.set_aside(schedule, &format!("{faults:?}")).await,
-        };
-        let most = usize::try_from(definition.catch_up_max).unwrap_or(1);
-        let runs = timing::to_run(&timing, first, now, definition.catch_up, most);
-        let ran = self.send(schedule, task, &runs, redis).await?;
-        let moved = retrying(|| async {
-            let mut conn = self.db.acquire().await?;
-            store::advance(&mut conn, schedule, timing.next_after(now), &ran, now).await
-        });
-        if !moved.await? {
-            tracing::debug!(schedule.name = %definition.name, "schedule was moved on, or edited, by another");
+        match schedule.definition.timing() {
+            Ok(timing) => self.run_occurrences(schedule, task, &timing, first, present, answers).await,
+            // Written by hand, or of a zone that the machine's table has no more.
+            Err(faults) => self.set_aside(schedule, &faults).await,
         }
+    }
+
+    /// Lets schedules go on that were set aside and can be read again.
+    async fn try_again(&self, work: &mut Work) -> Result<()> {
+        if work.tried.is_some_and(|at| at.elapsed() < TRY_AGAIN_PERIOD) {
+            return Ok(());
+        }
+        let (names, now) = (self.tasks.names(), self.engine.clock.now());
+        let mut conn = self.db.acquire().await?;
+        let aside = store::set_aside_ones(&mut conn, &names, PAGE).await?;
+        drop(conn);
+        for schedule in aside.iter().filter(|schedule| schedule.definition.timing().is_ok()) {
+            let next = schedule.definition.next_run(now);
+            retrying(|| async { store::resume(&mut *self.db.acquire().await?, schedule, next).await }).await?;
+            tracing::info!(schedule.name = %schedule.definition.name, "schedule that was set aside goes on");
+        }
+        work.tried = Some(Instant::now());
         Ok(())
     }
-
-    /// Enqueues the tasks of `runs`, or does what stands in for them.
-    async fn send(&self, schedule: &Schedule, task: &Schedulable, runs: &[At], redis: &mut Redis) -> Result<Ran> {
-        // Of several at once only one could run without an overlap.
-        let runs = if schedule.definition.overlap { runs } else { &runs[..runs.len().min(1)] };
-        if runs.is_empty() {
-            count(task, "missed");
-            return Ok(Ran::default());
-        }
-        // A Redis that does not answer costs time: it is asked once a pass.
-        let sent = match redis {
-            Redis::Away => Err(anyhow::anyhow!("Redis is away")),
-            Redis::Untried => self.enqueue(schedule, task, runs).await,
-        };
-        let Err(error) = sent else { return sent };
-        *redis = Redis::Away;
-        if !task.without_redis {
-            return Err(error);
-        }
-        tracing::debug!(task.name = task.name, %error, "task cannot be enqueued and runs here");
-        self.run_here(task.name);
-        count(task, "here");
-        Ok(Ran { runs: 1, last_task: None })
-    }
-
-    async fn enqueue(&self, schedule: &Schedule, task: &Schedulable, runs: &[At]) -> Result<Ran> {
-        if !schedule.definition.overlap && self.runs_still(schedule).await? {
-            count(task, "overlap");
-            return Ok(Ran::default());
-        }
-        let queue: QueueName = task.queue.parse().with_context(|| format!("queue of {}", task.name))?;
-        let keys: Vec<Uuid> = runs.iter().map(|occurrence| schedule.task_key(*occurrence)).collect();
-        (task.enqueue)(self.engine.clone(), schedule.definition.args.clone(), keys.clone()).await?;
-        count(task, "enqueued");
-        let last_task = keys.last().map(|key| TaskId { key: *key, queue }.to_string());
-        Ok(Ran { runs: i64::try_from(runs.len())?, last_task })
-    }
-
-    /// Whether the last task of a schedule has not ended. One that Redis has forgotten has.
-    async fn runs_still(&self, schedule: &Schedule) -> Result<bool> {
-        let Some(last) = schedule.last_task.as_deref().and_then(|id| id.parse::<TaskId>().ok()) else {
-            return Ok(false);
-        };
-        Ok(self.engine.status(&last).await?.is_some_and(|status| !status.state.is_final()))
-    }
-
-    /// Does here what a task does on a worker, once at a time.
-    fn run_here(&self, name: &'static str) {
-        let (run, all) = ((self.run_here)(name), self.running_here.clone());
-        if !all.lock().unwrap_or_else(PoisonError::into_inner).insert(name) {
-            return;
-        }
-        self.loops.tracker().spawn(async move {
-            // A task of its own: after a panic, too, the name must leave the set.
-            match tokio::spawn(run).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(task.name = name, error = format!("{error:#}"), "task failed"),
-                Err(panic) => tracing::error!(task.name = name, %panic, "task panicked"),
-            }
-            all.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        });
-    }
-
-    async fn set_aside(&self, schedule: &Schedule, why: &str) -> Result<()> {
-        tracing::error!(schedule.name = %schedule.definition.name, why, "schedule cannot be read and is set aside");
-        let why: String = why.chars().take(ERROR_KEPT).collect();
-        retrying(|| async { store::set_aside(&mut *self.db.acquire().await?, schedule, &why).await }).await
-    }
-}
-
-/// What a pass knows of Redis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Redis {
-    Untried,
-    Away,
-}
-
-fn count(task: &Schedulable, outcome: &'static str) {
-    metrics::counter!("onrush_scheduled_total", "task" => task.name, "outcome" => outcome).increment(1);
 }

@@ -6,14 +6,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sqlx::QueryBuilder;
+use sqlx::{MySql, QueryBuilder};
 
 use super::model::{Definition, Schedule, ScheduleId};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
 
 const COLUMNS: &str = "id, name, task, args, kind, every_s, crontab, run_at, time_zone, starts_at, enabled, catch_up, \
-    catch_up_max, overlap, next_run_at, last_run_at, total_runs, last_task, last_error, version, created_at, updated_at";
+    catch_up_max, overlap, next_run_at, last_run_at, total_runs, last_task, last_error, version, times_version, created_at, \
+    updated_at";
 
 /// What a constraint said of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +79,9 @@ pub async fn update(
     let done = sqlx::query(
         "UPDATE schedules SET name = ?, task = ?, args = ?, kind = ?, every_s = ?, crontab = ?, run_at = ?, time_zone = ?,
             starts_at = ?, enabled = ?, catch_up = ?, catch_up_max = ?, overlap = ?,
-            next_run_at = CASE WHEN ? THEN ? ELSE next_run_at END, last_error = NULL, updated_at = ?, version = version + 1
+            next_run_at = CASE WHEN ? THEN ? ELSE next_run_at END,
+            times_version = CASE WHEN ? THEN version + 1 ELSE times_version END,
+            last_error = NULL, updated_at = ?, version = version + 1
          WHERE id = ? AND version = ?",
     )
     .bind(&new.name)
@@ -96,6 +99,7 @@ pub async fn update(
     .bind(new.overlap)
     .bind(moved.is_some())
     .bind(moved.flatten())
+    .bind(moved.is_some())
     .bind(now)
     .bind(before.id)
     .bind(before.version)
@@ -133,19 +137,47 @@ pub async fn enabled_of(conn: &mut Conn, task: &str) -> Result<Vec<Schedule>> {
     found.context("reading a task's schedules")
 }
 
-/// Enabled schedules of these tasks that are due, the longest due first.
-pub async fn due(conn: &mut Conn, tasks: &[&'static str], now: At, limit: u32) -> Result<Vec<Schedule>> {
+/// Enabled schedules of these tasks that are due, the longest due first; those behind `after`, where a page before ended.
+pub async fn due(
+    conn: &mut Conn,
+    tasks: &[&'static str],
+    now: At,
+    after: Option<(At, ScheduleId)>,
+    limit: u32,
+) -> Result<Vec<Schedule>> {
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
     let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM schedules WHERE next_run_at <= "));
-    query.push_bind(now).push(" AND enabled = TRUE AND task IN (");
+    query.push_bind(now).push(" AND enabled = TRUE");
+    if let Some((at, id)) = after {
+        query.push(" AND (next_run_at > ").push_bind(at).push(" OR (next_run_at = ").push_bind(at);
+        query.push(" AND id > ").push_bind(id).push("))");
+    }
+    push_tasks(&mut query, tasks);
+    query.push(" ORDER BY next_run_at, id LIMIT ").push_bind(limit);
+    query.build_query_as().fetch_all(conn).await.context("looking for due schedules")
+}
+
+/// Enabled schedules of these tasks that were set aside.
+pub async fn set_aside_ones(conn: &mut Conn, tasks: &[&'static str], limit: u32) -> Result<Vec<Schedule>> {
+    if tasks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM schedules WHERE next_run_at IS NULL"));
+    query.push(" AND enabled = TRUE AND last_error IS NOT NULL");
+    push_tasks(&mut query, tasks);
+    query.push(" ORDER BY id LIMIT ").push_bind(limit);
+    query.build_query_as().fetch_all(conn).await.context("looking for schedules that were set aside")
+}
+
+fn push_tasks(query: &mut QueryBuilder<'_, MySql>, tasks: &[&'static str]) {
+    query.push(" AND task IN (");
     let mut names = query.separated(", ");
     for task in tasks {
         names.push_bind(*task);
     }
-    query.push(") ORDER BY next_run_at, id LIMIT ").push_bind(limit);
-    query.build_query_as().fetch_all(conn).await.context("looking for due schedules")
+    query.push(")");
 }
 
 /// What a pass did with a due schedule.
@@ -157,12 +189,13 @@ pub struct Ran {
     pub last_task: Option<String>,
 }
 
-/// Moves a schedule on to its next occurrence; false when another leader, or an edit, was first.
+/// Moves a schedule on to its next occurrence; false when another leader was first, or an edit moved it. Another edit leaves
+/// its times as they are, and so its next occurrence.
 pub async fn advance(conn: &mut Conn, was: &Schedule, next: Option<At>, ran: &Ran, now: At) -> Result<bool> {
     let moved = sqlx::query(
         "UPDATE schedules SET next_run_at = ?, last_run_at = COALESCE(?, last_run_at), total_runs = total_runs + ?,
             last_task = COALESCE(?, last_task)
-         WHERE id = ? AND next_run_at = ? AND version = ?",
+         WHERE id = ? AND next_run_at = ? AND times_version = ?",
     )
     .bind(next)
     .bind(Some(now).filter(|_| ran.runs > 0))
@@ -170,14 +203,47 @@ pub async fn advance(conn: &mut Conn, was: &Schedule, next: Option<At>, ran: &Ra
     .bind(&ran.last_task)
     .bind(was.id)
     .bind(was.next_run_at)
-    .bind(was.version)
+    .bind(was.times_version)
     .execute(conn)
     .await
     .context("moving a schedule on")?;
     Ok(moved.rows_affected() == 1)
 }
 
-/// Lets a schedule that cannot be read rest until it is edited.
+/// Notes tasks that were enqueued while an edit moved the schedule; nothing when no edit did, or when they are noted.
+pub async fn note_run(conn: &mut Conn, was: &Schedule, ran: &Ran, now: At) -> Result<()> {
+    sqlx::query(
+        "UPDATE schedules SET last_run_at = ?, total_runs = total_runs + ?, last_task = ?
+         WHERE id = ? AND times_version <> ? AND COALESCE(last_task, '') <> ?",
+    )
+    .bind(now)
+    .bind(ran.runs)
+    .bind(&ran.last_task)
+    .bind(was.id)
+    .bind(was.times_version)
+    .bind(&ran.last_task)
+    .execute(conn)
+    .await
+    .context("noting a run")?;
+    Ok(())
+}
+
+/// Lets a schedule that was set aside go on; nothing when it was edited meanwhile.
+pub async fn resume(conn: &mut Conn, was: &Schedule, next: Option<At>) -> Result<()> {
+    sqlx::query(
+        "UPDATE schedules SET next_run_at = ?, last_error = NULL
+         WHERE id = ? AND version = ? AND next_run_at IS NULL AND last_error IS NOT NULL",
+    )
+    .bind(next)
+    .bind(was.id)
+    .bind(was.version)
+    .execute(conn)
+    .await
+    .context("letting a schedule go on")?;
+    Ok(())
+}
+
+/// Lets a schedule that cannot be read rest until it can, or is edited.
 pub async fn set_aside(conn: &mut Conn, was: &Schedule, why: &str) -> Result<()> {
     sqlx::query("UPDATE schedules SET next_run_at = NULL, last_error = ? WHERE id = ? AND version = ?")
         .bind(why)

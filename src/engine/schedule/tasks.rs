@@ -60,6 +60,12 @@ impl Tasks {
         self.0.keys().copied().collect()
     }
 
+    /// Those that can do without Redis, and those that cannot.
+    pub(super) fn by_need(&self) -> [Vec<&'static str>; 2] {
+        let (without, with): (Vec<_>, Vec<_>) = self.0.values().partition(|task| task.without_redis);
+        [without, with].map(|tasks| tasks.into_iter().map(|task| task.name).collect())
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&Schedulable> {
         self.0.get(name)
     }

@@ -84,11 +84,13 @@ fn just_before(at: At) -> At {
 /// An occurrence that is at most this late counts as in time: longer than another process takes to become the leader.
 pub const GRACE: Duration = Duration::from_secs(15);
 
-/// Which occurrences to run now, oldest first, when `first` is the oldest that has not run.
+/// Which occurrences to run now, oldest first, when `first` is the oldest that has not run and somebody has been at it
+/// without a break since `since`, now or before.
 ///
-/// What is not [`GRACE`] late runs whatever the policy, so that a fail-over loses nothing.
-pub fn to_run(timing: &Timing, first: At, now: At, policy: CatchUp, max: usize) -> Vec<At> {
-    let in_time = now.minus(GRACE);
+/// What was not [`GRACE`] late then runs whatever the policy, so that neither a fail-over loses anything, nor a crowd of
+/// schedules that come due at one instant.
+pub fn to_run(timing: &Timing, first: At, since: At, now: At, policy: CatchUp, max: usize) -> Vec<At> {
+    let in_time = since.min(now).minus(GRACE);
     let missed = first < in_time;
     if missed && policy == CatchUp::Once {
         return vec![first];
@@ -140,21 +142,35 @@ mod tests {
 
     #[test]
     fn what_was_missed_is_left_out_run_once_or_run_each() {
-        let run = |policy, max| to_run(&every(60), at(160), at(600), policy, max);
+        let run = |policy, max| to_run(&every(60), at(160), at(600), at(600), policy, max);
         assert_eq!(run(CatchUp::Skip, 10), []);
         assert_eq!(run(CatchUp::Once, 10), [at(160)]);
         assert_eq!(run(CatchUp::Each, 3), [at(460), at(520), at(580)]);
         assert_eq!(run(CatchUp::Each, 100).len(), 8);
         // 580 + 15 s: the last one is still in time.
-        assert_eq!(to_run(&every(60), at(160), at(595), CatchUp::Skip, 10), [at(580)]);
+        assert_eq!(to_run(&every(60), at(160), at(595), at(595), CatchUp::Skip, 10), [at(580)]);
     }
 
     #[test]
     fn what_is_in_time_runs_whatever_the_policy() {
         for policy in [CatchUp::Skip, CatchUp::Once, CatchUp::Each] {
-            assert_eq!(to_run(&every(5), at(110), at(121), policy, 1), [at(110), at(115), at(120)], "{policy:?}");
-            assert_eq!(to_run(&every(5), at(110), at(109), policy, 1), []);
+            assert_eq!(
+                to_run(&every(5), at(110), at(121), at(121), policy, 1),
+                [at(110), at(115), at(120)],
+                "{policy:?}"
+            );
+            assert_eq!(to_run(&every(5), at(110), at(109), at(109), policy, 1), []);
         }
+    }
+
+    #[test]
+    fn what_was_in_time_when_the_work_began_is_not_missed_because_it_took_long() {
+        for policy in [CatchUp::Skip, CatchUp::Once, CatchUp::Each] {
+            let late = to_run(&every(60), at(160), at(165), at(230), policy, 1);
+            assert_eq!(late, [at(160), at(220)], "{policy:?}");
+        }
+        // Late already then.
+        assert_eq!(to_run(&every(60), at(160), at(200), at(210), CatchUp::Skip, 1), []);
     }
 
     proptest! {

@@ -17,12 +17,14 @@ use super::super::registry::Delivery;
 use super::super::scripts;
 use super::super::task::{Effect, State};
 use super::Lane;
-use super::keeper::is_no_group;
+use super::keeper::{IDLE_PERIOD, is_no_group};
 
 /// Writes of one ending before the task is left to run again: about half a minute.
 const FINISH_ATTEMPTS: u32 = 30;
 /// Dead letters kept per queue; the oldest go first.
 const DEAD_LETTERS_KEPT: u64 = 10_000;
+/// Nobody waits for longer, a hundred years: whole milliseconds far below what Lua's numbers hold.
+const LONGEST_PAUSE_MS: u64 = 100 * 366 * 24 * 3600 * 1000;
 /// Deliveries that one script call ends, so that none holds up Redis for long.
 const FINISH_CHUNK: usize = 256;
 /// Keys of `finish.lua` before those of the effects.
@@ -79,6 +81,11 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         // Others of its batch may run on.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         endings.iter().for_each(|(delivery, _)| drop(running.remove(&delivery.envelope.key)));
+        drop(running);
+        let soon = |ending: &Ending| matches!(ending, Ending::Retry { pause, .. } if *pause < IDLE_PERIOD);
+        if endings.iter().any(|(_, ending)| soon(ending)) {
+            self.bell.notify_one();
+        }
     }
 
     fn report(&self, name: &str, endings: &[(Arc<Delivery>, Ending)]) {
@@ -126,7 +133,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let mut call = scripts::FINISH.prepare_invoke();
         call.key(self.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.dead());
         call.key(keys.revoked()).key(keys.outbox()).key(keys.ended());
-        call.arg(GROUP).arg(&self.worker.consumer).arg(now).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
+        call.arg(GROUP).arg(&self.worker.consumer).arg(engine.clock.shift_ms()).arg(keys.done()).arg(DEAD_LETTERS_KEPT);
         call.arg(millis(META_LIFE)).arg(name).arg((ENDED_ENTRIES / self.spec.batch.max(1)).max(1));
         call.arg(millis(engine.settings.result_ttl));
         let kept = self.worker.registry.tasks.get(name).and_then(|task| task.keep_result);
@@ -174,9 +181,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             Ending::Revoked => {}
             Ending::Retry { pause, attempt, why } => {
                 record.result = json!({ "error": why });
-                let pause_ms = millis(*pause);
+                let pause_ms = millis(*pause).min(LONGEST_PAUSE_MS);
                 rest.life = Some(life_ms.saturating_add(pause_ms).to_string());
-                rest.due = Some(now.saturating_add(i64::try_from(pause_ms).unwrap_or(i64::MAX)).to_string());
+                rest.pause = Some(pause_ms.to_string());
                 let mut next = Envelope { attempt: *attempt, ..delivery.envelope.clone() };
                 if !why.is_empty() {
                     next.errors = and_failed(&next.errors, delivery.envelope.attempt, now, why);
@@ -236,7 +243,7 @@ struct Rest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     life: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    due: Option<String>,
+    pause: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     envelope: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@
 //! first that has something (`take.lua`), and when none has, a read that takes nothing waits for the next task.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use redis::{RedisError, Value};
@@ -16,7 +17,7 @@ use super::super::keys::GROUP;
 use super::super::priority::{Levels, Priority};
 use super::super::scripts;
 use super::turns::Turns;
-use super::{BLOCK, Lane, READ_GRACE, keeper};
+use super::{BLOCK, Lane, READ_GRACE, fault, keeper};
 use crate::platform::loops::Pulse;
 use crate::platform::redis::Blocking;
 
@@ -35,7 +36,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     async fn read_on(&self, connection: &mut Blocking, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
         let mut turns = Turns::default();
-        self.ensure_groups(self.levels()).await?;
+        self.spare(self.ensure_groups(self.levels())).await?;
         while !pulse.stopping() {
             pulse.beat();
             if !self.throttle.may_read() {
@@ -65,11 +66,17 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 // The stream is gone (Redis was emptied): the group is made again and reading goes on.
                 Err(error) if keeper::is_no_group(&error) => {
                     drop(permit);
-                    self.ensure_groups(levels).await?;
+                    self.spare(self.ensure_groups(levels)).await?;
                     continue;
                 }
-                Err(error) => return Err(error).context("reading tasks"),
+                Err(error) => {
+                    drop(permit);
+                    self.spare(async { Err::<(), _>(error).context("reading tasks") }).await?;
+                    pulse.sleep(fault::TRIED).await;
+                    continue;
+                }
             };
+            self.moved.store(true, Ordering::SeqCst);
             let lane = self.at(level);
             let batch = lane.batch(entries, 1);
             if pulse.stopping() {

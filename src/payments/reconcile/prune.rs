@@ -9,7 +9,7 @@ use anyhow::Context;
 use super::compare::What;
 use super::store::bills::{self, Which};
 use crate::app::App;
-use crate::platform::day::Day;
+use crate::platform::day::{self, Day};
 use crate::platform::db;
 
 /// Bills of one pass.
@@ -20,7 +20,7 @@ const PAGES: usize = 4000;
 
 /// One bounded pass: forgets lines of bills of days long ago. Returns how many.
 pub async fn prune(app: &App) -> anyhow::Result<u64> {
-    let zone = jiff::tz::TimeZone::get(&app.config.time_zone).context("finding the shop's time zone")?;
+    let zone = day::zone(&app.config.time_zone).context("finding the shop's time zone")?;
     let before = Day::of(app.clock.now(), &zone).days_before(app.config.payments.bill_lines_kept_days);
     let mut conn = app.db.acquire().await?;
     let old = bills::to_prune(&mut conn, before, BILLS).await.context("looking for old bills")?;

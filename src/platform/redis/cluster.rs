@@ -97,6 +97,11 @@ impl Cluster {
         self.commands.get()
     }
 
+    /// What each master answers, with what to call it.
+    pub(super) async fn of_all_masters<T: FromRedisValue>(&self, command: Cmd) -> RedisResult<HashMap<String, T>> {
+        self.commands.current().of_all_masters(command).await
+    }
+
     /// Whether every master answers and takes writes.
     pub(super) async fn usable(&self) -> anyhow::Result<()> {
         self.commands.usable().await

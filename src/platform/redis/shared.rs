@@ -115,7 +115,8 @@ impl<C: Shareable> Shared<C> {
         self.current().usable().await
     }
 
-    fn current(&self) -> C {
+    /// The connection itself, also while its server is known to be away.
+    pub(super) fn current(&self) -> C {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

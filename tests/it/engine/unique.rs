@@ -120,7 +120,8 @@ async fn a_task_keeps_its_key_for_as_long_as_nobody_has_read_it() {
     // One that is gone keeps its key for a minute after it came: nobody looks for it before.
     let _: i64 = s.redis(redis::cmd("DEL").arg(&streams)).await;
     assert_eq!(again().await, (false, false));
-    s.h.advance(Duration::from_secs(60));
+    // The server's clock decides, which goes on meanwhile.
+    s.h.advance(Duration::from_secs(65));
     assert_eq!(again().await, (true, true));
 }
 

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use onrush::engine::TaskId;
+use onrush::engine::schedule::{self, CatchUp, Definition, ScheduleId, Written};
 use onrush::jobs;
-use onrush::platform::clock::At;
+use onrush::platform::clock::{At, Clock};
 use onrush::platform::text::Text;
 use serde_json::{Value, json};
 
 use super::{Desk, MINUTE, set_clock};
-use crate::support::{Harness, Options, PrivateServers};
+use crate::support::{Harness, Options, PrivateRedis, PrivateServers, Proxy};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_schedulers_at_once_run_each_occurrence_once() {
@@ -243,4 +245,179 @@ async fn a_schedule_that_nobody_can_read_holds_up_no_other_and_is_mended_by_an_e
     let mended = desk.change(&bad, json!({ "crontab": "* * * * *" })).await;
     assert_eq!(mended["last_error"], Value::Null);
     assert_eq!(desk.after(MINUTE, &bad).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_whose_last_task_was_deleted_from_its_queue_runs_again() {
+    let desk = Desk::new().await;
+    let id = desk.schedule("alone", json!({ "kind": "interval", "every_s": 60, "overlap": false })).await;
+    assert_eq!(desk.after(MINUTE, &id).await, 1);
+    let last = desk.look(&id).await["last_task"]["id"].as_str().unwrap().parse::<TaskId>().unwrap();
+    let (keys, mut redis) = (desk.h.app.engine.keys(&last.queue), desk.h.app.redis.commands());
+    redis::cmd("DEL").arg(keys.stream()).query_async::<i64>(&mut redis).await.unwrap();
+    assert_eq!(desk.after(MINUTE, &id).await, 1, "it is believed to be on its way");
+    // As if that were a minute ago.
+    let aged = format!("1 0 {}-0", Clock::System.now().minus(MINUTE).ms());
+    let key = last.key.as_simple().to_string();
+    redis::cmd("HSET").arg(keys.meta()).arg(&key).arg(aged).query_async::<i64>(&mut redis).await.unwrap();
+    desk.h.start_workers();
+    desk.h.eventually(async || desk.look(&id).await["last_task"]["state"] == Value::Null).await;
+    assert_eq!(desk.after(MINUTE, &id).await, 2);
+}
+
+/// Lets a pass come as far as to have enqueued the run of the only schedule, edits the row, and lets it go on.
+async fn edited_in_the_middle_of_a_run(desk: &Desk, edit: &'static str) {
+    let before = desk.enqueued().await;
+    let mut hold = desk.h.app.db.begin().await.unwrap();
+    sqlx::query("SELECT id FROM schedules FOR UPDATE").execute(&mut *hold).await.unwrap();
+    let pass = tokio::spawn({
+        let scheduler = desk.scheduler.clone();
+        async move { scheduler.pass().await }
+    });
+    desk.h.eventually(async || desk.enqueued().await == before + 1).await;
+    desk.h.eventually(async || desk.h.held_up(1).await).await;
+    sqlx::query(edit).execute(&mut *hold).await.unwrap();
+    hold.commit().await.unwrap();
+    pass.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_between_the_task_and_the_row_makes_no_second_run() {
+    for once in [false, true] {
+        let desk = Desk::new().await;
+        let times = match once {
+            true => json!({ "kind": "once", "run_at": desk.h.now().plus(MINUTE) }),
+            false => json!({ "kind": "interval", "every_s": 60 }),
+        };
+        let id = desk.schedule("edited", times).await;
+        desk.h.advance(MINUTE);
+        let edit = "UPDATE schedules SET name = 'renamed', args = '{}', version = version + 1";
+        edited_in_the_middle_of_a_run(&desk, edit).await;
+        assert_eq!(desk.after(Duration::ZERO, &id).await, 1, "once: {once}");
+        assert_eq!(desk.enqueued().await, 1, "once: {once}");
+        assert_eq!(desk.look(&id).await["name"], "renamed");
+        assert_eq!(desk.after(MINUTE, &id).await, if once { 1 } else { 2 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_sent_before_an_edit_of_the_times_is_counted() {
+    let desk = Desk::new().await;
+    let id = desk.schedule("moved", json!({ "kind": "interval", "every_s": 60 })).await;
+    desk.h.advance(MINUTE);
+    let edit = "UPDATE schedules SET every_s = 7200, next_run_at = '2099-01-01', version = version + 1, \
+                times_version = version";
+    edited_in_the_middle_of_a_run(&desk, edit).await;
+    let seen = desk.look(&id).await;
+    assert_eq!((&seen["total_runs"], &seen["last_task"]["state"]), (&json!(1), &json!("PENDING")));
+    assert_eq!(seen["next_run_at"], "2099-01-01T00:00:00.000Z");
+}
+
+/// So many schedules of one task, due a minute from now.
+async fn crowd(desk: &Desk, task: &str, count: usize) {
+    let own = jobs::own_schedules(&desk.h.app.config, desk.h.now());
+    let like = own.into_iter().find(|definition| definition.task == task).expect("one of our own");
+    let mut conn = desk.h.app.db.acquire().await.unwrap();
+    for n in 0..count {
+        let (every_s, catch_up) = (Some(60), CatchUp::Skip);
+        let one = Definition { name: format!("{task} {n}"), every_s, catch_up, overlap: true, ..like.clone() };
+        assert_eq!(schedule::create(&mut conn, ScheduleId::new(), &one, desk.h.now()).await.unwrap(), Written::Yes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_that_waits_for_redis_holds_up_nothing_that_can_do_without() {
+    let redis = PrivateRedis::start().await;
+    let way = Proxy::to(redis.url()).await;
+    let servers = Some(redis.addresses(way.url()).await);
+    let desk = Desk::of(Harness::with(Options { servers, ..Options::default() }).await).await;
+    crowd(&desk, "orders.redrive", 210).await;
+    let sweep = json!({ "name": "sweep", "task": "orders.sweep", "kind": "interval", "every_s": 61 });
+    let sweep = desk.h.post("/admin/schedules", &desk.token(), sweep).await.expect(201).text_of("id");
+    // It takes what is said to it, and says nothing.
+    way.silence();
+    desk.h.advance(MINUTE + Duration::from_secs(1));
+    desk.scheduler.pass().await.expect_err("the redrives cannot be enqueued");
+    assert_eq!(desk.h.count("SELECT total_runs FROM schedules WHERE name = 'sweep'").await, 1);
+    assert_eq!(desk.h.count("SELECT COUNT(*) FROM schedules WHERE total_runs > 0").await, 1);
+    desk.h.eventually(async || desk.scheduler.pass().await.is_ok()).await;
+    assert_eq!(desk.enqueued().await, 210);
+    assert_eq!(desk.runs(&sweep).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_a_crowd_that_comes_due_at_one_instant_run_however_long_that_takes() {
+    let desk = Desk::new().await;
+    crowd(&desk, "auth.prune", 450).await;
+    desk.h.advance(MINUTE);
+    // In the middle of the second page the work is held up.
+    let mut hold = desk.h.app.db.begin().await.unwrap();
+    let middle = "SELECT id FROM schedules WHERE name = 'auth.prune 300' FOR UPDATE";
+    sqlx::query(middle).execute(&mut *hold).await.unwrap();
+    let pass = tokio::spawn({
+        let scheduler = desk.scheduler.clone();
+        async move { scheduler.pass().await }
+    });
+    desk.h.eventually(async || desk.h.held_up(1).await).await;
+    desk.h.advance(Duration::from_secs(20));
+    hold.rollback().await.unwrap();
+    assert!(pass.await.unwrap().unwrap() >= 450);
+    assert_eq!(desk.h.count("SELECT COUNT(*) FROM schedules WHERE total_runs = 1").await, 450);
+    assert_eq!(desk.enqueued().await, 450);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_whose_zone_is_gone_says_so_can_be_switched_off_and_goes_on_when_it_is_back() {
+    let desk = Desk::new().await;
+    let id = desk.schedule("far", json!({ "kind": "crontab", "crontab": "* * * * *", "time_zone": "UTC" })).await;
+    sqlx::query("UPDATE schedules SET time_zone = 'Gone/Zone'").execute(&desk.h.app.db).await.unwrap();
+    assert_eq!(desk.after(MINUTE, &id).await, 0);
+    let seen = desk.look(&id).await;
+    assert_eq!(seen["last_error"], "time_zone must be an IANA name, such as Asia/Shanghai");
+    // The machine has it again.
+    sqlx::query("UPDATE schedules SET time_zone = 'UTC'").execute(&desk.h.app.db).await.unwrap();
+    desk.scheduler.pass().await.unwrap();
+    let seen = desk.look(&id).await;
+    assert!(seen["last_error"] == Value::Null && seen["next_run_at"] != Value::Null, "{}", seen.text());
+    assert_eq!(desk.after(MINUTE, &id).await, 1);
+    // Gone once more, and for good.
+    sqlx::query("UPDATE schedules SET time_zone = 'Gone/Zone'").execute(&desk.h.app.db).await.unwrap();
+    desk.after(MINUTE, &id).await;
+    let off = desk.change(&id, json!({ "enabled": false })).await;
+    assert_eq!((&off["enabled"], &off["last_error"], &off["next_run_at"]), (&json!(false), &Value::Null, &Value::Null));
+    // No other edit may leave it as it is.
+    let path = format!("/admin/schedules/{id}");
+    desk.h.patch(&path, &desk.token(), json!({ "enabled": true })).await.problem(422, "validation_failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_our_own_that_was_deleted_does_not_come_back_when_the_scheduler_starts_again() {
+    let desk = Desk::of(Harness::with(Options { system_clock: true, ..Options::default() }).await).await;
+    desk.h.start_workers();
+    desk.h.eventually(async || lease(&desk.h).await.0 > 0).await;
+    let deleted = sqlx::query("DELETE FROM schedules WHERE name = 'auth.prune'").execute(&desk.h.app.db).await;
+    assert_eq!(deleted.unwrap().rows_affected(), 1);
+    // Its loop fails for a while, and begins anew.
+    let (term, _) = lease(&desk.h).await;
+    sqlx::query("ALTER TABLE leases RENAME TO leases_away").execute(&desk.h.app.db).await.unwrap();
+    let failed = async || {
+        let loops = desk.h.app.loops.health();
+        loops.iter().any(|of| of.name == "scheduler" && of.last_error.is_some())
+    };
+    desk.h.eventually(failed).await;
+    sqlx::query("ALTER TABLE leases_away RENAME TO leases").execute(&desk.h.app.db).await.unwrap();
+    desk.h.eventually(async || lease(&desk.h).await.0 > term).await;
+    assert_eq!(desk.h.count("SELECT COUNT(*) FROM schedules WHERE name = 'auth.prune'").await, 0);
+}
+
+#[tokio::test]
+async fn a_zone_that_the_machine_has_not_is_in_the_programs_own_table() {
+    let dir = tempfile::tempdir().unwrap();
+    // A table with a single zone, of which only the head is looked at.
+    std::fs::write(dir.path().join("UTC"), b"TZif2").unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_onrush"));
+    command.args(["crontab", "30 7 * * *", "--tz", "Asia/Shanghai", "--count", "1"]).env("TZDIR", dir.path());
+    let output = command.output().await.unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.trim_end().ends_with("T07:30:00+08:00"), "{output:?}");
 }

@@ -17,7 +17,6 @@
 
 use anyhow::{Context, anyhow};
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -28,6 +27,7 @@ use crate::app::App;
 use crate::error::{Kind, Result, refuse};
 use crate::payments::model::{BILL_LINES_MAX, BillLine, DayBill, Gateway};
 use crate::platform::clock::At;
+use crate::platform::day;
 use crate::platform::money::Money;
 
 /// Lines of a page: as many as Stripe gives.
@@ -133,7 +133,7 @@ fn put_down(bill: &mut DayBill, line: Line) -> Result<()> {
 
 /// The day's first second, and the next day's.
 fn bounds(date: &str, zone: &str) -> Result<(i64, i64)> {
-    let zone = TimeZone::get(zone).context("finding the shop's time zone")?;
+    let zone = day::zone(zone).context("finding the shop's time zone")?;
     let day: Date = date.parse().context("reading the day of a bill")?;
     let next = day.tomorrow().context("finding the next day")?;
     let start = |day: Date| day.to_zoned(zone.clone()).map(|start| start.timestamp().as_second());
