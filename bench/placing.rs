@@ -85,9 +85,8 @@ impl Bench {
 
     async fn insert_half(&self, activity: seckill::ActivityId, batches: &[Vec<[Id<()>; 3]>]) {
         let now = self.app.clock.now();
-        let mut conn = self.app.db.acquire().await.unwrap();
         for batch in batches {
-            let mut tx = sqlx::Connection::begin(&mut *conn).await.unwrap();
+            let mut tx = self.app.db.begin().await.unwrap();
             let mut orders = sqlx::QueryBuilder::<sqlx::MySql>::new(
                 "INSERT INTO orders (id, user_id, kind, status, total_fen, coupon_discount_fen, points_discount_fen, payable_fen, points_used, points_earned, currency, created_at, expires_at) ",
             );
