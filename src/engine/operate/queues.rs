@@ -56,8 +56,7 @@ pub struct QueueState {
 impl QueueState {
     /// Of a queue of which nothing can be read.
     pub fn unknown(queue: &QueueName) -> Self {
-        let depth =
-            QueueDepth { queue: queue.to_string(), depth: 0, running: 0, delayed: 0, dead: 0, oldest_ms: 0 };
+        let depth = QueueDepth { queue: queue.to_string(), depth: 0, running: 0, delayed: 0, dead: 0, oldest_ms: 0 };
         Self { depth, paused: false, concurrency: None, in_per_s: None, out_per_s: None }
     }
 }
