@@ -31,7 +31,7 @@ const PAGE: usize = 500;
 const PAGES_IN_A_HURRY: usize = 20;
 /// Tasks that one script call looks at, so that none holds up Redis for long.
 const CHUNK: usize = 100;
-/// What was cleared is told at the end of a round, or so long after the first of it.
+/// What was cleared is told when nothing is missing any more, or so long after the first of it.
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 
 /// How far the search has come.
@@ -99,6 +99,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             }
             pulse.beat();
         }
+        self.tell_cleared(search);
         Ok(())
     }
 
@@ -134,7 +135,6 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 self.clear(&[], true).await?;
             }
         }
-        self.tell_cleared(search, is_over);
         Ok(is_over)
     }
 
@@ -163,9 +163,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         metrics::counter!("onrush_tasks_lost_total", "queue" => self.queue.base().to_owned()).increment(tasks);
     }
 
-    fn tell_cleared(&self, search: &mut Search, is_over: bool) {
+    fn tell_cleared(&self, search: &mut Search) {
         let Some((tasks, since)) = search.untold else { return };
-        if is_over || since.elapsed() >= TOLD_AFTER {
+        if search.amiss.is_none() || since.elapsed() >= TOLD_AFTER {
             search.untold = None;
             tracing::error!(queue = %self.queue, tasks, "tasks were lost: they were in no stream and with no worker any more; \
                 what MySQL owes is enqueued again");
