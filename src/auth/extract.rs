@@ -13,7 +13,6 @@ use anyhow::Context;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, header};
-use quick_cache::sync::Cache;
 
 use super::model::{Claims, LoginId, Role, UserId};
 use super::store;
@@ -56,7 +55,7 @@ impl CurrentUser {
         }
         let token = bearer(headers).ok_or(Kind::Unauthenticated)?;
         let now = app.clock.now();
-        let claims = app.local::<Verifications>().verify(app, token).and_then(|Verified { claims, is_typed }| {
+        let claims = app.tokens.verify::<Claims>(token).and_then(|Verified { claims, is_typed }| {
             if claims.is_sound(is_typed, app.started, now) { Ok(claims) } else { Err(TokenFault::Forged) }
         });
         match claims {
@@ -74,31 +73,6 @@ impl CurrentUser {
                 Err(Kind::TokenInvalid.into())
             }
         }
-    }
-}
-
-/// Tokens whose signatures a process remembers to hold: some 20 MB. A page polls with the same one again and again, and
-/// a signature costs more to verify than all the rest of a poll, one of RSA ten times as much.
-const VERIFICATIONS: usize = 32_768;
-
-/// Tokens whose signatures held. What a token says is looked at each time: its times are compared with the clock of that
-/// moment. The keys of a process never change, so what held goes on to hold. A token is found by the whole of its text.
-struct Verifications(Cache<Box<str>, Verified<Claims>>);
-
-impl Default for Verifications {
-    fn default() -> Self {
-        Self(Cache::new(VERIFICATIONS))
-    }
-}
-
-impl Verifications {
-    fn verify(&self, app: &App, token: &str) -> Result<Verified<Claims>, TokenFault> {
-        if let Some(known) = self.0.get(token) {
-            return Ok(known);
-        }
-        let verified = app.tokens.verify(token)?;
-        self.0.insert(token.into(), verified);
-        Ok(verified)
     }
 }
 

@@ -137,7 +137,7 @@ impl std::str::FromStr for Phone {
 }
 
 /// What an access token says.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Claims {
     iss: Onrush,
     /// For whom it is; a token of the version before does not say so.

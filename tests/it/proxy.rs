@@ -30,10 +30,12 @@ async fn the_proxy_counts_holds_fails_and_loses_what_is_said_to_mysql() {
     for (run, trips) in [(1, 2), (2, 1)] {
         way.forget_commands();
         sqlx::query(UPDATE).bind("1").bind(USER).execute(&mut *conn).await.unwrap();
-        let commands = way.commands();
+        // A connection that is given back is asked whether it is well, when that may be.
+        let commands: Vec<_> = way.commands().into_iter().filter(|command| command.verb != Verb::Ping).collect();
         assert!(commands.iter().all(|command| command.text == UPDATE), "{commands:?}");
         assert_eq!(commands.last().map(|command| command.verb), Some(Verb::Execute));
-        assert_eq!(way.round_trips(), trips, "run {run}: {commands:?}");
+        let answered = commands.iter().filter(|command| command.verb.is_answered()).count();
+        assert_eq!(answered, trips, "run {run}: {commands:?}");
     }
 
     drop(conn);
