@@ -176,7 +176,7 @@ pub async fn user_of(conn: &mut db::Conn, phone: &Phone) -> Result<Option<UserId
     Ok(store::find_phone(conn, phone).await.context("looking for a phone number")?)
 }
 
-/// Deletes what is left of old logins: a bounded pass, run from time to time.
+/// Deletes what is left of old logins, page by page: run from time to time.
 pub async fn prune(app: &App) -> anyhow::Result<()> {
     session::prune(app).await
 }

@@ -1,7 +1,7 @@
 //! The periodic passes as tasks: each is a task without arguments on the queue [`QUEUE`], and a schedule that is made
 //! when it is not there. What an operator makes of the schedule stays.
 //!
-//! A pass is idempotent and bounded, and runs on one worker at a time as a rule (its schedule does not overlap); two
+//! A pass is idempotent and goes in bounded steps, and runs on one worker at a time as a rule (its schedule does not overlap); two
 //! at once are harmless.
 //!
 //! While Redis is away nothing can be enqueued. Passes that need no Redis (due orders must time out, refunds must go

@@ -63,8 +63,14 @@ enum Verdict {
 
 fn judge(mysql: Option<i64>, redis: Option<i64>) -> Verdict {
     match (mysql, redis) {
+        // First: a slow answer tells less of a difference than there is, so that two that agree seem to differ.
+        (Some(mysql), Some(redis))
+            if mysql.signum() == redis.signum() && mysql.abs().min(redis.abs()) > TOLD_ABOVE_MS =>
+        {
+            off(if mysql.abs() < redis.abs() { mysql } else { redis })
+        }
         (Some(mysql), Some(redis)) if (redis - mysql).abs() > TOLD_ABOVE_MS => Verdict::ServersDiffer(redis - mysql),
-        (Some(one), Some(other)) => off(if one.abs() < other.abs() { one } else { other }),
+        (Some(_), Some(_)) => Verdict::Right,
         (Some(ahead_ms), None) | (None, Some(ahead_ms)) => off(ahead_ms),
         (None, None) => Verdict::Right,
     }
@@ -176,6 +182,8 @@ mod tests {
         assert_eq!(judge(Some(1_200_040), Some(1_200_300)), Verdict::Off(1_200_040));
         assert!(judge(Some(-2_100), Some(-2_300)).stops() && judge(None, Some(2_100)).stops());
         assert!(!judge(Some(1_900), Some(2_300)).stops() && !judge(None, None).stops());
+        // One of the two answered slowly.
+        assert_eq!(judge(Some(1_197_500), Some(1_200_300)), Verdict::Off(1_197_500));
         // One server is wrong, and all machines would stop.
         assert_eq!(judge(Some(0), Some(5_000)), Verdict::ServersDiffer(5_000));
         assert!(!judge(Some(0), Some(5_000)).stops());

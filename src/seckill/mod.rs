@@ -61,7 +61,10 @@ use crate::platform::money::Money;
 pub async fn submit(app: &App, activity: ActivityId, user: UserId) -> Result<TaskId> {
     let memory = app.local::<Memory>();
     refuse_floods(app, &memory, activity, user)?;
-    let admission = answer(app, &memory, activity, user).await?;
+    // What could not be answered is counted as well: while Redis is away nothing else would tell of the crowd.
+    let admission = answer(app, &memory, activity, user)
+        .await
+        .inspect_err(|error| submissions(error.kind().name()).increment(1))?;
     match admission.into_entry(app.clock.now()) {
         Ok(entry) => {
             memory.admitted.increment(1);
