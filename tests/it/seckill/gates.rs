@@ -176,6 +176,8 @@ async fn the_gates_are_told_who_holds_a_unit_once_for_each_run_of_redis_and_not_
     // Another run may have forgotten again.
     redis.tell(&["CONFIG", "SET", "appendfsync", "always"]).await;
     redis.restart().await;
+    // Each process finds its own way back.
+    h.eventually(async || h.app.redis.usable().await.is_ok()).await;
     h.eventually(async || seckill::tell_gates(&another.app, &|| ()).await.is_ok()).await;
     assert_eq!(known().await, [true; 2]);
 }
