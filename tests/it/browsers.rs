@@ -90,8 +90,8 @@ async fn a_page_may_read_that_there_was_no_time_or_no_room() {
     let order = h.request(Method::POST, "/orders", &buyer).header("idempotency-key", "one");
     let held = from_shop(order.json(&json!({"course_ids": [course.no()]})));
     let shed = async {
-        // It has the only place once it has its connection, beside the lock's, and keeps it until the lock is gone.
-        h.eventually(async || h.app.db.size() as usize - h.app.db.num_idle() == 2).await;
+        // It has the only place once it waits for the lock, and keeps it until that is gone.
+        h.eventually(async || h.held_up(1).await).await;
         from_shop(h.request(Method::GET, "/courses", ())).await
     };
     let (timeout, shed) = tokio::join!(held, shed);
