@@ -71,6 +71,8 @@ pub struct Config {
     pub limits: Limits,
     /// Logs.
     pub log: Log,
+    /// Traces.
+    pub traces: Traces,
     /// The business time zone (reports, birthdays, cron).
     pub time_zone: String,
 }
@@ -251,6 +253,29 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter, such as `info,sqlx=warn`.
     pub filter: String,
+}
+
+/// `ONRUSH_TRACES__*`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// The OpenTelemetry collector that spans are sent to, by OTLP over HTTP, without `/v1/traces`; empty: traces are off.
+    pub endpoint: String,
+    /// The part of the traces that begin here which is recorded, from 0 to 1.
+    pub sample_ratio: f64,
+    /// What this service is called in traces.
+    pub service_name: String,
+}
+
+impl Traces {
+    /// As the exporter takes them; `None` while traces are off.
+    pub fn settings(&self) -> Option<crate::platform::traces::Settings> {
+        (!self.endpoint.is_empty()).then(|| crate::platform::traces::Settings {
+            endpoint: self.endpoint.clone(),
+            sample_ratio: self.sample_ratio,
+            service: self.service_name.clone(),
+        })
+    }
 }
 
 impl Engine {

@@ -9,6 +9,7 @@
 mod cors;
 mod count;
 mod dress;
+mod traced;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -125,7 +126,7 @@ where
     let route = if preflight.is_some() { PREFLIGHT } else { path.as_ref().map_or("unmatched", MatchedPath::as_str) };
     // Where a sale's page asks, a refusal speaks to its buyer too.
     let words = is_of_a_sale(route).then(|| texts::refusals(Lang::of(headers)));
-    let span = tracing::info_span!("request", request.id = id, http.method = %method, http.route = route);
+    let span = traced::span(&edge.app, &request, &id, route);
     let response = match preflight.map(Cors::preflight) {
         Some(answer) => answer,
         None => match admit(&edge.crowd, route, &mut request) {
@@ -141,6 +142,7 @@ where
         response = (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response();
     }
     let status = response.status();
+    traced::answered(&span, status);
     let headers = response.headers_mut();
     dress::dress(headers, status, route, asked, edge.is_https);
     if let Some(cors) = &edge.cors {

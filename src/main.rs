@@ -212,7 +212,7 @@ async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
 async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let overrides: &[(&str, String)] = if args.sandbox { &[("payments.sandbox", "true".to_owned())] } else { &[] };
     let config = Config::load(args.config.file(), overrides)?;
-    telemetry::init_logs(config.log.format, &config.log.filter)?;
+    let traces = telemetry::init(config.log.format, &config.log.filter, config.traces.settings().as_ref())?;
     if config.payments.sandbox && !args.sandbox {
         bail!(
             "the settings switch the sandbox payment gateway on (ONRUSH_PAYMENTS__SANDBOX): anybody could pay with \
@@ -267,6 +267,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("something was still under way at the deadline and is left to the next process");
     }
     tracing::info!("onrush has stopped");
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

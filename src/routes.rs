@@ -44,6 +44,8 @@ use crate::wallet;
 
 /// What every API route begins with.
 pub const API: &str = "/api/v1";
+/// What the sandbox gateway's paths begin with.
+pub const SANDBOX: &str = "/sandbox";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -180,7 +182,7 @@ pub fn router(app: &App) -> Router {
     let mut routes = Router::new().nest(API, bounded(app, detached)).merge(hot);
     if app.config.payments.sandbox {
         // A company outside that lives here: no part of the API or of its description.
-        routes = routes.nest("/sandbox", bounded(app, sandbox::routes()));
+        routes = routes.nest(SANDBOX, bounded(app, sandbox::routes()));
     }
     around(app, routes, Pages::of(&app.config.http))
 }

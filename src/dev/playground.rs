@@ -64,7 +64,7 @@ async fn serve(
     let port = listener.local_addr().context("reading the port")?.port();
     let base = format!("http://127.0.0.1:{port}");
     let config = configure(options, settings, servers, &base).await?;
-    telemetry::init_logs(config.log.format, &config.log.filter)?;
+    let traces = telemetry::init(config.log.format, &config.log.filter, config.traces.settings().as_ref())?;
     let app = App::connect(config, Clock::System).await?;
     db::migrate(&app.db).await?;
     demo::load(&app).await.context("loading the demo data")?;
@@ -84,6 +84,9 @@ async fn serve(
     reviving.abort();
     if !serving.stop().await {
         tracing::warn!("something was still under way and is taken up at the next start");
+    }
+    if let Some(traces) = traces {
+        traces.stop().await;
     }
     told
 }

@@ -10,6 +10,7 @@ use super::envelope::Envelope;
 use super::keys::{NotAQueue, QueueName};
 use super::priority::Priority;
 use super::task::{Task, TaskId};
+use crate::platform::traces::TraceParent;
 
 /// A task of any kind, to be enqueued.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Call {
     /// How urgent it is.
     #[serde(default, skip_serializing_if = "Priority::is_default")]
     pub priority: Priority,
+    /// Where in a trace it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceParent>,
 }
 
 impl Call {
@@ -37,7 +41,7 @@ impl Call {
     /// As [`Call::of`], with this key.
     pub fn keyed<T: Task>(key: Uuid, args: &T) -> Result<Self, NotAQueue> {
         let (queue, name) = (T::QUEUE.parse()?, T::NAME.to_owned());
-        Ok(Self { queue, key, name, args: raw(args), priority: T::PRIORITY })
+        Ok(Self { queue, key, name, args: raw(args), priority: T::PRIORITY, trace: TraceParent::current() })
     }
 
     /// The same with this priority in place of its kind's.
@@ -52,7 +56,8 @@ impl Call {
 
     /// Its envelope, enqueued `now` (ms since 1970).
     pub(super) fn envelope(&self, now: i64) -> Envelope {
-        Envelope { priority: self.priority, ..Envelope::new(self.key, &self.name, self.args.clone(), now) }
+        let (priority, trace) = (self.priority, self.trace.clone());
+        Envelope { priority, trace, ..Envelope::new(self.key, &self.name, self.args.clone(), now) }
     }
 }
 

@@ -20,6 +20,7 @@ use super::{Settings, scripts};
 use crate::platform::clock::{At, Clock};
 use crate::platform::redis::Redis;
 use crate::platform::together::Together;
+use crate::platform::traces::TraceParent;
 
 /// Tasks that one script call takes on, so that none holds up Redis for long.
 const ENQUEUE_CHUNK: usize = 200;
@@ -383,5 +384,6 @@ fn queue_of<T: Task>() -> anyhow::Result<QueueName> {
 
 /// The envelope of a task that is enqueued `now` (ms since 1970), by `owner` where that matters.
 pub fn envelope_of<T: Task>(key: Uuid, args: &T, now: i64, owner: Option<String>) -> Envelope {
-    Envelope { owner, priority: T::PRIORITY, ..Envelope::new(key, T::NAME, call::raw(args), now) }
+    let (priority, trace) = (T::PRIORITY, TraceParent::current());
+    Envelope { owner, priority, trace, ..Envelope::new(key, T::NAME, call::raw(args), now) }
 }

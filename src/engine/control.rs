@@ -1,11 +1,12 @@
 //! What a handler holds of its task beside the arguments: when to stop, and how to tell how far it is.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::platform::clock::At;
+use crate::platform::traces::TraceParent;
 
 /// A running task's handle.
 #[derive(Debug, Default)]
@@ -15,6 +16,7 @@ pub struct Control {
     deadline: Option<At>,
     progress: Mutex<Option<(u64, u64)>>,
     changed: tokio::sync::Notify,
+    trace: OnceLock<TraceParent>,
 }
 
 impl Control {
@@ -52,6 +54,15 @@ impl Control {
     pub(super) fn revoke(&self) {
         self.revoked.store(true, Ordering::SeqCst);
         self.stop.cancel();
+    }
+
+    /// The span of this attempt. A batch whose handler panicked runs again one by one: the first word stays.
+    pub(super) fn set_trace(&self, trace: TraceParent) {
+        let _ = self.trace.set(trace);
+    }
+
+    pub(super) fn trace(&self) -> Option<&TraceParent> {
+        self.trace.get()
     }
 
     pub(super) fn is_revoked(&self) -> bool {

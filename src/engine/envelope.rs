@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::call::{Call, Member};
 use super::priority::Priority;
 use super::task::State;
+use crate::platform::traces::TraceParent;
 
 /// The version of [`Envelope`] that this program writes, and the newest one it understands.
 pub const VERSION: u32 = 1;
@@ -76,6 +77,12 @@ pub struct Envelope {
     /// Its failed attempts, the latest few.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Failed>,
+    /// Where in a trace it was enqueued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceParent>,
+    /// The span of the attempt before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<TraceParent>,
 }
 
 impl Envelope {
@@ -94,6 +101,8 @@ impl Envelope {
             then: Vec::new(),
             member: None,
             errors: Vec::new(),
+            trace: None,
+            tried: None,
         }
     }
 

@@ -19,6 +19,7 @@ mod read;
 mod recover;
 mod run;
 mod throttle;
+mod traced;
 mod turns;
 
 use std::collections::{BTreeMap, HashMap};

@@ -28,3 +28,4 @@ pub mod telemetry;
 pub mod text;
 pub mod ticket;
 pub mod together;
+pub mod traces;

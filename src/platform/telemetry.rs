@@ -1,11 +1,15 @@
-//! Logs and metrics.
+//! Logs, metrics, and the start of traces.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use super::traces::{self, Traces};
 
 /// Bounds of the duration histograms, in seconds.
 const DURATION_BUCKETS: &[f64] =
@@ -30,17 +34,58 @@ pub fn is_filter(text: &str) -> bool {
     EnvFilter::try_new(text).is_ok()
 }
 
+/// Spans of ours are traced from this level on, whatever the filter of the log says.
+const TRACED: LevelFilter = LevelFilter::INFO;
+
+/// Starts logs, and traces where settings of them are given.
+pub fn init(format: LogFormat, filter: &str, traced: Option<&traces::Settings>) -> anyhow::Result<Option<Traces>> {
+    let Some(settings) = traced else { return init_logs(format, filter).map(|()| None) };
+    let filter = parse(filter)?;
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Json => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(std::io::stderr)
+            .with_filter(filter)
+            .boxed(),
+        LogFormat::Pretty => tracing_subscriber::fmt::layer()
+            .with_ansi(is_terminal())
+            .with_writer(std::io::stderr)
+            .with_filter(filter)
+            .boxed(),
+    };
+    let (traces, tracer) = Traces::start(settings)?;
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(Targets::new().with_target("onrush", TRACED));
+    tracing_subscriber::registry().with(lines).with(spans).try_init().context("starting logs and traces")?;
+    Ok(Some(traces))
+}
+
+fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(filter).with_context(|| format!("parsing the log filter {filter:?}"))
+}
+
+fn is_terminal() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stderr())
+}
+
 /// Starts logging to standard error. `filter` is a `tracing` filter such as `info,sqlx=warn`.
 pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("parsing the log filter {filter:?}"))?;
+    let filter = parse(filter)?;
+    // One filter for all: cheaper for each line than one for each layer.
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Json => registry
             .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
             .try_init(),
         LogFormat::Pretty => {
-            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            registry.with(tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(std::io::stderr)).try_init()
+            let lines = tracing_subscriber::fmt::layer().with_ansi(is_terminal()).with_writer(std::io::stderr);
+            registry.with(lines).try_init()
         }
     }
     .context("starting the logs")

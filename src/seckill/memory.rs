@@ -11,6 +11,7 @@ use redis::RedisError;
 use super::floods::Floods;
 use super::lookup::Placed;
 use super::model::{ActivityId, Admission, EntryId};
+use super::redis::Submission;
 use crate::auth::UserId;
 use crate::error::Kind;
 use crate::platform::together::Together;
@@ -33,7 +34,7 @@ pub struct Memory {
     hasher: RandomState,
     floods: Floods,
     /// Submissions on their way to the gates.
-    pub admissions: Arc<Together<ActivityId, (UserId, EntryId), Admission, RedisError>>,
+    pub admissions: Arc<Together<ActivityId, Submission, Admission, RedisError>>,
     /// Those who wait for a gate to be built.
     pub building: Arc<Together<ActivityId, (), (), Kind>>,
     /// Those who ask MySQL what became of a submission.

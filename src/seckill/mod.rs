@@ -45,7 +45,7 @@ use serde_json::json;
 
 use self::memory::{Memory, submissions};
 use self::model::{Admission, undone};
-use self::redis::Gate;
+use self::redis::{Gate, Submission};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::UserId;
@@ -55,6 +55,7 @@ use crate::platform::clock::At;
 use crate::platform::db;
 use crate::platform::extract::FieldFault;
 use crate::platform::money::Money;
+use crate::platform::traces::TraceParent;
 
 /// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered, and none for
 /// who submits too often.
@@ -122,12 +123,12 @@ async fn answer(app: &App, memory: &Memory, activity: ActivityId, user: UserId) 
 
 /// Asks the gate, together with whoever asks at the same time.
 async fn ask(app: &App, memory: &Memory, activity: ActivityId, user: UserId) -> Result<Admission> {
-    let asking = app.clone();
-    let admit = move |submissions: Vec<(UserId, EntryId)>| {
+    let (asking, submission) = (app.clone(), Submission { user, entry: EntryId::new(), trace: TraceParent::current() });
+    let admit = move |submissions: Vec<Submission>| {
         let app = asking.clone();
         async move { Gate::of(&app.engine, activity).admit(&app, &submissions).await }
     };
-    let answer = memory.admissions.ask(&activity, (user, EntryId::new()), admit).await;
+    let answer = memory.admissions.ask(&activity, submission, admit).await;
     Ok(answer.map_err(anyhow::Error::from)?.context("asking the gate")?)
 }
 

@@ -14,6 +14,7 @@ use crate::auth::UserId;
 use crate::engine::{Effect, Engine, Keys, QueueName, envelope_of};
 use crate::platform::clock::At;
 use crate::platform::id::Id;
+use crate::platform::traces::TraceParent;
 
 /// An activity's keys go this long after its end: a pass unlinks them ([`removal`](super::removal)).
 pub const KEEP_AFTER_END: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -69,6 +70,17 @@ pub struct Written {
     pub taken_off: Option<u64>,
 }
 
+/// Somebody asks for a unit.
+#[derive(Debug)]
+pub struct Submission {
+    /// Who.
+    pub user: UserId,
+    /// The task's key, if they are admitted.
+    pub entry: EntryId,
+    /// Where in a trace: the call that carries it carries others' too.
+    pub trace: Option<TraceParent>,
+}
+
 /// The keys of one activity.
 pub struct Gate {
     keys: Keys,
@@ -86,25 +98,22 @@ impl Gate {
         self.keys.own("building")
     }
 
-    /// Submissions that came together, each as (user, the task's key if admitted): for each a unit is reserved and the
-    /// task enqueued, or nothing. One round trip. The answers are in the order of the submissions.
-    pub async fn admit(
-        &self,
-        app: &App,
-        submissions: &[(UserId, EntryId)],
-    ) -> Result<Vec<Admission>, redis::RedisError> {
+    /// Submissions that came together: for each a unit is reserved and the task enqueued, or nothing. One round trip. The answers are in the order of the submissions.
+    pub async fn admit(&self, app: &App, submissions: &[Submission]) -> Result<Vec<Admission>, redis::RedisError> {
         let now = app.clock.now().ms();
         let mut call = ADMIT.prepare_invoke();
         call.key(self.gate()).key(self.keys.stream()).key(self.keys.absent());
         call.arg(app.clock.shift_ms()).arg(self.keys.task_prefix());
-        for &(user, entry) in submissions {
+        for submission in submissions {
+            let (user, entry) = (submission.user, submission.entry);
             let owner = user.to_string();
-            let envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()));
+            let mut envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()));
+            envelope.trace.clone_from(&submission.trace);
             call.arg(owner).arg(entry.to_string()).arg(envelope.text());
         }
         let words: String = call.invoke_async(&mut app.redis.commands()).await?;
         let admissions: Option<Vec<Admission>> =
-            words.split(' ').zip(submissions).map(|(word, &(_, entry))| admission(word, entry)).collect();
+            words.split(' ').zip(submissions).map(|(word, asked)| admission(word, asked.entry)).collect();
         admissions
             .filter(|admissions| admissions.len() == submissions.len())
             .ok_or_else(|| (ErrorKind::UnexpectedReturnType, "not an answer of the gate", words).into())

@@ -3,6 +3,7 @@
 mod following;
 mod lost;
 mod priorities;
+mod traced;
 mod unique;
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -36,4 +36,5 @@ mod security;
 mod skeleton;
 mod survival;
 mod torture;
+mod traces;
 mod wallet;

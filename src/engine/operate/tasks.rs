@@ -11,6 +11,7 @@ use super::super::keys::GROUP;
 use super::super::priority::Entry;
 use super::super::task::{State, TaskId};
 use crate::platform::clock::At;
+use crate::platform::traces::TraceParent;
 
 /// What Redis knows of a task.
 #[derive(Debug, Clone, Default)]
@@ -143,7 +144,7 @@ impl Engine {
         let Some(record) = found.record else { return Ok(Retried::Unknown) };
         let Some(args) = record.args else { return Ok(Retried::Forgotten) };
         let (queue, name, priority) = (id.queue.clone(), record.name, record.priority);
-        let call = Call { queue, key: id.key, name, args, priority };
+        let call = Call { queue, key: id.key, name, args, priority, trace: TraceParent::current() };
         let envelope = Envelope { owner: record.owner, ..call.envelope(self.clock.now().ms()) };
         let taken = self.send(&id.queue, &[(envelope, None)], Unique::UntilDone).await?;
         // Somebody else was faster: then it is on its way as well.

@@ -184,7 +184,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 let pause_ms = millis(*pause).min(LONGEST_PAUSE_MS);
                 rest.life = Some(life_ms.saturating_add(pause_ms).to_string());
                 rest.pause = Some(pause_ms.to_string());
-                let mut next = Envelope { attempt: *attempt, ..delivery.envelope.clone() };
+                let tried = delivery.control.trace().cloned();
+                let mut next = Envelope { attempt: *attempt, tried, ..delivery.envelope.clone() };
                 if !why.is_empty() {
                     next.errors = and_failed(&next.errors, delivery.envelope.attempt, now, why);
                 }

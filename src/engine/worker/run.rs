@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::super::control::Control;
@@ -17,6 +18,7 @@ use super::super::task::{Outcome, Retry, TaskId};
 use super::Lane;
 use super::finish::Ending;
 use super::lease::Lease;
+use super::traced::Attempts;
 
 /// An ending waits for others of its batch for at most so many turns of the runtime, and only while there are any.
 const GATHER_TURNS: usize = 8;
@@ -182,17 +184,27 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             Some(places) => places.acquire().await.ok(),
             None => None,
         };
-        if task.limit.is_none() {
-            return tokio::spawn((task.run)(self.worker.context.clone(), batch)).await.ok();
-        }
-        // In a place of its own: what has no limit has no need of so large a future.
-        Box::pin(self.run_within_limit(task, batch)).await
+        let attempts = Attempts::begin(&batch);
+        let span = attempts.handler();
+        let outcomes = if task.limit.is_none() {
+            tokio::spawn((task.run)(self.worker.context.clone(), batch).instrument(span)).await.ok()
+        } else {
+            // In a place of its own: what has no limit has no need of so large a future.
+            Box::pin(self.run_within_limit(task, batch, span)).await
+        };
+        attempts.end(outcomes.as_deref());
+        outcomes
     }
 
-    async fn run_within_limit(&self, task: &Registered<C>, batch: Vec<Arc<Delivery>>) -> Option<Vec<Outcome>> {
+    async fn run_within_limit(
+        &self,
+        task: &Registered<C>,
+        batch: Vec<Arc<Delivery>>,
+        span: Span,
+    ) -> Option<Vec<Outcome>> {
         let controls: Vec<_> = batch.iter().map(|delivery| delivery.control.clone()).collect();
         let late = batch.len();
-        let mut handler = tokio::spawn((task.run)(self.worker.context.clone(), batch));
+        let mut handler = tokio::spawn((task.run)(self.worker.context.clone(), batch).instrument(span));
         let stop = async {
             pause(task.limit.soft).await;
             controls.iter().for_each(|control| control.stop().cancel());

@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use reqwest::RequestBuilder;
+use tracing::{Instrument, Span};
 
 use super::{Gateway, RETRY_AFTER_S, held, left_alone, unavailable};
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::clock::At;
+use crate::platform::traces;
 
 /// Tries of one call.
 const TRIES: u32 = 3;
@@ -86,7 +88,11 @@ pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<Re
     let mut tries = 1;
     let fault = loop {
         let left = call.patience.saturating_sub(started.elapsed());
-        let fault = match once(request()?.timeout(left), call.limit_bytes).await {
+        let span = try_span(call, tries);
+        let try_ = once(request()?.headers(traces::headers_of(&span)).timeout(left), call.limit_bytes);
+        let answer = try_.instrument(span.clone()).await;
+        note_answer(&span, &answer);
+        let fault = match answer {
             Ok(reply) => {
                 pass.answered();
                 count(call, "answered");
@@ -122,6 +128,31 @@ pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<Re
     pass.failed();
     count(call, "failed");
     Err(unavailable(call.gateway, format!("{}: {} (try {tries})", call.operation, fault.why)))
+}
+
+/// The span of one try; none while traces are off.
+fn try_span(call: &Call, tries: u32) -> Span {
+    if !traces::is_on() {
+        return Span::none();
+    }
+    let name = format!("gateway {} {}", call.gateway.as_str(), call.operation);
+    let span = tracing::info_span!(
+        "gateway",
+        otel.name = name,
+        otel.kind = "client",
+        gateway = call.gateway.as_str(),
+        operation = call.operation
+    );
+    traces::note(&span, "http.request.resend_count", i64::from(tries - 1));
+    span
+}
+
+fn note_answer(span: &Span, answer: &Result<Reply, Fault>) {
+    match answer {
+        _ if !traces::is_on() => {}
+        Ok(reply) => traces::note(span, "http.response.status_code", i64::from(reply.status.as_u16())),
+        Err(fault) => traces::failed(span, fault.why.clone()),
+    }
 }
 
 fn count(call: &Call, outcome: &'static str) {

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod collector;
 pub mod delay;
 pub mod galera;
 pub mod gateways;
