@@ -121,7 +121,8 @@ where
         has_credentials: headers.contains_key(header::AUTHORIZATION),
     };
     let elsewhere = without_slash(request.uri());
-    let asker = Asker::of(&edge.app, &request);
+    let address = auth::client_ip(&edge.app, request.extensions(), headers);
+    let asker = Asker::of(address, &request);
     let preflight = edge.cors.as_ref().filter(|_| cors::is_preflight(&method, headers));
     let route = if preflight.is_some() { PREFLIGHT } else { path.as_ref().map_or("unmatched", MatchedPath::as_str) };
     // Where a sale's page asks, a refusal speaks to its buyer too.
@@ -130,10 +131,12 @@ where
     let response = match preflight.map(Cors::preflight) {
         Some(answer) => answer,
         None => match admit(&edge.crowd, route, &mut request) {
-            Ok(()) => run(limits::limit(&edge.app, route, request, rest)).instrument(span.clone()).await,
+            Ok(()) => run(limits::limit(&edge.app, route, address, request, rest)).instrument(span.clone()).await,
             Err(error) => error.into_response(),
         },
     };
+    let told = span.is_none() && response.status().is_server_error();
+    let span = if told { traced::line(&method, &id, route) } else { span };
     let mut response = span.in_scope(|| error::problems(response, &id, words));
     if response.status() == StatusCode::NOT_FOUND
         && let Some(location) = elsewhere
@@ -166,11 +169,11 @@ struct Asker {
 }
 
 impl Asker {
-    fn of(app: &App, request: &Request) -> Option<Self> {
+    fn of(address: Option<IpAddr>, request: &Request) -> Option<Self> {
         let is_told = tracing::enabled!(tracing::Level::INFO);
         let is_unmatched = request.extensions().get::<MatchedPath>().is_none();
         is_told.then(|| Self {
-            address: auth::client_ip(app, request.extensions(), request.headers()),
+            address,
             path: is_unmatched.then(|| request.uri().path().chars().take(PATH_LOGGED).collect()),
         })
     }

@@ -148,6 +148,14 @@ fn hot() -> OpenApiRouter<App> {
         .routes(routes!(seckill::tasks::task_events))
 }
 
+/// Where a crowd asks, of the hot routes.
+const CROWD: [&str; 2] = ["/api/v1/seckill/activities/{id}/submissions", "/api/v1/tasks/{id}"];
+
+/// Whether a crowd asks here.
+pub fn is_crowd(route: &str) -> bool {
+    CROWD.contains(&route)
+}
+
 /// What everybody may ask: health, readiness, what the refusals mean.
 fn operations() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -271,6 +279,12 @@ mod tests {
 
     use super::*;
     use crate::edge;
+
+    #[test]
+    fn a_crowd_asks_at_hot_routes() {
+        let paths = hot().into_openapi().paths.paths;
+        assert!(CROWD.iter().all(|route| paths.contains_key(*route)));
+    }
 
     /// No route panics that we know of, so the parts are put around one that does.
     #[tokio::test]

@@ -3,19 +3,23 @@
 use std::net::SocketAddr;
 
 use axum::extract::{ConnectInfo, Request};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use tracing::Span;
 use tracing::field::Empty;
 
 use crate::app::App;
 use crate::platform::traces;
-use crate::routes::{API, SANDBOX};
+use crate::routes::{API, SANDBOX, is_crowd};
 
-/// The span of a request, by its id and its route.
+/// The span of a request, by its id and its route. A crowd's requests have none while traces are off: its fields are
+/// written out as text for lines that these requests hardly ever write. Of one that fails, [`line`] is made then.
 pub(super) fn span(app: &App, request: &Request, id: &str, route: &str) -> Span {
     // Who asks after the process's health every second would fill the traces.
-    if !traces::is_on() || !(route.starts_with(API) || route.starts_with(SANDBOX)) {
-        return tracing::info_span!("request", request.id = id, http.method = %request.method(), http.route = route);
+    let is_traced = traces::is_on() && (route.starts_with(API) || route.starts_with(SANDBOX));
+    match is_traced {
+        false if is_crowd(route) => return Span::none(),
+        false => return line(request.method(), id, route),
+        true => {}
     }
     let (method, name) = (request.method(), format!("{} {route}", request.method()));
     let span = tracing::info_span!("request", otel.name = name, otel.kind = "server", trace.id = Empty, request.id = id, http.method = %method, http.route = route);
@@ -26,6 +30,11 @@ pub(super) fn span(app: &App, request: &Request, id: &str, route: &str) -> Span 
     traces::note(&span, "url.path", request.uri().path().to_owned());
     span.record("trace.id", traces::trace_id(&span));
     span
+}
+
+/// The context of a request's lines in the log.
+pub(super) fn line(method: &Method, id: &str, route: &str) -> Span {
+    tracing::info_span!("request", request.id = id, http.method = %method, http.route = route)
 }
 
 /// Says how the request was answered.

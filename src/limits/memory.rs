@@ -22,7 +22,7 @@ const BUCKETS: usize = PARTS * PART_BUCKETS;
 const SWEEP_PAUSE_US: i64 = 1_000_000;
 
 /// The whole table.
-pub(super) struct Buckets {
+pub(super) struct Table {
     parts: [Mutex<Part>; PARTS],
     hasher: RandomState,
 }
@@ -34,7 +34,7 @@ struct Part {
     next_sweep_us: i64,
 }
 
-impl Default for Buckets {
+impl Default for Table {
     fn default() -> Self {
         Self { parts: std::array::from_fn(|_| Mutex::default()), hasher: RandomState::new() }
     }
@@ -47,7 +47,7 @@ pub(super) enum Added {
     Full(i64),
 }
 
-impl Buckets {
+impl Table {
     fn part(&self, key: &(Action, Who)) -> MutexGuard<'_, Part> {
         let at = usize::try_from(self.hasher.hash_one(key) % PARTS as u64).unwrap_or(0);
         self.parts[at].lock().unwrap_or_else(PoisonError::into_inner)
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn each_account_and_each_action_has_a_bucket_of_its_own() {
-        let (buckets, rate) = (Buckets::default(), Rate::of(2).unwrap());
+        let (buckets, rate) = (Table::default(), Rate::of(2).unwrap());
         let add = |action, who| matches!(buckets.add(action, who, rate, NOW), Added::Yes(_));
         assert!(add(Action::Poll, Who::Account(1)) && add(Action::Poll, Who::Account(1)));
         assert!(!add(Action::Poll, Who::Account(1)));
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_forgets_empty_buckets_first() {
-        let (buckets, rate) = (Buckets::default(), Rate::of(1).unwrap());
+        let (buckets, rate) = (Table::default(), Rate::of(1).unwrap());
         let crowd = 2 * BUCKETS as u128;
         let kept = || buckets.parts.iter().map(|part| part.lock().unwrap().empty_us.len()).sum::<usize>();
         for who in 0..crowd {

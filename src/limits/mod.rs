@@ -22,18 +22,17 @@ use std::net::IpAddr;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use bytes::BytesMut;
+use smallvec::SmallVec;
 
 use crate::app::App;
-use crate::auth::{self, CurrentUser};
+use crate::auth::CurrentUser;
 use crate::config::Limits;
 use crate::error::{Error, Kind, RATE_LIMIT, RATE_LIMIT_POLICY, Result, refuse};
 use crate::platform::address::subscriber;
-use memory::Buckets;
 use rate::{Rate, WINDOW_S};
 
-/// Both headers fit.
-const HEADERS_SIZE: usize = 192;
+/// What is left of two limits fits.
+const HEADER_SIZE: usize = 96;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +77,20 @@ impl Action {
             Self::Claim => "claim",
             Self::Submit => "submit",
             Self::Poll => "poll",
+        }
+    }
+
+    /// What clients call its limits: an account's, an address's.
+    const fn titles(self) -> [&'static str; 2] {
+        match self {
+            Self::Register => ["\"register\"", "\"register-address\""],
+            Self::Refresh => ["\"refresh\"", "\"refresh-address\""],
+            Self::Quote => ["\"quote\"", "\"quote-address\""],
+            Self::Order => ["\"order\"", "\"order-address\""],
+            Self::Pay => ["\"pay\"", "\"pay-address\""],
+            Self::Claim => ["\"claim\"", "\"claim-address\""],
+            Self::Submit => ["\"submit\"", "\"submit-address\""],
+            Self::Poll => ["\"poll\"", "\"poll-address\""],
         }
     }
 
@@ -143,26 +156,33 @@ struct Bucket {
     rate: Rate,
 }
 
+/// Those of one request: its account's and its address's.
+type Buckets = SmallVec<[Bucket; 2]>;
+
 impl Bucket {
-    /// Writes what clients call its limit, the one at this place of the list: `"order"`, `"order-address"`.
-    fn name(&self, at: usize, text: &mut BytesMut) {
-        let suffix = match self.who {
-            Who::Account(_) => "",
-            Who::Address(_) => "-address",
-        };
-        for part in [if at == 0 { "\"" } else { ", \"" }, self.action.name(), suffix, "\""] {
-            text.extend_from_slice(part.as_bytes());
+    /// What clients call its limit.
+    const fn title(&self) -> &'static str {
+        let [account, address] = self.action.titles();
+        match self.who {
+            Who::Account(_) => account,
+            Who::Address(_) => address,
         }
     }
 }
 
 /// Runs the rest of a request of this route, unless its account or its address has asked too often.
-pub async fn limit<F>(app: &App, route: &str, mut request: Request, rest: impl FnOnce(Request) -> F) -> Response
+pub async fn limit<F>(
+    app: &App,
+    route: &str,
+    address: Option<IpAddr>,
+    mut request: Request,
+    rest: impl FnOnce(Request) -> F,
+) -> Response
 where
     F: Future<Output = Response>,
 {
     let action = Action::of(request.method(), route);
-    let buckets = action.map_or_else(Vec::new, |action| buckets_of(app, action, &mut request));
+    let buckets = action.map_or_else(Buckets::new, |action| buckets_of(app, action, address, &mut request));
     let Some(action) = action.filter(|_| !buckets.is_empty()) else { return rest(request).await };
     let counted = if action.is_hot() {
         Ok(Some(count_here(app, &buckets)))
@@ -194,9 +214,9 @@ where
 }
 
 /// Where the request is counted: by account, where a valid token names one, and by address.
-fn buckets_of(app: &App, action: Action, request: &mut Request) -> Vec<Bucket> {
+fn buckets_of(app: &App, action: Action, client: Option<IpAddr>, request: &mut Request) -> Buckets {
     let (account, address) = action.rates(&app.config.limits);
-    let mut buckets = Vec::with_capacity(2);
+    let mut buckets = Buckets::new();
     if let Some(rate) = account {
         let mut extensions = std::mem::take(request.extensions_mut());
         // A token that is not valid is the handler's to refuse.
@@ -205,9 +225,7 @@ fn buckets_of(app: &App, action: Action, request: &mut Request) -> Vec<Bucket> {
         }
         *request.extensions_mut() = extensions;
     }
-    if let Some(rate) = address
-        && let Some(client) = auth::client_ip(app, request.extensions(), request.headers())
-    {
+    if let (Some(rate), Some(client)) = (address, client) {
         buckets.push(Bucket { action, who: Who::address(client), rate });
     }
     buckets
@@ -215,7 +233,7 @@ fn buckets_of(app: &App, action: Action, request: &mut Request) -> Vec<Bucket> {
 
 /// What counting came to: for how long each bucket is not empty.
 struct Counted {
-    used_us: Vec<i64>,
+    used_us: SmallVec<[i64; 2]>,
     /// Whether the request is one too many.
     full: bool,
 }
@@ -227,13 +245,13 @@ async fn count_together(app: &App, action: Action, buckets: &[Bucket]) -> Result
     } else {
         redis::add_if_it_answers(app, buckets).await
     };
-    Ok(added.map(|added| Counted { used_us: added.used_us, full: !added.yes }))
+    Ok(added.map(|added| Counted { used_us: added.used_us.into(), full: !added.yes }))
 }
 
 /// In this process.
 fn count_here(app: &App, buckets: &[Bucket]) -> Counted {
-    let (table, now_us) = (app.local::<Buckets>(), app.clock.now().ms() * 1000);
-    let mut used_us = Vec::with_capacity(buckets.len());
+    let (table, now_us) = (app.local::<memory::Table>(), app.clock.now().ms() * 1000);
+    let mut used_us = SmallVec::new();
     for (at, bucket) in buckets.iter().enumerate() {
         match table.add(bucket.action, bucket.who, bucket.rate, now_us) {
             memory::Added::Yes(used) => used_us.push(used),
@@ -263,31 +281,33 @@ impl Counted {
 
     /// Says what is left.
     fn tell(&self, buckets: &[Bucket], headers: &mut HeaderMap) {
-        let mut text = BytesMut::with_capacity(HEADERS_SIZE);
-        for (at, bucket) in buckets.iter().enumerate().take(self.used_us.len()) {
-            bucket.name(at, &mut text);
-            numbers(&mut text, [("q", bucket.rate.quota.into()), ("w", WINDOW_S.into())]);
+        let (mut policies, mut left) = (List::default(), List::default());
+        for (bucket, used_us) in buckets.iter().zip(&self.used_us) {
+            policies.item(bucket, [(";q=", bucket.rate.quota.into()), (";w=", WINDOW_S.into())]);
+            let reset_s = (used_us.max(&0) + 999_999) / 1_000_000;
+            left.item(bucket, [(";r=", bucket.rate.remaining(*used_us)), (";t=", reset_s)]);
         }
-        let policies = text.split().freeze();
-        for (at, (bucket, used_us)) in buckets.iter().zip(&self.used_us).enumerate() {
-            let (remaining, reset_s) = (bucket.rate.remaining(*used_us), (used_us.max(&0) + 999_999) / 1_000_000);
-            bucket.name(at, &mut text);
-            numbers(&mut text, [("r", remaining), ("t", reset_s)]);
-        }
-        for (name, text) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, text.freeze())] {
-            if let Ok(value) = HeaderValue::from_maybe_shared(text) {
+        for (name, List(text)) in [(RATE_LIMIT_POLICY, policies), (RATE_LIMIT, left)] {
+            if let Ok(value) = HeaderValue::from_bytes(&text) {
                 headers.insert(name, value);
             }
         }
     }
 }
 
-/// Parameters of an item, each a number.
-fn numbers<const N: usize>(text: &mut BytesMut, parameters: [(&str, i64); N]) {
-    let mut number = itoa::Buffer::new();
-    for (name, value) in parameters {
-        for part in [";", name, "=", number.format(value)] {
-            text.extend_from_slice(part.as_bytes());
+/// A header's value, without a heap until it is whole: every answer of the hot routes has two.
+#[derive(Default)]
+struct List(SmallVec<[u8; HEADER_SIZE]>);
+
+impl List {
+    fn item(&mut self, bucket: &Bucket, parameters: [(&str, i64); 2]) {
+        if !self.0.is_empty() {
+            self.0.extend_from_slice(b", ");
+        }
+        self.0.extend_from_slice(bucket.title().as_bytes());
+        for (name, value) in parameters {
+            self.0.extend_from_slice(name.as_bytes());
+            self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
         }
     }
 }
@@ -295,6 +315,14 @@ fn numbers<const N: usize>(text: &mut BytesMut, parameters: [(&str, i64); N]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_called_as_its_action_is() {
+        for (_, _, action) in ROUTES {
+            let name = action.name();
+            assert_eq!(action.titles(), [format!("\"{name}\""), format!("\"{name}-address\"")]);
+        }
+    }
 
     #[test]
     fn a_subscriber_has_one_bucket() {
