@@ -263,6 +263,8 @@ pub struct Traces {
     pub endpoint: String,
     /// The part of the traces that begin here which is recorded, from 0 to 1.
     pub sample_ratio: f64,
+    /// Whether the caller's `traceparent` decides whether a trace is recorded, in place of the ratio.
+    pub parent_decides: bool,
     /// What this service is called in traces.
     pub service_name: String,
 }

@@ -179,7 +179,7 @@ impl Asker {
     }
 }
 
-/// Of a path that no route has, so many characters are written down.
+/// Of a path so many characters are written down.
 const PATH_LOGGED: usize = 200;
 
 /// One line for an answer, to be found by the request's id. What was not served is told where nobody asked for more.

@@ -201,6 +201,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("log.filter", "info", Text("a filter of log lines", "info,sqlx=warn", telemetry::is_filter)),
     set("traces.endpoint", "", Text(URL, "http://127.0.0.1:4318", |t| t.is_empty() || is_url(t))),
     set("traces.sample_ratio", "1", Text("a number from 0 to 1", "0.01", is_ratio)),
+    set("traces.parent_decides", "false", Flag),
     set("traces.service_name", "onrush", Text("a name", "onrush", |t| !t.is_empty())),
 ];
 

@@ -1,13 +1,13 @@
 //! A request's span: a line's context in the log and, where traces are on, a span of the caller's trace.
 
-use std::net::SocketAddr;
-
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use tracing::Span;
 use tracing::field::Empty;
 
+use super::PATH_LOGGED;
 use crate::app::App;
+use crate::platform::telemetry::LINES_ALONE;
 use crate::platform::traces;
 use crate::routes::{API, SANDBOX, is_crowd};
 
@@ -23,18 +23,16 @@ pub(super) fn span(app: &App, request: &Request, id: &str, route: &str) -> Span 
     }
     let (method, name) = (request.method(), format!("{} {route}", request.method()));
     let span = tracing::info_span!("request", otel.name = name, otel.kind = "server", trace.id = Empty, request.id = id, http.method = %method, http.route = route);
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
-    let is_ours = peer.is_some_and(|peer| app.config.http.trusted_proxies.contains(peer));
-    traces::continue_from(&span, request.headers(), is_ours);
+    traces::continue_from(&span, request.headers(), app.config.traces.parent_decides);
     traces::note(&span, "http.request.method", method.as_str().to_owned());
-    traces::note(&span, "url.path", request.uri().path().to_owned());
+    traces::note(&span, "url.path", request.uri().path().chars().take(PATH_LOGGED).collect::<String>());
     span.record("trace.id", traces::trace_id(&span));
     span
 }
 
 /// The context of a request's lines in the log.
 pub(super) fn line(method: &Method, id: &str, route: &str) -> Span {
-    tracing::info_span!("request", request.id = id, http.method = %method, http.route = route)
+    tracing::info_span!(target: LINES_ALONE, "request", request.id = id, http.method = %method, http.route = route)
 }
 
 /// Says how the request was answered.

@@ -34,8 +34,8 @@ pub fn is_filter(text: &str) -> bool {
     EnvFilter::try_new(text).is_ok()
 }
 
-/// Spans of ours are traced from this level on, whatever the filter of the log says.
-const TRACED: LevelFilter = LevelFilter::INFO;
+/// Spans of this target are contexts of lines in the log, and no part of a trace.
+pub const LINES_ALONE: &str = "onrush::line";
 
 /// Starts logs, and traces where settings of them are given.
 pub fn init(format: LogFormat, filter: &str, traced: Option<&traces::Settings>) -> anyhow::Result<Option<Traces>> {
@@ -55,13 +55,17 @@ pub fn init(format: LogFormat, filter: &str, traced: Option<&traces::Settings>) 
             .boxed(),
     };
     let (traces, tracer) = Traces::start(settings)?;
+    // Not a filter that leaves events out: its verdict on a line that is only asked about (`enabled!`) would stay in the
+    // thread and strike the next span.
     let spans = tracing_opentelemetry::layer()
         .with_tracer(tracer)
         .with_location(false)
         .with_threads(false)
         .with_target(false)
         .with_tracked_inactivity(false)
-        .with_filter(Targets::new().with_target("onrush", TRACED));
+        .with_filter(
+            Targets::new().with_target("onrush", LevelFilter::INFO).with_target(LINES_ALONE, LevelFilter::OFF),
+        );
     tracing_subscriber::registry().with(lines).with(spans).try_init().context("starting logs and traces")?;
     Ok(Some(traces))
 }

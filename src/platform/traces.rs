@@ -10,18 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::TextMapPropagator;
-use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceContextExt, TraceFlags, TracerProvider as _};
+use opentelemetry::trace::{SpanContext, Status, TraceContextExt, TraceFlags, TraceState, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SamplingDecision, SdkTracer, SdkTracerProvider, ShouldSample,
-    SpanData, SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData, SpanEvents, SpanExporter,
 };
 use serde::{Deserialize, Serialize};
 use tracing::Span;
@@ -38,12 +36,14 @@ const EXPORT_PERIOD: Duration = Duration::from_secs(1);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is left at the stop has this long.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// The W3C's header.
+const HEADER: &str = "traceparent";
 /// Where a collector takes spans, behind its address.
 const PATH: &str = "/v1/traces";
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
-/// Which of the traces that begin here, or that a stranger names, are recorded.
-static RATIO: OnceLock<Sampler> = OnceLock::new();
+/// The part of the traces that is recorded of those that begin here, or that a stranger names.
+static RATIO: OnceLock<f64> = OnceLock::new();
 
 /// Whether spans are recorded at all.
 pub fn is_on() -> bool {
@@ -86,13 +86,12 @@ impl Traces {
                 KeyValue::new("service.instance.id", Uuid::now_v7().to_string()),
             ])
             .build();
-        let ratio = Sampler::TraceIdRatioBased(settings.sample_ratio);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(BatchSpanProcessor::builder(counted).with_batch_config(batches).build())
-            .with_sampler(Sampler::ParentBased(Box::new(ratio.clone())))
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.sample_ratio))))
             .with_resource(resource)
             .build();
-        let _ = RATIO.set(ratio);
+        let _ = RATIO.set(settings.sample_ratio);
         IS_ON.store(true, Ordering::Relaxed);
         let tracer = provider.tracer("onrush");
         Ok((Self(provider), tracer))
@@ -116,8 +115,10 @@ struct Counted {
 }
 
 impl SpanExporter for Counted {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+    async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
+        // Lines of the log became events of their spans. They tell of people, and stay here.
+        batch.iter_mut().for_each(|span| span.events = SpanEvents::default());
         let exported = self.inner.export(batch).await;
         let outcome = if exported.is_ok() { "exported" } else { "failed" };
         metrics::counter!("onrush_trace_spans_total", "outcome" => outcome).increment(spans);
@@ -165,55 +166,57 @@ impl TraceParent {
         at.is_valid().then(|| Self(text()))
     }
 
-    fn context(&self) -> Context {
-        // Text that is none gives a context without a span, which begins a trace.
-        let carrier = HashMap::from([("traceparent".to_owned(), self.0.clone())]);
-        TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
+    /// `None` when the text is none: from outside, or by another program.
+    fn span_context(&self) -> Option<SpanContext> {
+        let carrier = HashMap::from([(HEADER.to_owned(), self.0.clone())]);
+        let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier);
+        Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
     }
 }
 
-/// Makes a request's span a part of the trace that its headers name. Whether that is recorded a proxy of ours has decided
-/// (`is_ours`); a stranger's word does not switch it on: there the ratio decides, by the trace's id.
-pub fn continue_from(span: &Span, headers: &HeaderMap, is_ours: bool) {
-    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
-    let named = context.span().span_context().clone();
-    if !named.is_valid() {
-        return;
-    }
-    let context = if is_ours { context } else { context.with_remote_span_context(decided_here(&named)) };
+/// Makes a request's span a part of the trace that its `traceparent` names. Whether that is recorded is decided here, by the
+/// ratio and by chance: a trace's id is the stranger's choice, as its flag is. Only where `parent_decides` the flag counts.
+/// `tracestate` is not taken over: it is long, and others' business.
+pub fn continue_from(span: &Span, headers: &HeaderMap, parent_decides: bool) {
+    let text = headers.get(HEADER).and_then(|value| value.to_str().ok());
+    let Some(named) = text.and_then(|text| TraceParent(text.to_owned()).span_context()) else { return };
+    let flags = match parent_decides {
+        true => named.trace_flags(),
+        false if is_chosen() => TraceFlags::SAMPLED,
+        false => TraceFlags::default(),
+    };
+    let here = SpanContext::new(named.trace_id(), named.span_id(), flags, true, TraceState::default());
     // It fails when the span is filtered out.
-    let _ = span.set_parent(context);
+    let _ = span.set_parent(Context::new().with_remote_span_context(here));
 }
 
-fn decided_here(named: &SpanContext) -> SpanContext {
-    let sampled = RATIO.get().is_some_and(|ratio| {
-        let result = ratio.should_sample(None, named.trace_id(), "", &SpanKind::Server, &[], &[]);
-        result.decision == SamplingDecision::RecordAndSample
-    });
-    let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
-    SpanContext::new(named.trace_id(), named.span_id(), flags, true, named.trace_state().clone())
+/// By chance, in the part of all cases that the ratio says.
+fn is_chosen() -> bool {
+    let (_, random) = Uuid::now_v7().as_u64_pair();
+    // Below the variant's two bits all are random.
+    let part = (random << 2) as f64 / 2f64.powi(64);
+    RATIO.get().is_some_and(|ratio| part < *ratio)
 }
 
 /// Makes a span a child of what was passed on.
 pub fn follow(span: &Span, parent: &TraceParent) {
-    let _ = span.set_parent(parent.context());
+    if let Some(parent) = parent.span_context() {
+        let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+    }
 }
 
 /// Links a span with one of elsewhere, or of another trace.
 pub fn link(span: &Span, to: &TraceParent) {
-    let to = to.context().span().span_context().clone();
-    if to.is_valid() {
+    if let Some(to) = to.span_context() {
         span.add_link(to);
     }
 }
 
 /// The headers with which whoever is called continues the trace; none while traces are off.
 pub fn headers_of(span: &Span) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    if is_on() {
-        TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(&mut headers));
-    }
-    headers
+    let parent = if is_on() { TraceParent::of(span) } else { None };
+    let value = parent.and_then(|TraceParent(text)| HeaderValue::try_from(text).ok());
+    value.map(|value| (HeaderName::from_static(HEADER), value)).into_iter().collect()
 }
 
 /// The id of a span's trace, for lines in the log.

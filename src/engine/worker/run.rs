@@ -184,7 +184,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             Some(places) => places.acquire().await.ok(),
             None => None,
         };
-        let attempts = Attempts::begin(&batch);
+        let attempts = Attempts::begin(&batch, task.secret);
         let span = attempts.handler();
         let outcomes = if task.limit.is_none() {
             tokio::spawn((task.run)(self.worker.context.clone(), batch).instrument(span)).await.ok()

@@ -14,13 +14,15 @@ pub(super) struct Attempts {
     each: Vec<Span>,
     /// What the handler runs in: the only attempt's span, or one of the batch's own that is linked with each.
     handler: Span,
+    /// Errors may cite the arguments, and nobody is to read those.
+    is_secret: bool,
 }
 
 impl Attempts {
     /// They begin now.
-    pub(super) fn begin(batch: &[Arc<Delivery>]) -> Self {
+    pub(super) fn begin(batch: &[Arc<Delivery>], is_secret: bool) -> Self {
         if !traces::is_on() {
-            return Self { each: Vec::new(), handler: Span::none() };
+            return Self { each: Vec::new(), handler: Span::none(), is_secret };
         }
         let each: Vec<Span> = batch.iter().map(|delivery| attempt(delivery)).collect();
         let handler = match (&each[..], batch.first()) {
@@ -28,7 +30,7 @@ impl Attempts {
             (all, Some(first)) => together(first, all),
             (_, None) => Span::none(),
         };
-        Self { each, handler }
+        Self { each, handler, is_secret }
     }
 
     /// What the handler runs in.
@@ -52,7 +54,7 @@ impl Attempts {
             };
             traces::note(span, "task.outcome", outcome);
             if let Some(why) = why {
-                traces::failed(span, why);
+                traces::failed(span, if self.is_secret { "failed".to_owned() } else { why });
             }
         }
     }
