@@ -15,6 +15,7 @@ mod heartbeat;
 mod keeper;
 mod lease;
 mod lost;
+mod missing;
 mod read;
 mod recover;
 mod run;
@@ -29,6 +30,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+pub use self::missing::Missing;
 
 use self::fault::Told;
 use self::heartbeat::Seat;
