@@ -5,6 +5,7 @@
 //! not yet granted) counts only once it is older than the recovery window.
 
 pub mod lost;
+pub mod owed;
 
 use std::time::Duration;
 
