@@ -9,6 +9,7 @@
 mod buyers;
 mod faults;
 mod signals;
+mod ways;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -12,13 +12,12 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::signals::Signal;
+use super::ways::Ways;
 use super::{Addresses, Random};
 use crate::support::harness::eventually;
 use crate::support::proxy::mysql::Trap;
 use crate::support::servers::Addresses as Servers;
-use crate::support::{
-    Client, Direction, Harness, LostAt, Options, Person, PrivateRedis, PrivateServers, Process, Proxy,
-};
+use crate::support::{Client, Harness, Options, Person, PrivateRedis, PrivateServers, Process};
 
 /// The processes' own settings: short enough that a minute sees many of them strike.
 const SETTINGS: &[(&str, &str)] = &[
@@ -131,15 +130,15 @@ struct Held {
     frozen: Option<usize>,
 }
 
-/// The servers, the ways to them, and the processes.
+/// The servers, the processes, and the ways of each to the servers.
 pub struct Town {
     /// Looks past the ways, as nobody's client.
     pub h: Harness,
     servers: PrivateServers,
     redis: PrivateRedis,
-    to_mysql: Proxy,
-    to_redis: Proxy,
     pub(super) processes: Vec<Process>,
+    /// Of each of them.
+    ways: Vec<Ways>,
     addresses: Addresses,
     /// The process that a fault is about.
     pub(super) struck: Option<Client>,
@@ -154,7 +153,6 @@ impl Town {
     pub async fn new() -> Self {
         let (servers, redis) = (PrivateServers::start().await, PrivateRedis::start().await);
         let mysql = servers.addresses().mysql;
-        let (to_mysql, to_redis) = (Proxy::to(&mysql).await, Proxy::to(redis.url()).await);
         let addresses = Servers { mysql, redis: redis.url().to_owned(), clean_up: false };
         let settings = vec![("orders.owed_grace_s", "1".to_owned()), ("orders.pay_deadline_s", "5".to_owned())];
         let h = Harness::with(Options { system_clock: true, settings, servers: Some(addresses) }).await;
@@ -162,10 +160,9 @@ impl Town {
         let account = format!("CREATE USER shop; GRANT ALL ON `{}`.* TO shop", h.database);
         sqlx::raw_sql(&account).execute(&h.app.db).await.unwrap();
         let prober = (h.register().await, h.course(1000).await.no());
-        let (processes, addresses) = (Vec::new(), Addresses::default());
+        let (processes, ways, addresses) = (Vec::new(), Vec::new(), Addresses::default());
         let (struck, wrong, held) = (None, None, Held::default());
-        let mut town =
-            Self { h, servers, redis, to_mysql, to_redis, processes, addresses, struck, wrong, held, prober };
+        let mut town = Self { h, servers, redis, processes, ways, addresses, struck, wrong, held, prober };
         for _ in 0..PROCESSES {
             town.start_process().await;
         }
@@ -177,25 +174,28 @@ impl Town {
     }
 
     async fn start_process(&mut self) {
-        let mysql = self.to_mysql.database(&self.h.database).replacen("root@", "shop@", 1);
-        let redis = self.to_redis.url();
+        let ways = Ways::new(&self.servers.addresses().mysql, self.redis.url()).await;
+        let mysql = ways.to_mysql.database(&self.h.database).replacen("root@", "shop@", 1);
+        let redis = ways.to_redis.url();
         // All behind one address, as behind a balancer: gateways call it, and the sandbox's pages are there.
         let public = self.h.client.base.clone();
-        let ways = [
+        let places = [
             ("DATABASE_URL", mysql.as_str()),
             ("REDIS_URL", redis.as_str()),
             ("ONRUSH_HTTP__PUBLIC_URL", public.as_str()),
         ];
-        let env: Vec<_> = SETTINGS.iter().copied().chain(ways).collect();
+        let env: Vec<_> = SETTINGS.iter().copied().chain(places).collect();
         let process = self.h.process("api,worker,scheduler", &env).await;
         self.addresses.lock().unwrap().push(process.client.clone());
         self.processes.push(process);
+        self.ways.push(ways);
     }
 
     /// Takes a process out, as a balancer does.
     fn take_process(&mut self, random: &mut Random) -> Process {
         let at = random.below(self.processes.len());
         let process = self.processes.remove(at);
+        self.ways.remove(at);
         self.addresses.lock().unwrap().retain(|client| client.base != process.client.base);
         self.struck = Some(process.client.clone());
         process
@@ -227,33 +227,19 @@ impl Town {
     }
 
     async fn cause(&mut self, fault: Fault, random: &mut Random) {
+        // The ways of one process, or those of all.
+        let one = random.below(self.processes.len() + 1);
+        let struck = self.ways.iter().enumerate().filter(|(at, _)| *at == one || one == self.processes.len());
+        self.held.traps = struck.flat_map(|(_, ways)| ways.cause(fault)).collect();
         match fault {
-            Fault::MySqlSilent => self.to_mysql.silence(),
-            Fault::MySqlDeaf => self.to_mysql.one_way(Direction::ToServer).silence(),
-            Fault::MySqlMute => self.to_mysql.one_way(Direction::ToClient).silence(),
-            Fault::MySqlReset => self.to_mysql.reset(),
-            Fault::MySqlSlow => self.to_mysql.slow_down(Duration::from_millis(150)),
-            Fault::MySqlInPieces => self.to_mysql.in_pieces_of(Some(1)),
-            Fault::MySqlCut => self.to_mysql.cut_after(Some(20_000)),
             Fault::MySqlReadOnly => self.mysql("SET GLOBAL read_only = 1").await,
             Fault::MySqlFull => {
                 self.mysql("ALTER USER shop WITH MAX_USER_CONNECTIONS 2").await;
-                self.to_mysql.reset();
+                self.reset_ways();
             }
             Fault::MySqlCrowded => self.mysql("SET GLOBAL max_connections = 10").await,
             Fault::MySqlKilled => self.servers.change(|servers| servers.mysql.kill()).await,
             Fault::SchemaHeldUp => self.hold_up_the_schema().await,
-            Fault::CommitLost => {
-                self.held.traps = (0..5).map(|_| self.to_mysql.lose_commit(LostAt::Answer, "")).collect();
-            }
-            Fault::CommitRolledBack => {
-                self.held.traps = (0..5).map(|_| self.to_mysql.deadlock_at_commit("")).collect();
-            }
-            Fault::RedisSilent => self.to_redis.silence(),
-            Fault::RedisDeaf => self.to_redis.one_way(Direction::ToServer).silence(),
-            Fault::RedisMute => self.to_redis.one_way(Direction::ToClient).silence(),
-            Fault::RedisReset => self.to_redis.reset(),
-            Fault::RedisHangs => self.to_redis.slow_down(Duration::from_secs(600)),
             Fault::RedisKilled => self.redis.restart().await,
             Fault::RedisEmptied => drop(self.redis.tell(&["FLUSHALL"]).await),
             Fault::RedisFull => drop(self.redis.tell(&["CONFIG", "SET", "maxmemory", "1"]).await),
@@ -283,7 +269,13 @@ impl Town {
                 self.struck = Some(self.processes[at].client.clone());
                 self.held.frozen = Some(at);
             }
+            _ => {}
         }
+    }
+
+    /// Every connection of ours to MySQL is broken.
+    fn reset_ways(&self) {
+        self.ways.iter().for_each(|ways| ways.to_mysql.reset());
     }
 
     /// What has to be done again and again until somebody notices.
@@ -292,7 +284,7 @@ impl Town {
             return;
         }
         // Each takes a place that a process had, and keeps it.
-        self.to_mysql.reset();
+        self.reset_ways();
         while let Some(taken) = self.connect("shop").await {
             self.held.connections.push(taken);
         }
@@ -327,15 +319,12 @@ impl Town {
     }
 
     async fn mend(&mut self, fault: Fault) {
+        self.ways.iter().for_each(Ways::mend);
         match fault {
-            Fault::MySqlSlow => self.to_mysql.slow_down(Duration::ZERO),
-            Fault::MySqlInPieces => self.to_mysql.in_pieces_of(None),
-            Fault::MySqlCut => self.to_mysql.cut_after(None),
             Fault::MySqlReadOnly => self.mysql("SET GLOBAL read_only = 0").await,
             Fault::MySqlFull => self.mysql("ALTER USER shop WITH MAX_USER_CONNECTIONS 0").await,
             Fault::MySqlCrowded => self.mysql("SET GLOBAL max_connections = 151").await,
             Fault::MySqlKilled => self.servers.change(|servers| servers.mysql.start()).await,
-            Fault::RedisHangs => self.to_redis.slow_down(Duration::ZERO),
             Fault::RedisFull => drop(self.redis.tell(&["CONFIG", "SET", "maxmemory", "0"]).await),
             Fault::KeyWrittenOver => {
                 let key = self.h.app.engine.keys(&"late".parse().unwrap()).delayed();
