@@ -4,6 +4,9 @@
 //! Each statement reads one instant, so a system at work is not a violation: what is merely on its way (a paid order
 //! not yet granted) counts only once it is older than the recovery window.
 
+pub mod lost;
+pub mod owed;
+
 use std::time::Duration;
 
 use anyhow::Context;
@@ -71,6 +74,7 @@ pub async fn findings(app: &App, repair: bool) -> anyhow::Result<Vec<Finding>> {
     let (owed, differences) = gates(app, repair).await?;
     if let Some(i3) = findings.iter_mut().find(|finding| finding.name == "I3") {
         i3.violations.extend(owed);
+        i3.violations.extend(lost::in_queues(app).await);
     }
     findings.push(Finding {
         name: "I8",
@@ -336,13 +340,15 @@ async fn gates(app: &App, repair: bool) -> anyhow::Result<(Vec<String>, Vec<Stri
     Ok((owed, differences))
 }
 
-/// (submissions owed for too long, how the gate differs) of one activity.
-async fn gate(app: &App, activity: ActivityId, repair: bool) -> anyhow::Result<(Option<String>, Option<String>)> {
+/// (submissions owed for too long or lost, how the gate differs) of one activity.
+async fn gate(app: &App, activity: ActivityId, repair: bool) -> anyhow::Result<(Vec<String>, Option<String>)> {
     let window = Duration::from_secs(app.config.orders.owed_grace_s * WINDOW_GRACES);
-    let depth = app.engine.depth(&seckill::queue(activity)).await?;
+    let queue = seckill::queue(activity);
+    let depth = app.engine.depth(&queue).await?;
     let (waiting, oldest_s) = (depth.depth, depth.oldest_ms / 1000);
     let late = waiting > 0 && u128::from(depth.oldest_ms) > window.as_millis();
     let owed = late.then(|| format!("activity {activity}: {waiting} submissions wait, the oldest for {oldest_s} s"));
+    let owed = owed.into_iter().chain(lost::in_queue(app, &queue).await?).collect();
     let found = seckill::confirmed_difference(app, activity, repair, PATIENCE).await.map_err(anyhow::Error::from)?;
     let difference = found.map(|found| {
         let (look, repaired) = (found.look, if found.made { " (repaired)" } else { "" });

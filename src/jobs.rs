@@ -14,7 +14,7 @@ use crate::dev::sandbox;
 use crate::engine::schedule::{RunHere, Scheduler};
 use crate::engine::{Job, Outcome, QueueSpec, Registry};
 use crate::orders::{Grant, OrderId};
-use crate::{orders, payments, seckill};
+use crate::{check, orders, payments, seckill};
 
 pub use passes::{own_schedules, run_pass, schedulable};
 
@@ -28,6 +28,7 @@ const SANDBOX_PERIOD: Duration = Duration::from_millis(200);
 /// Makes the features' counters that alerts look at, so that their first event is an increase and not a beginning.
 pub fn prepare_counters() {
     payments::prepare_counters();
+    seckill::jobs::prepare_counters();
 }
 
 /// The tasks this process can run and the queues it consumes.
@@ -93,7 +94,9 @@ pub fn start_periodic(app: &App) {
     if app.config.payments.sandbox {
         every("sandbox.deliver", SANDBOX_PERIOD, |app| async move { sandbox::deliver(&app).await.map(drop) }.boxed());
     }
-    scheduler(app).start(own_schedules(&app.config, app.clock.now()));
+    let scheduler = scheduler(app);
+    check::owed::start(app, scheduler.clone());
+    scheduler.start(own_schedules(&app.config, app.clock.now()));
 }
 
 /// The scheduler of a process.

@@ -2,6 +2,7 @@
 
 pub mod clocks;
 pub mod describe;
+pub mod gauges;
 pub mod health;
 pub mod landing;
 pub mod pages;
@@ -18,7 +19,6 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Mutex;
 
 use crate::app::App;
-use crate::auth;
 use crate::error::{Kind, Problem};
 use crate::platform::crowd::Crowd;
 use crate::platform::described::AnyObject;
@@ -26,27 +26,6 @@ use crate::platform::policy;
 
 /// The process's metrics recorder, installed by `main` once.
 pub static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
-
-/// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
-pub fn prepare_counters() {
-    let known: [(&str, &str, &[&str]); 4] = [
-        ("onrush_late_payments_total", "outcome", &["reopened", "refund", "before"]),
-        ("onrush_refunds_total", "outcome", &["confirmed", "pending", "refused", "failed"]),
-        ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
-        ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released", "refunded"]),
-    ];
-    for (name, label, values) in known {
-        for value in values {
-            metrics::counter!(name, label => *value).increment(0);
-        }
-    }
-    for counter in ["onrush_http_shed_total", "onrush_mysql_connections_lost_total", "onrush_announcements_left_total"]
-    {
-        metrics::counter!(counter).increment(0);
-    }
-    metrics::counter!("onrush_http_connections_refused_total").increment(0);
-    metrics::gauge!("onrush_http_connections").increment(0.0);
-}
 
 /// Whoever asks more often is told what was told last.
 const RENDER_PERIOD: Duration = Duration::from_secs(1);
@@ -76,14 +55,7 @@ pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>)
 }
 
 fn render(app: &App, crowd: &Crowd) -> Bytes {
-    metrics::gauge!("onrush_http_requests_in_flight").set(crowd.taken() as f64);
-    let (size, idle) = (app.db.size(), app.db.num_idle());
-    metrics::gauge!("onrush_mysql_pool_connections").set(f64::from(size));
-    metrics::gauge!("onrush_mysql_pool_in_use").set(f64::from(size.saturating_sub(u32::try_from(idle).unwrap_or(0))));
-    metrics::counter!("onrush_password_hashes_total").absolute(auth::password_hashes(app));
-    let (open, used) = app.redis.pool_use();
-    metrics::gauge!("onrush_redis_pool_connections").set(open as f64);
-    metrics::gauge!("onrush_redis_pool_in_use").set(used as f64);
+    gauges::measure(app, crowd);
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default().into()
 }
 

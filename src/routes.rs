@@ -185,6 +185,7 @@ fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) 
 
 /// The whole service.
 pub fn router(app: &App) -> Router {
+    limits::prepare_counters();
     let (detached, _) = split(detached());
     let (hot, _) = split(hot());
     let mut routes = Router::new().nest(API, bounded(app, detached)).merge(hot);

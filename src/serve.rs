@@ -40,6 +40,8 @@ const QUEUE_GAUGE_PERIOD: Duration = Duration::from_secs(10);
 const AT_REST_KNOWN: usize = 4096;
 /// Rates of queues are of this long.
 const RATES_OF: Duration = Duration::from_secs(60);
+/// The process asks itself this often whether it is ready, so that its metrics say so without a balancer that asks.
+const READY_PERIOD: Duration = Duration::from_secs(5);
 /// Whether Redis may drop keys is looked at this often.
 const EVICTION_PERIOD: Duration = Duration::from_secs(60);
 /// Of the time to stop, this much is for answering requests; the rest is for tasks under way.
@@ -198,7 +200,7 @@ fn start_measuring(app: &App) {
     if ops::METRICS.get().is_none() {
         return;
     }
-    ops::prepare_counters();
+    ops::gauges::prepare_counters();
     auth::prepare_counters();
     jobs::prepare_counters();
     app.loops.every("metrics", telemetry::UPKEEP_PERIOD, |_: Pulse| async {
@@ -206,6 +208,14 @@ fn start_measuring(app: &App) {
             metrics.run_upkeep();
         }
         Ok(())
+    });
+    let asked = app.clone();
+    app.loops.every("ready", READY_PERIOD, move |_: Pulse| {
+        let app = asked.clone();
+        async move {
+            ops::health::readiness(&app).await;
+            Ok(())
+        }
     });
     let measured = app.clone();
     app.loops.every("queues", QUEUE_GAUGE_PERIOD, move |_: Pulse| measure_queues(measured.clone()));
@@ -314,6 +324,7 @@ async fn accept(app: App, listener: TcpListener, router: Router) -> GracefulShut
                 }
             },
             Err(error) => {
+                metrics::counter!("onrush_http_accept_failures_total").increment(1);
                 tracing::warn!(%error, "connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -44,7 +44,7 @@ pub use priority::{NotAPriority, Priority};
 pub use registry::{Partitions, QueueSpec, Registry};
 pub use shapes::is_wrong_type;
 pub use task::{BRIEFLY, Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
-pub use worker::Worker;
+pub use worker::{Missing, Worker};
 
 use std::time::Duration;
 

@@ -15,6 +15,7 @@ mod heartbeat;
 mod keeper;
 mod lease;
 mod lost;
+mod missing;
 mod read;
 mod recover;
 mod run;
@@ -30,6 +31,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+pub use self::missing::Missing;
 
 use self::fault::Told;
 use self::heartbeat::Seat;
@@ -161,7 +164,13 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
     fn prepare_counters(&self) {
         for (spec, _) in &self.registry.queues {
-            for counter in ["onrush_tasks_lost_total", "onrush_queue_faults_total"] {
+            let counters = [
+                "onrush_tasks_lost_total",
+                "onrush_queue_faults_total",
+                "onrush_tasks_taken_over_total",
+                "onrush_results_unwritten_total",
+            ];
+            for counter in counters {
                 metrics::counter!(counter, "queue" => spec.name).increment(0);
             }
         }

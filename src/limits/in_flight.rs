@@ -12,6 +12,9 @@ use crate::app::App;
 use crate::auth::{CurrentUser, UserId};
 use crate::error::{Kind, Result, refuse};
 
+/// As metrics call it.
+pub(super) const NAME: &str = "in_flight";
+
 /// Accounts with requests under way. As large as the crowd at most.
 #[derive(Default)]
 struct Counts(Mutex<HashMap<UserId, u32>>);
@@ -35,7 +38,7 @@ pub fn enter(app: &App, request: &mut Request) -> Result<Option<InFlight>> {
         let mut counts = all.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(user).or_default();
         if *count >= most {
-            metrics::counter!("onrush_limited_total", "limit" => "in_flight").increment(1);
+            super::count_refused(NAME, 1);
             return Err(refuse(Kind::TooManyAttempts, "too many requests of this account at once")
                 .retry_after(1)
                 .into());

@@ -121,6 +121,18 @@ impl Action {
     }
 }
 
+/// Makes the counters of what is refused, so that the first refusal is an increase and not a beginning.
+pub fn prepare_counters() {
+    let names = ROUTES.iter().map(|(_, _, action)| action.name());
+    for name in names.chain([in_flight::NAME]) {
+        count_refused(name, 0);
+    }
+}
+
+fn count_refused(limit: &'static str, requests: u64) {
+    metrics::counter!("onrush_limited_total", "limit" => limit).increment(requests);
+}
+
 /// Whose requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Who {
@@ -275,7 +287,7 @@ impl Counted {
         }
         let full = buckets.iter().zip(&self.used_us).filter(|(bucket, used)| bucket.rate.remaining(**used) == 0);
         let wait = full.map(|(bucket, used)| bucket.rate.retry_after_s(*used)).max().unwrap_or(1);
-        metrics::counter!("onrush_limited_total", "limit" => action.name()).increment(1);
+        count_refused(action.name(), 1);
         Some(refuse(Kind::TooManyAttempts, "too many requests of this kind in a minute").retry_after(wait).into())
     }
 

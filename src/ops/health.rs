@@ -91,18 +91,64 @@ pub async fn watch_eviction(app: &App) -> anyhow::Result<()> {
 
 /// Runs in a task of its own: a sqlx future runs to its end.
 async fn look(app: &App) -> Readiness {
-    let mysql = db::writable(&app.db).await;
-    let mysql = mysql.map_or_else(|error| error.to_string(), |_| "ok".to_owned());
-    let redis = match app.redis.writable().await {
-        Ok(()) => {
-            let evicts = app.local::<Eviction>().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            evicts.unwrap_or_else(|| "ok".to_owned())
-        }
-        Err(error) => format!("{error:#}"),
-    };
-    let clock = clocks::is_right(app).map_or_else(|why| why, |()| "ok".to_owned());
+    let ok = || "ok".to_owned();
+    let mysql = db::writable(&app.db).await.map_err(|error| error.to_string());
+    let redis = app.redis.writable().await.map_err(|error| format!("{error:#}"));
+    let evicts = app.local::<Eviction>().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let clock = clocks::is_right(app);
     let loops = app.loops.health();
-    let servers = [&mysql, &redis, &clock].iter().all(|said| *said == "ok");
-    let ready = servers && !app.loops.is_leaving() && loops.iter().all(|l| !l.stalled);
-    Readiness { ready, mysql: Some(mysql), redis: Some(redis), clock: Some(clock), loops: Some(loops) }
+    let wrong = Wrong {
+        mysql: mysql.is_err(),
+        redis: redis.is_err(),
+        eviction: evicts.is_some(),
+        clock: clock.is_err(),
+        loops: loops.iter().any(|l| l.stalled),
+        leaving: app.loops.is_leaving(),
+    };
+    wrong.measure();
+    let said = |said: Result<(), String>| said.map_or_else(|why| why, |()| ok());
+    let redis = said(redis.and_then(|()| evicts.map_or(Ok(()), Err)));
+    let (mysql, clock) = (said(mysql), said(clock));
+    Readiness { ready: !wrong.is_any(), mysql: Some(mysql), redis: Some(redis), clock: Some(clock), loops: Some(loops) }
+}
+
+/// Why a process is not ready.
+struct Wrong {
+    mysql: bool,
+    redis: bool,
+    /// Redis may drop keys.
+    eviction: bool,
+    clock: bool,
+    loops: bool,
+    /// It stops.
+    leaving: bool,
+}
+
+impl Wrong {
+    fn each(&self) -> [(&'static str, bool); 6] {
+        let Self { mysql, redis, eviction, clock, loops, leaving } = *self;
+        [
+            ("mysql", mysql),
+            ("redis", redis),
+            ("eviction", eviction),
+            ("clock", clock),
+            ("loops", loops),
+            ("leaving", leaving),
+        ]
+    }
+
+    fn is_any(&self) -> bool {
+        self.each().iter().any(|(_, is)| *is)
+    }
+
+    fn measure(&self) {
+        let flag = |is: bool| if is { 1.0 } else { 0.0 };
+        metrics::gauge!("onrush_ready").set(flag(!self.is_any()));
+        for (reason, is) in self.each() {
+            metrics::gauge!("onrush_not_ready", "reason" => reason).set(flag(is));
+        }
+        for (server, is_away) in [("mysql", self.mysql), ("redis", self.redis)] {
+            metrics::gauge!("onrush_server_up", "server" => server).set(flag(!is_away));
+        }
+    }
 }

@@ -76,8 +76,11 @@ const SUBJECT_CHARS: usize = 60;
 pub fn prepare_counters() {
     for gateway in Gateway::ALL.map(Gateway::as_str) {
         metrics::counter!("onrush_gateway_failures_total", "gateway" => gateway).increment(0);
-        metrics::counter!("onrush_payment_notifications_total", "gateway" => gateway, "outcome" => "flagged")
-            .increment(0);
+        let outcomes = ["settled", "late", "refund", "repeated", "ignored", "flagged", "unknown", "invalid"];
+        for outcome in outcomes {
+            metrics::counter!("onrush_payment_notifications_total", "gateway" => gateway, "outcome" => outcome)
+                .increment(0);
+        }
     }
 }
 

@@ -152,6 +152,7 @@ where
                 let runs = meetings.runs();
                 return Err(error.context(format!("what is run at {caller} met others in each of {runs} runs")));
             }
+            metrics::counter!("onrush_transactions_run_again_total").increment(1);
             tracing::debug!(runs = meetings.runs(), at = %caller, error = format!("{error:#}"), "transaction met another and runs again");
         }
     }

@@ -57,6 +57,12 @@ pub struct LoopHealth {
     pub last_error: Option<String>,
 }
 
+/// What metrics call a loop of this name. The loops of activities share one, or there would be a series for each activity
+/// that there ever was.
+pub fn shared_name(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(shared, _)| shared)
+}
+
 /// What a loop's body holds: it tells of each step and learns when to stop.
 #[derive(Clone)]
 pub struct Pulse {
@@ -211,6 +217,7 @@ where
             backoff = MIN_BACKOFF;
         }
         if let Some(error) = error {
+            metrics::counter!("onrush_loop_failures_total", "loop" => shared_name(&pulse.name).to_owned()).increment(1);
             tracing::warn!(loop.name = %pulse.name, error, "loop failed and starts again");
             let mut beats = pulse.beats.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(beat) = beats.get_mut(&pulse.name).filter(|beat| beat.generation == pulse.generation) {

@@ -19,6 +19,7 @@ use deadpool_redis::redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, InfoDict, IntoConnectionInfo, Pipeline, RedisFuture,
     RedisResult, Value, from_redis_value,
 };
+use deadpool_redis::{PoolError, TimeoutType};
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::cluster::{Cluster, ClusterCommands};
@@ -33,6 +34,11 @@ const POOL_SIZE: usize = 256;
 
 /// What is written to see whether it can be goes by itself after so long.
 const WRITTEN_FOR_MS: u64 = 60_000;
+
+/// Notes that somebody waited for a connection in vain, because others had all of them.
+fn none_was_free() {
+    metrics::counter!("onrush_pool_timeouts_total", "server" => "redis").increment(1);
+}
 
 /// What is said of a server that somebody else writes to.
 const REPLICA: &str = "redis is a read-only replica";
@@ -80,7 +86,13 @@ impl Redis {
     /// A connection of one's own, for reads that block.
     pub async fn blocking(&self) -> anyhow::Result<Blocking> {
         Ok(match &self.servers {
-            Servers::One(one) => Blocking::One(one.blocking.get().await.context("taking a Redis connection")?),
+            Servers::One(one) => {
+                let taken = one.blocking.get().await;
+                if matches!(taken, Err(PoolError::Timeout(TimeoutType::Wait))) {
+                    none_was_free();
+                }
+                Blocking::One(taken.context("taking a Redis connection")?)
+            }
             Servers::Cluster(cluster) => {
                 let (connection, place) = cluster.blocking().await?;
                 Blocking::Cluster(connection, place)
@@ -110,6 +122,11 @@ impl Redis {
             }
             Servers::Cluster(cluster) => (cluster.blocking_use(), cluster.blocking_use()),
         }
+    }
+
+    /// Connections for blocking reads, at most.
+    pub fn pool_limit(&self) -> usize {
+        POOL_SIZE
     }
 
     /// Whether the server, of a cluster every master, answers and takes writes; what is wrong otherwise. A replica answers,

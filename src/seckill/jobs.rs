@@ -83,6 +83,17 @@ async fn activities(app: &App, since: At, limit: u32) -> anyhow::Result<Vec<Acti
     Ok(found.iter().map(|activity| activity.id).collect())
 }
 
+/// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
+pub fn prepare_counters() {
+    for label in ["won", "sold_out", "already_owned", "order_refunded", "limit_reached", "no_activity"] {
+        count_placed(label, 0);
+    }
+}
+
+fn count_placed(outcome: &'static str, placed: u64) {
+    metrics::counter!("onrush_seckill_placed_total", "outcome" => outcome).increment(placed);
+}
+
 /// Places a batch of submissions of one activity.
 pub async fn place(app: App, jobs: Vec<Job<Place>>) -> Vec<Outcome> {
     let activity = jobs.first().and_then(|job| activity_of(&job.id.queue));
@@ -112,7 +123,7 @@ fn outcome(gate: &Gate, user: UserId, placement: &Placement) -> Outcome {
         Placement::LimitReached => "limit_reached",
         Placement::NoActivity => "no_activity",
     };
-    metrics::counter!("onrush_seckill_placed_total", "outcome" => label).increment(1);
+    count_placed(label, 1);
     match placement {
         Placement::Won { surplus: None, .. } => Outcome::Success(result),
         Placement::Won { surplus: Some(holder), .. } => {

@@ -12,15 +12,31 @@ use crate::error::{Kind, Result, refuse};
 #[derive(Default)]
 struct Waiting(Mutex<(usize, HashMap<UserId, usize>)>);
 
+/// What they wait with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum With {
+    /// A long poll.
+    Poll,
+    /// An event stream.
+    Stream,
+}
+
+impl With {
+    fn gauge(self) -> metrics::Gauge {
+        metrics::gauge!("onrush_http_waiting", "kind" => if self == Self::Poll { "poll" } else { "stream" })
+    }
+}
+
 /// A place among those who wait; given up when dropped.
 pub struct Seat {
     waiting: Arc<Waiting>,
     user: UserId,
+    with: With,
 }
 
 impl Seat {
     /// A place for the account; `None` when the process has none left. An account that has all of its own is refused.
-    pub fn take(app: &App, user: UserId) -> Result<Option<Self>> {
+    pub fn take(app: &App, user: UserId, with: With) -> Result<Option<Self>> {
         let waiting = app.local::<Waiting>();
         {
             let mut taken = waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,12 +52,14 @@ impl Seat {
             *all += 1;
             by_user.insert(user, own + 1);
         }
-        Ok(Some(Self { waiting, user }))
+        with.gauge().increment(1.0);
+        Ok(Some(Self { waiting, user, with }))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.with.gauge().decrement(1.0);
         let mut taken = self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, by_user) = &mut *taken;
         *all -= 1;

@@ -17,7 +17,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use super::model::{EntryId, Placement, undone};
 use super::owners::UNDONE;
 use super::redis::activity_of;
-use super::seats::Seat;
+use super::seats::{Seat, With};
 use super::watcher::Watcher;
 use crate::app::App;
 use crate::auth::{CurrentUser, Role};
@@ -211,7 +211,7 @@ pub async fn poll_task(
 ) -> Result<Json<TaskAnswer>> {
     let wait = query.wait.filter(|wait| *wait > 0);
     // Where the process has no place left the answer comes at once.
-    let seat = wait.map(|_| Seat::take(&app, user.id)).transpose()?.flatten();
+    let seat = wait.map(|_| Seat::take(&app, user.id, With::Poll)).transpose()?.flatten();
     if let Some(place) = place.filter(|_| seat.is_some()) {
         place.leave();
     }
@@ -282,7 +282,7 @@ pub async fn task_events(
     Inputs(Path(id), Query(_)): Inputs<Path<TaskId>, Query<EventsQuery>>,
 ) -> Result<Response> {
     let full = || refuse(Kind::Overloaded, "too many streams are open").retry_after(1);
-    let seat = Seat::take(&app, user.id)?.ok_or_else(full)?;
+    let seat = Seat::take(&app, user.id, With::Stream)?.ok_or_else(full)?;
     let asker = Asker { user, lang };
     let first = look(&app, &id, asker, None).await?;
     let heard_the_end = headers.get(LAST_EVENT).is_some_and(|last| last == ENDED);

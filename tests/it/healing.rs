@@ -126,18 +126,25 @@ async fn a_migration_goes_on_behind_the_statements_that_were_done() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_whose_clock_is_ahead_opens_no_sale_times_nobody_out_and_takes_no_work() {
-    let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
+    // Less than the clock is ahead: by it the time to pay is over, and the sale has begun.
+    let settings = vec![("orders.pay_deadline_s", "600".to_owned())];
+    let h = Harness::with(Options { system_clock: true, settings, ..Options::default() }).await;
     let (alice, course) = (h.register().await, h.course(100).await);
     let soon = json!({ "starts_at": h.now().plus(Duration::from_secs(600)) });
     let sale = Sale::with(&h, soon).await;
     let body = json!({ "course_ids": [course.no()] });
     let order = h.post_once("/orders", &alice, "k", body).await.expect(201).text_of("order_no");
+    let body = json!({ "course_ids": [h.course(100).await.no()] });
+    let begun = h.post_once("/orders", &alice, "l", body).await.expect(201).text_of("order_no");
+    h.post(&format!("/orders/{begun}/pay"), &alice, json!({ "gateway": "sandbox" })).await.expect(200);
 
     let ahead = h.with_clock(Clock::Ahead(20 * 60_000)).await;
     let token = access_token(&ahead.app, UserId::from_uuid(alice.id), Role::User).unwrap();
     ahead.post(&sale.submissions(), &token, Value::Null).await.problem(409, "not_started");
     jobs::run_pass(ahead.app.clone(), "orders.sweep").await.unwrap().unwrap();
-    assert_eq!(h.get(&format!("/orders/{order}"), &alice).await.expect(200)["status"], "unpaid");
+    for order in [order, begun] {
+        assert_eq!(h.get(&format!("/orders/{order}"), &alice).await.expect(200)["status"], "unpaid");
+    }
 
     let said = async || {
         let readiness = ahead.get("/readyz", ()).await;
@@ -167,22 +174,61 @@ async fn orders_do_not_wait_for_a_redis_that_hangs_and_lose_nothing_by_it() {
     let h = Harness::with(Options { system_clock: true, settings, servers }).await;
     let alice = h.register().await;
     let free = h.course(0).await;
+    let order = async || {
+        let body = json!({ "course_ids": [h.course(100).await.no()] });
+        h.post_once("/orders", &h.register().await, "k", body).await.expect(201);
+    };
+    // Nothing is answered, which is known after a moment.
     proxy.slow_down(Duration::from_secs(600));
-    // Were each to wait for an answer, they would not be done in time.
     in_time(async {
-        for n in 0..40 {
-            let body = json!({ "course_ids": [h.course(100).await.no()] });
-            h.post_once("/orders", &h.register().await, &n.to_string(), body).await.expect(201);
+        for _ in 0..10 {
+            order().await;
+        }
+    })
+    .await;
+    proxy.slow_down(Duration::ZERO);
+    h.eventually(async || h.get("/readyz", ()).await.status == 200).await;
+    // It says that it is well, and does nothing that it is told: were each to wait for that, they would not be done in time.
+    redis.tell(&["CLIENT", "PAUSE", "600000", "WRITE"]).await;
+    in_time(async {
+        for _ in 0..30 {
+            order().await;
         }
         h.post_once("/orders", &alice, "free", json!({ "course_ids": [free.no()] })).await.expect(201);
     })
     .await;
-    proxy.slow_down(Duration::ZERO);
+    redis.tell(&["CLIENT", "UNPAUSE"]).await;
     h.start_workers();
     let granted = "SELECT COUNT(*) FROM orders WHERE granted_at IS NOT NULL";
     h.eventually(async || h.count(granted).await == 1).await;
     assert_eq!(h.count("SELECT COUNT(*) FROM orders").await, 41);
     assert_clean(&h).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_a_redis_that_is_known_to_hang_is_refused_at_once() {
+    let redis = PrivateRedis::start().await;
+    let proxy = Proxy::to(redis.url()).await;
+    let servers = Some(redis.addresses(proxy.url()).await);
+    let h = Harness::with(Options { system_clock: true, servers, ..Options::default() }).await;
+    let (sale, alice) = (Sale::open(&h, 5).await, h.register().await);
+    proxy.slow_down(Duration::from_secs(600));
+    let is_away = async || {
+        let ready = h.get("/readyz", ()).await;
+        (ready.status, ready["redis"] != "ok") == (503, true)
+    };
+    h.eventually(is_away).await;
+    // It is known when somebody has waited for an answer in vain.
+    sale.submit(&h, &alice).await.problem(503, "unavailable");
+    sale.submit(&h, &alice).await.problem(503, "unavailable");
+    in_time(async {
+        for _ in 0..60 {
+            sale.submit(&h, &alice).await.problem(503, "unavailable");
+        }
+    })
+    .await;
+    proxy.slow_down(Duration::ZERO);
+    h.eventually(async || sale.submit(&h, &alice).await.status == 202).await;
 }
 
 /// Sends an order of each of `people` and does not wait for the answers.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use onrush::engine::Worker;
-use onrush::jobs;
 use onrush::platform::signed::SharedSecret;
+use onrush::{check, jobs};
 use reqwest::Method;
 use serde_json::json;
 use sqlx::Row;
@@ -131,6 +131,10 @@ async fn what_is_done_reads_what_it_is_about_however_much_was_sold_before() {
     })
     .await;
     h.advance(Duration::from_secs(3600));
+    reads_little(&h, "how long what is owed has waited", async {
+        drop(check::owed::ages(&h.app).await.unwrap());
+    })
+    .await;
     for pass in ["orders.sweep", "payments.query", "payments.refund", "payments.redrive"] {
         reads_little(&h, pass, async { drop(jobs::run_pass(h.app.clone(), pass).await.unwrap().unwrap()) }).await;
     }

@@ -33,6 +33,7 @@ mod round_trips;
 mod schedules;
 mod seckill;
 mod security;
+mod signals;
 mod skeleton;
 mod survival;
 mod torture;

@@ -1,10 +1,10 @@
-//! The proxy of the tests itself: what it says of MySQL is so.
+//! The proxy of the tests itself: what it says of MySQL is so, and what it does to one direction is done to that alone.
 
 use std::time::Duration;
 
 use onrush::platform::db::{self, Trouble};
 
-use crate::support::{Harness, LostAt, Verb};
+use crate::support::{Direction, Harness, LostAt, PrivateRedis, Proxy, Verb};
 
 const INSERT: &str = "INSERT INTO points_accounts (user_id, balance) VALUES (?, ?)";
 const UPDATE: &str = "UPDATE points_accounts SET balance = balance + ? WHERE user_id = ?";
@@ -70,4 +70,68 @@ async fn the_proxy_counts_holds_fails_and_loses_what_is_said_to_mysql() {
     sqlx::query(UPDATE).bind("1000").bind(USER).execute(pool).await.unwrap_err();
     assert_eq!(balance().await, 2013);
     transaction(UPDATE, "1", USER).await.unwrap();
+}
+
+/// A statement that must not hang, and must not be given up either.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_loses_what_is_said_in_one_direction_alone() {
+    let h = Harness::new().await;
+    for direction in [Direction::ToServer, Direction::ToClient] {
+        let few = [("database.pool_size", "2"), ("database.statement_timeout_ms", "300")];
+        let (way, s) = h.through_mysql_proxy_with(&few).await;
+        let user = uuid::Uuid::now_v7();
+        let insert = "INSERT INTO points_accounts (user_id, balance) VALUES (?, 1)";
+        // So that it is not asked first whether it is still there.
+        let mut conn = s.app.db.acquire().await.unwrap();
+        sqlx::query("SELECT 1").execute(&mut *conn).await.unwrap();
+        way.forget_commands();
+        way.one_way(direction).silence();
+        let lost = sqlx::query(insert).bind(user).execute(&mut *conn);
+        let error = tokio::time::timeout(PATIENCE, lost).await.expect("an end").unwrap_err();
+        assert_eq!(db::trouble(&error), Trouble::Unavailable, "{error}");
+        // What was said has come to the server, or has not.
+        let asked = sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM points_accounts WHERE user_id = ?").bind(user);
+        assert_eq!(asked.fetch_one(&h.app.db).await.unwrap(), 0, "an insert is prepared first");
+        let heard = way.commands().iter().filter(|command| command.text == insert).count();
+        assert_eq!(heard, usize::from(direction == Direction::ToClient), "{direction:?}: {:?}", way.commands());
+        drop(conn);
+        // Those that are made now are good.
+        sqlx::query(insert).bind(user).execute(&s.app.db).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_slows_down_divides_and_cuts_one_direction_alone() {
+    let redis = PrivateRedis::start().await;
+    let way = Proxy::to(redis.url()).await;
+    let client = redis::Client::open(way.url()).unwrap();
+    let long = "x".repeat(20_000);
+    let ask = async |command: &[&str]| {
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
+        redis::cmd(command[0]).arg(&command[1..]).query_async::<redis::Value>(&mut connection).await
+    };
+    way.one_way(Direction::ToServer).cut_after(Some(4_000));
+    ask(&["SET", "long", &long]).await.unwrap_err();
+    way.one_way(Direction::ToServer).cut_after(None);
+    ask(&["SET", "long", &long]).await.unwrap();
+    // Now it is the answer that is too long, and the question is not.
+    way.one_way(Direction::ToClient).cut_after(Some(4_000));
+    ask(&["GET", "long"]).await.unwrap_err();
+    ask(&["STRLEN", "long"]).await.unwrap();
+    way.one_way(Direction::ToClient).cut_after(None);
+    way.one_way(Direction::ToClient).in_pieces_of(Some(1));
+    assert_eq!(ask(&["GET", "long"]).await.unwrap(), redis::Value::BulkString(long.into_bytes()));
+    // What is said in the direction that is held up is not answered; what the server says of itself is heard.
+    way.one_way(Direction::ToClient).in_pieces_of(None);
+    let mut listens = client.get_async_pubsub().await.unwrap();
+    listens.subscribe("news").await.unwrap();
+    way.one_way(Direction::ToServer).slow_down(Duration::from_secs(600));
+    redis.tell(&["PUBLISH", "news", "heard"]).await;
+    let mut news = listens.on_message();
+    let heard = tokio::time::timeout(PATIENCE, futures_util::StreamExt::next(&mut news)).await.unwrap().unwrap();
+    assert_eq!(heard.get_payload::<String>().unwrap(), "heard");
+    assert!(client.get_multiplexed_async_connection().await.is_err(), "nobody hears the client");
 }

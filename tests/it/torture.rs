@@ -1,5 +1,6 @@
 //! Everything that can fail, in random order, under load: two processes serve buyers while MySQL, Redis and the processes
-//! themselves are frozen, killed, filled, emptied and made read-only. After each fault the service is ready again unaided; at
+//! themselves are frozen, killed, filled, emptied, made read-only and meddled with. Each fault is told while it lasts, by a signal
+//! of its own ([`signals`]), and after it the service is ready again unaided, and nothing says otherwise; at
 //! the end everything that a client was told is held against the database.
 //!
 //! The suite runs it for a short while; `script/torture --seed N --minutes M` for as long as one likes. The seed decides the
@@ -7,6 +8,8 @@
 
 mod buyers;
 mod faults;
+mod signals;
+mod ways;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -91,16 +94,21 @@ async fn whatever_fails_in_whatever_order_nobody_is_told_what_is_not_so() {
         )));
     }
 
-    let (began, mut struck) = (Instant::now(), 0);
+    let (began, mut struck, mut next) = (Instant::now(), 0, Vec::new());
     while began.elapsed() < Duration::from_secs(seconds) || struck < 3 {
-        let fault = Fault::ALL[random.below(Fault::ALL.len())];
-        let was_seen = town.strike(fault, &mut random).await;
+        let fault = match next.pop() {
+            Some(fault) => fault,
+            // Each once, before any comes again.
+            None => {
+                next = Fault::all_in_random_order(&mut random);
+                continue;
+            }
+        };
+        println!("torture: {:6.1} s  {fault:?}", began.elapsed().as_secs_f64());
+        let told = town.strike(fault, &mut random, PATIENCE).await;
+        let ended = began.elapsed().as_secs_f64();
         town.heals(fault, PATIENCE).await;
-        println!(
-            "torture: {:6.1} s  {fault:?}{}",
-            began.elapsed().as_secs_f64(),
-            if was_seen { ", not ready meanwhile" } else { "" }
-        );
+        println!("torture: {ended:6.1} s  told: {told:?}; well at {:.1} s", began.elapsed().as_secs_f64());
         struck += 1;
         tokio::time::sleep(random.pause(200, 1500)).await;
     }

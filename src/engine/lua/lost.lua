@@ -9,12 +9,14 @@
 -- KEYS  1 stream, 2 meta, 3 delayed, 4 envelopes, 5 revoked, then per task its record and its once-key, last one that is
 --       never there
 -- ARGV  1 group, 2 one that entered its stream less than this ago is left (ms), 3 a worker without a sign for so long is gone
---       (ms), 4 done channel, 5 1 when all tasks were looked at since the counters differed, then the tasks' keys
--- reply {tasks cleared, tasks that the counters have in the streams and the streams have not, envelopes that nothing waits
+--       (ms), 4 done channel, 5 1 when all tasks were looked at since the counters differed, `look` to change nothing,
+--       then the tasks' keys
+-- reply {tasks cleared (or, of a look, lost), tasks that the counters have in the streams and the streams have not, envelopes that nothing waits
 --       for (less those that something waits for without one)}
 local call = redis.call
 local stream, meta, delayed, envelopes, revoked = unpack(KEYS, 1, 5)
 local group, grace, gone_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local only_looks = ARGV[5] == 'look'
 local keys = { unpack(ARGV, 6) }
 local cleared, left, now = {}, 0, nil
 
@@ -34,7 +36,7 @@ local function is_lost(entry)
   if pending.err or #pending == 0 then return true end
   if pending[1][3] < gone_after then return false end
   -- It cannot be taken over: what was to be run is gone. (From version 7 on the taking over itself ends it.)
-  call('XACK', at, group, id)
+  if not only_looks then call('XACK', at, group, id) end
   return true
 end
 
@@ -56,14 +58,14 @@ if #keys > 0 then
   for i, key in ipairs(keys) do
     if not due[i] then
       local entry = string.match(fields[i] or '', '^%d+ %d+ (%S+)')
-      local orphan = call('HDEL', envelopes, key) == 1
+      local orphan = call(only_looks and 'HEXISTS' or 'HDEL', envelopes, key) == 1
       local lost = entry and is_lost(entry)
-      if lost then
+      if lost and not only_looks then
         call('HDEL', meta, key)
         if entry ~= '-' then left = left + 1 end
       end
       if lost or (orphan and not entry) then
-        forget(i)
+        if not only_looks then forget(i) end
         cleared[#cleared + 1] = key
       end
     end
@@ -77,9 +79,9 @@ end
 local missing = tonumber(counts[1] or 0) - tonumber(counts[2] or 0) - held
 -- What is gone has left its stream. Whatever is still missing then has no field, such as an entry that nobody could read.
 local settled = ARGV[5] == '1' and missing or math.min(left, missing)
-if settled > 0 then
+if settled > 0 and not only_looks then
   call('HINCRBY', meta, 'done', settled)
   missing = missing - settled
 end
-if #cleared > 0 then call('PUBLISH', ARGV[4], table.concat(cleared, ' ')) end
+if #cleared > 0 and not only_looks then call('PUBLISH', ARGV[4], table.concat(cleared, ' ')) end
 return { #cleared, missing, call('HLEN', envelopes) - call('ZCARD', delayed) }

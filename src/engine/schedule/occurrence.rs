@@ -12,7 +12,7 @@ use super::super::task::TaskId;
 use super::model::Schedule;
 use super::run::{Answers, Present, Scheduler};
 use super::store::Ran;
-use super::tasks::Schedulable;
+use super::tasks::{Schedulable, Tasks};
 use super::timing::Timing;
 use super::{store, timing};
 use crate::platform::clock::At;
@@ -138,6 +138,15 @@ impl Scheduler {
         let why: String = why.join("; ").chars().take(ERROR_KEPT).collect();
         tracing::error!(schedule.name = %schedule.definition.name, why, "schedule cannot be read and is set aside");
         retrying(|| async { store::set_aside(&mut *self.db.acquire().await?, schedule, &why).await }).await
+    }
+}
+
+/// Makes the counters of what may be scheduled, so that their first event is an increase and not a beginning.
+pub(super) fn prepare_counters(tasks: &Tasks) {
+    for task in tasks.names() {
+        for outcome in ["enqueued", "overlap", "missed", "here"] {
+            metrics::counter!("onrush_scheduled_total", "task" => task, "outcome" => outcome).increment(0);
+        }
     }
 }
 

@@ -58,6 +58,7 @@ pub struct Scheduler {
     pub(super) running_here: Arc<Mutex<BTreeSet<&'static str>>>,
     /// Whether this process has made the product's own schedules.
     made: Arc<AtomicBool>,
+    leads: Arc<AtomicBool>,
     waits: Arc<Seldom>,
 }
 
@@ -110,17 +111,22 @@ impl Scheduler {
     /// A scheduler for these tasks. It does nothing until it is started, or a pass is run by hand. `run_here` is for
     /// those that must run without Redis.
     pub fn new(db: Db, engine: Engine, tasks: Tasks, loops: Loops, run_here: RunHere) -> Self {
-        let (running_here, made, waits) = (Arc::default(), Arc::default(), Arc::default());
-        Self { db, engine, tasks, loops, run_here, running_here, made, waits }
+        let (running_here, made, leads, waits) = Default::default();
+        Self { db, engine, tasks, loops, run_here, running_here, made, leads, waits }
     }
 
     /// Starts the loop. Those of `own` whose names are not there are made first; what is there stays as it is.
     pub fn start(self, own: Vec<Definition>) {
+        super::occurrence::prepare_counters(&self.tasks);
         let holder = format!("{}-{}", std::process::id(), Uuid::now_v7().as_simple());
         let (own, loops) = (Arc::new(own), self.loops.clone());
         loops.spawn("scheduler", STALL_AFTER, move |pulse| {
             let (scheduler, own, holder) = (self.clone(), own.clone(), holder.clone());
-            async move { scheduler.run(pulse, &own, holder).await }
+            async move {
+                let ran = scheduler.run(pulse, &own, holder).await;
+                scheduler.leads.store(false, Ordering::Relaxed);
+                ran
+            }
         });
     }
 
@@ -136,7 +142,9 @@ impl Scheduler {
             if self.engine.is_held() {
                 lease.end().await?;
             }
-            if self.engine.is_held() || !lease.hold().await? {
+            let leads = !self.engine.is_held() && lease.hold().await?;
+            self.leads.store(leads, Ordering::Relaxed);
+            if !leads {
                 work = Work::default();
                 pulse.beat();
                 pulse.sleep(ATTEMPT_PERIOD).await;
@@ -150,6 +158,17 @@ impl Scheduler {
             }
         }
         lease.end().await
+    }
+
+    /// Whether this process led when it last looked: what one of all processes is to do may go by it.
+    pub fn leads(&self) -> bool {
+        self.leads.load(Ordering::Relaxed)
+    }
+
+    /// Schedules that were set aside, of those that this version knows; a page of them at most.
+    pub async fn count_set_aside(&self) -> Result<usize> {
+        let mut conn = self.db.acquire().await?;
+        store::set_aside_ones(&mut conn, &self.tasks.names(), PAGE).await.map(|aside| aside.len())
     }
 
     fn tell_waiting(&self, failed: Option<anyhow::Error>) {

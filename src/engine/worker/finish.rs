@@ -123,6 +123,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 }
             }
         }
+        metrics::counter!("onrush_results_unwritten_total", "queue" => self.queue.base().to_owned())
+            .increment(endings.len() as u64);
         tracing::error!(queue = %self.queue, tasks = endings.len(), "results could not be written; the tasks will run again");
     }
 

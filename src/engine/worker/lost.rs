@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use redis::Value;
 
-use super::super::client::millis;
-use super::super::keys::GROUP;
+use super::super::client::{Engine, millis};
+use super::super::keys::{GROUP, Keys};
 use super::super::scripts;
 use super::Lane;
 use crate::platform::loops::Pulse;
@@ -30,7 +30,7 @@ const PAGE: usize = 500;
 /// Pages of one look while something is missing; else one.
 const PAGES_IN_A_HURRY: usize = 20;
 /// Tasks that one script call looks at, so that none holds up Redis for long.
-const CHUNK: usize = 100;
+pub(super) const CHUNK: usize = 100;
 /// What was cleared is told when nothing is missing any more, or so long after the first of it.
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 
@@ -61,8 +61,9 @@ impl Default for Round {
 }
 
 /// What a call of the script says.
-struct Books {
-    cleared: u64,
+pub(super) struct Books {
+    /// Tasks that were lost.
+    pub cleared: u64,
     /// Tasks that the counters have in the streams and the streams have not.
     missing: i64,
     /// Envelopes that nothing waits for.
@@ -119,7 +120,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             Round::Fields(cursor) => (self.keys.meta(), cursor),
             Round::Envelopes(cursor) => (self.keys.envelopes(), cursor),
         };
-        let (next, suspects) = self.tasks_in(&hash, cursor).await?;
+        let (next, suspects) = tasks_in(&self.worker.engine, &hash, cursor).await?;
         self.clear_and_note(search, &suspects).await?;
         search.round = match (search.round, next) {
             (Round::Fields(_), 0) if with_envelopes => Round::Envelopes(0),
@@ -136,16 +137,6 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             }
         }
         Ok(is_over)
-    }
-
-    /// Keys of tasks among the fields of a hash from a place on, and where to go on; 0 at the end.
-    async fn tasks_in(&self, hash: &str, cursor: u64) -> anyhow::Result<(u64, Vec<String>)> {
-        let mut scan = redis::cmd("HSCAN");
-        scan.arg(hash).arg(cursor).arg("COUNT").arg(PAGE);
-        // Values are not looked at here: somebody may have written anything.
-        let (next, fields): (u64, Vec<(Vec<u8>, Value)>) =
-            scan.query_async(&mut self.worker.engine.redis.commands()).await.context("looking for lost tasks")?;
-        Ok((next, fields.into_iter().filter_map(|(name, _)| task_key(name)).collect()))
     }
 
     async fn clear_and_note(&self, search: &mut Search, suspects: &[String]) -> anyhow::Result<()> {
@@ -189,19 +180,48 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// Clears those of these tasks that are lost, and with `settle` whatever else the counters have too many.
     async fn clear(&self, tasks: &[String], settle: bool) -> anyhow::Result<Books> {
-        let (engine, keys) = (&self.worker.engine, &self.keys);
-        let mut call = scripts::LOST.prepare_invoke();
-        call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.revoked());
-        call.arg(GROUP).arg(millis(GRACE)).arg(millis(GRACE.max(engine.settings.lease * GONE_LEASES)));
-        call.arg(keys.done()).arg(i32::from(settle));
-        for task in tasks {
-            call.key(keys.task(task)).key(keys.once(task)).arg(task);
-        }
-        call.key(keys.absent());
-        let (cleared, missing, orphans) =
-            call.invoke_async(&mut engine.redis.commands()).await.context("clearing lost tasks")?;
-        Ok(Books { cleared, missing, orphans })
+        let how = if settle { How::ClearAndSettle } else { How::Clear };
+        look_through(&self.worker.engine, &self.keys, tasks, how).await.context("clearing lost tasks")
     }
+}
+
+/// What is done about tasks that are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// They are counted.
+    Look,
+    /// They are cleared.
+    Clear,
+    /// And whatever else the counters have too many.
+    ClearAndSettle,
+}
+
+/// Looks whether these tasks are lost.
+pub(super) async fn look_through(engine: &Engine, keys: &Keys, tasks: &[String], how: How) -> anyhow::Result<Books> {
+    let mut call = scripts::LOST.prepare_invoke();
+    call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.revoked());
+    call.arg(GROUP).arg(millis(GRACE)).arg(millis(GRACE.max(engine.settings.lease * GONE_LEASES)));
+    call.arg(keys.done()).arg(match how {
+        How::Look => "look",
+        How::Clear => "0",
+        How::ClearAndSettle => "1",
+    });
+    for task in tasks {
+        call.key(keys.task(task)).key(keys.once(task)).arg(task);
+    }
+    call.key(keys.absent());
+    let (cleared, missing, orphans) = call.invoke_async(&mut engine.redis.commands()).await?;
+    Ok(Books { cleared, missing, orphans })
+}
+
+/// Keys of tasks among the fields of a hash from a place on, and where to go on; 0 at the end.
+pub(super) async fn tasks_in(engine: &Engine, hash: &str, cursor: u64) -> anyhow::Result<(u64, Vec<String>)> {
+    let mut scan = redis::cmd("HSCAN");
+    scan.arg(hash).arg(cursor).arg("COUNT").arg(PAGE);
+    // Values are not looked at here: somebody may have written anything.
+    let (next, fields): (u64, Vec<(Vec<u8>, Value)>) =
+        scan.query_async(&mut engine.redis.commands()).await.context("looking for lost tasks")?;
+    Ok((next, fields.into_iter().filter_map(|(name, _)| task_key(name)).collect()))
 }
 
 /// A task's key, of the fields of a hash that also holds other things.

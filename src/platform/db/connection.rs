@@ -79,7 +79,11 @@ impl Db {
             self.take(Some(place), self.bounds.statement_timeout + ANSWER).await
         };
         // A wait for a connection may be given up: what is being made or asked then is closed.
-        timeout(self.bounds.acquire_timeout, taking).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        let taken = timeout(self.bounds.acquire_timeout, taking).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        if matches!(taken, Err(sqlx::Error::PoolTimedOut)) {
+            metrics::counter!("onrush_pool_timeouts_total", "server" => "mysql").increment(1);
+        }
+        taken
     }
 
     /// A connection to look at the server with, whatever others have taken: nobody waits for it, nor it for long.
@@ -109,6 +113,11 @@ impl Db {
         Ok(Tx { conn, is_open: true })
     }
 
+    /// Connections of the pool, at most.
+    pub fn limit(&self) -> u32 {
+        self.bounds.size
+    }
+
     /// Connections of the pool, in use or not.
     pub fn size(&self) -> u32 {
         self.pool.size()
@@ -133,7 +142,16 @@ impl fmt::Debug for Db {
 
 /// Whether a connection that was idle for so long still leads to its server.
 pub(super) async fn is_there(conn: &mut MySqlConnection, idle: Duration) -> bool {
-    idle < FRESH || timeout(PING, sqlx::Connection::ping(conn)).await.is_ok_and(|pinged| pinged.is_ok())
+    let is_there = idle < FRESH || timeout(PING, sqlx::Connection::ping(conn)).await.is_ok_and(|pinged| pinged.is_ok());
+    if !is_there {
+        one_was_lost();
+    }
+    is_there
+}
+
+/// Counts a connection that is given up.
+fn one_was_lost() {
+    metrics::counter!("onrush_mysql_connections_lost_total").increment(1);
 }
 
 /// A connection, as store functions take it.
@@ -204,7 +222,7 @@ impl Drop for Conn {
         // A transaction that is still open here would be the next one's.
         let is_at_rest = MySqlTransactionManager::get_transaction_depth(&pooled) == 0;
         if self.is_lost {
-            metrics::counter!("onrush_mysql_connections_lost_total").increment(1);
+            one_was_lost();
         }
         if self.is_lost || self.is_changed || !is_at_rest {
             // The pool has room for another one at once; the socket closes with it.
@@ -216,7 +234,7 @@ impl Drop for Conn {
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
             if timeout(RETURN, returning).await.is_err() {
-                metrics::counter!("onrush_mysql_connections_lost_total").increment(1);
+                one_was_lost();
                 tracing::warn!("mysql did not answer when a connection was given back: it is closed");
             }
             drop(place);

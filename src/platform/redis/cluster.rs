@@ -31,7 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::shared::{Shareable, Shared, Watched};
-use super::{CONNECT_TIMEOUT, POOL_SIZE, RESPONSE_TIMEOUT, place, tcp_settings};
+use super::{CONNECT_TIMEOUT, POOL_SIZE, RESPONSE_TIMEOUT, none_was_free, place, tcp_settings};
 
 /// The connections to all nodes have failed when they are not there after this long: those to the nodes that are named,
 /// an answer that tells of the others, and those to these.
@@ -110,7 +110,7 @@ impl Cluster {
     /// A connection of one's own without a limit to the time of an answer, and the right to have one.
     pub(super) async fn blocking(&self) -> anyhow::Result<(ClusterCommands, OwnedSemaphorePermit)> {
         let place = tokio::time::timeout(CONNECT_TIMEOUT, self.blocking.clone().acquire_owned()).await;
-        let place = place.context("waiting for a place for a Redis connection")??;
+        let place = place.inspect_err(|_| none_was_free()).context("waiting for a place for a Redis connection")??;
         Ok((ClusterCommands::to(&self.nodes, None).await.context("connecting to the Redis cluster")?, place))
     }
 

@@ -17,5 +17,5 @@ pub use cluster::Cluster;
 pub use galera::Galera;
 pub use harness::{Course, Harness, Options, Person};
 pub use process::Process;
-pub use proxy::{LostAt, Proxy, Verb};
+pub use proxy::{Direction, LostAt, Proxy, Verb};
 pub use servers::{PrivateRedis, PrivateServers};

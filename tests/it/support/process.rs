@@ -75,6 +75,12 @@ impl Process {
         blocking(move || running.wait()).await.expect("an end");
     }
 
+    /// Its number, as the system has it.
+    pub fn pid(&self) -> u32 {
+        let file = self.log.with_file_name("server.pid");
+        std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).expect("a process")
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read(&self.log).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! A way over TCP to a Redis or a MySQL that a test can break: connections that are reset, that go silent as when the
-//! machine behind them is gone without a word, that are slow, in pieces, or cut after some bytes, and an address that comes to lead elsewhere. It follows what
-//! is said to MySQL ([`mysql`]), without TLS: it counts statements, holds one, fails one, or loses a COMMIT.
+//! machine behind them is gone without a word, that are slow, in pieces, or cut after some bytes, either way or in one direction
+//! alone, and an address that comes to lead elsewhere. It follows what is said to MySQL ([`mysql`]), without TLS: it counts statements, holds one, fails one, or loses a COMMIT.
 //!
 //! ```ignore
 //! let h = Harness::new().await;
@@ -20,7 +20,7 @@
 pub mod mysql;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,7 +42,18 @@ enum Fate {
 
 struct Link {
     fate: watch::Sender<Fate>,
+    /// By direction, whether what is said there gets lost.
+    mute: Arc<[AtomicBool; 2]>,
     talk: Arc<Talk>,
+}
+
+/// Who hears it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// What the client says.
+    ToServer,
+    /// What the server answers.
+    ToClient,
 }
 
 /// What went over a connection to Redis.
@@ -95,7 +106,7 @@ impl Target {
     }
 }
 
-/// What the way does to all that goes over it.
+/// What the way does to all that goes over it in one direction.
 #[derive(Clone, Copy, Default)]
 struct Weather {
     /// Each piece takes so much longer.
@@ -113,7 +124,7 @@ pub struct Proxy {
     url: String,
     target: Arc<Mutex<Target>>,
     links: Arc<Mutex<Vec<Link>>>,
-    weather: watch::Sender<Weather>,
+    weather: [watch::Sender<Weather>; 2],
     follower: Arc<Follower>,
     listening: tokio::task::JoinHandle<()>,
 }
@@ -124,8 +135,9 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let (target, links) = (Arc::new(Mutex::new(Target::of(url))), Arc::new(Mutex::new(Vec::new())));
-        let (weather, follower) = (watch::Sender::new(Weather::default()), Arc::new(Follower::default()));
-        let (to, all, weathered) = (target.clone(), links.clone(), weather.subscribe());
+        let weather = [(); 2].map(|()| watch::Sender::new(Weather::default()));
+        let follower = Arc::new(Follower::default());
+        let (to, all, weathered) = (target.clone(), links.clone(), weather.each_ref().map(watch::Sender::subscribe));
         let follows = url.starts_with("mysql").then(|| follower.clone());
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -140,9 +152,17 @@ impl Proxy {
                     Some(follower) => Heard::MySql(follower.clone().conversation(links.len())),
                     None => Heard::Redis(talk.clone()),
                 };
-                links.push(Link { fate, talk });
-                let road = Road { weather: weathered.clone(), carried: AtomicU64::new(0) };
-                tokio::spawn(carry(client, server, changes, road, heard));
+                let mute: Arc<[AtomicBool; 2]> = Arc::default();
+                links.push(Link { fate, mute: mute.clone(), talk });
+                let carried = Arc::new(AtomicU64::new(0));
+                let road = |direction: Direction| Road {
+                    direction,
+                    weather: weathered[direction as usize].clone(),
+                    mute: mute.clone(),
+                    carried: carried.clone(),
+                };
+                let roads = (road(Direction::ToServer), road(Direction::ToClient));
+                tokio::spawn(carry(client, server, changes, roads, heard));
             }
         });
         Self { port, url: url.to_owned(), target, links, weather, follower, listening }
@@ -171,17 +191,26 @@ impl Proxy {
 
     /// From now on each piece of what is said takes so much longer, either way.
     pub fn slow_down(&self, each_way: Duration) {
-        self.weather.send_modify(|weather| weather.delay = each_way);
+        self.both_ways().for_each(|way| way.slow_down(each_way));
     }
 
     /// From now on what is said arrives in pieces of at most so many bytes; `None`: as it comes.
     pub fn in_pieces_of(&self, bytes: Option<usize>) {
-        self.weather.send_modify(|weather| weather.piece = bytes);
+        self.both_ways().for_each(|way| way.in_pieces_of(bytes));
     }
 
     /// From now on each connection is reset once so many bytes have gone over it, either way; `None`: none is.
     pub fn cut_after(&self, bytes: Option<u64>) {
-        self.weather.send_modify(|weather| weather.cut_after = bytes);
+        self.both_ways().for_each(|way| way.cut_after(bytes));
+    }
+
+    /// One direction alone.
+    pub fn one_way(&self, direction: Direction) -> OneWay<'_> {
+        OneWay { proxy: self, direction }
+    }
+
+    fn both_ways(&self) -> impl Iterator<Item = OneWay<'_>> {
+        [Direction::ToServer, Direction::ToClient].into_iter().map(|direction| self.one_way(direction))
     }
 
     /// Nothing comes through the connections of now any more, and nobody is told.
@@ -252,6 +281,40 @@ impl Proxy {
     }
 }
 
+/// One direction of the way: what is done to it leaves the other as it is.
+pub struct OneWay<'a> {
+    proxy: &'a Proxy,
+    direction: Direction,
+}
+
+impl OneWay<'_> {
+    fn weather(&self, change: impl FnOnce(&mut Weather)) {
+        self.proxy.weather[self.direction as usize].send_modify(change);
+    }
+
+    /// As [`Proxy::slow_down`].
+    pub fn slow_down(&self, delay: Duration) {
+        self.weather(|weather| weather.delay = delay);
+    }
+
+    /// As [`Proxy::in_pieces_of`].
+    pub fn in_pieces_of(&self, bytes: Option<usize>) {
+        self.weather(|weather| weather.piece = bytes);
+    }
+
+    /// As [`Proxy::cut_after`]: by what goes this way, and what went the other way counts.
+    pub fn cut_after(&self, bytes: Option<u64>) {
+        self.weather(|weather| weather.cut_after = bytes);
+    }
+
+    /// What is said this way over the connections of now gets lost, and nobody is told.
+    pub fn silence(&self) {
+        for link in self.proxy.links.lock().unwrap().iter() {
+            link.mute[self.direction as usize].store(true, Ordering::SeqCst);
+        }
+    }
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.listening.abort();
@@ -274,7 +337,7 @@ async fn carry(
     mut client: TcpStream,
     server: Box<dyn Stream>,
     mut fate: watch::Receiver<Fate>,
-    road: Road,
+    (there, back): (Road, Road),
     heard: Heard,
 ) {
     let (mut from_server, mut to_server) = tokio::io::split(server);
@@ -283,8 +346,8 @@ async fn carry(
         tokio::select! {
             biased;
             _ = fate.changed() => End::Reset,
-            end = up(&mut from_client, &mut to_server, &road, &heard) => end,
-            end = down(&mut from_server, &mut to_client, &road, &heard) => end,
+            end = up(&mut from_client, &mut to_server, &there, &heard) => end,
+            end = down(&mut from_server, &mut to_client, &back, &heard) => end,
         }
     };
     if *fate.borrow() == Fate::Silent {
@@ -306,6 +369,9 @@ async fn up(
     loop {
         let Some(read) = from.read(&mut buffer).await.ok().filter(|read| *read > 0) else { return End::Closed };
         road.wait().await;
+        if road.is_mute() {
+            continue;
+        }
         let said = match heard {
             Heard::Redis(talk) => {
                 talk.said.lock().unwrap().extend_from_slice(&buffer[..read]);
@@ -338,6 +404,9 @@ async fn down(
     loop {
         let Some(read) = from.read(&mut buffer).await.ok().filter(|read| *read > 0) else { return End::Closed };
         road.wait().await;
+        if road.is_mute() {
+            continue;
+        }
         let answer = match heard {
             Heard::Redis(talk) => {
                 talk.heard.lock().unwrap().extend_from_slice(&buffer[..read]);
@@ -352,10 +421,13 @@ async fn down(
     }
 }
 
-/// One connection's part of the way.
+/// One connection's part of the way, in one direction.
 struct Road {
+    direction: Direction,
     weather: watch::Receiver<Weather>,
-    carried: AtomicU64,
+    mute: Arc<[AtomicBool; 2]>,
+    /// Of the connection, either way.
+    carried: Arc<AtomicU64>,
 }
 
 impl Road {
@@ -364,6 +436,10 @@ impl Road {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+    }
+
+    fn is_mute(&self) -> bool {
+        self.mute[self.direction as usize].load(Ordering::SeqCst)
     }
 
     /// Passes bytes on; how the connection ends, where it does.

@@ -1,0 +1,97 @@
+//! What is measured when somebody asks for the metrics, and what must be there before it happens first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use metrics::{counter, gauge};
+
+use crate::app::App;
+use crate::auth;
+use crate::platform::crowd::Crowd;
+use crate::platform::loops::{LoopHealth, shared_name};
+
+/// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
+pub fn prepare_counters() {
+    let known: [(&str, &str, &[&str]); 5] = [
+        ("onrush_late_payments_total", "outcome", &["reopened", "refund", "before"]),
+        ("onrush_refunds_total", "outcome", &["confirmed", "pending", "refused", "failed"]),
+        ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
+        ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released", "refunded"]),
+        ("onrush_pool_timeouts_total", "server", &["mysql", "redis"]),
+    ];
+    for (name, label, values) in known {
+        for value in values {
+            counter!(name, label => *value).increment(0);
+        }
+    }
+    let alone = [
+        "onrush_http_shed_total",
+        "onrush_http_accept_failures_total",
+        "onrush_http_connections_refused_total",
+        "onrush_mysql_connections_lost_total",
+        "onrush_announcements_left_total",
+        "onrush_transactions_run_again_total",
+    ];
+    for name in alone {
+        counter!(name).increment(0);
+    }
+    gauge!("onrush_http_connections").increment(0.0);
+    for kind in ["poll", "stream"] {
+        gauge!("onrush_http_waiting", "kind" => kind).increment(0.0);
+    }
+    gauge!("onrush_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Measures what changes by itself.
+pub fn measure(app: &App, crowd: &Crowd) {
+    gauge!("onrush_http_requests_in_flight").set(crowd.taken() as f64);
+    gauge!("onrush_http_waiting_limit").set(app.config.http.max_waiting as f64);
+    counter!("onrush_password_hashes_total").absolute(auth::password_hashes(app));
+    let (size, idle) = (app.db.size(), app.db.num_idle());
+    gauge!("onrush_mysql_pool_connections").set(f64::from(size));
+    gauge!("onrush_mysql_pool_in_use").set(f64::from(size.saturating_sub(u32::try_from(idle).unwrap_or(0))));
+    gauge!("onrush_mysql_pool_limit").set(f64::from(app.db.limit()));
+    let (open, used) = app.redis.pool_use();
+    gauge!("onrush_redis_pool_connections").set(open as f64);
+    gauge!("onrush_redis_pool_in_use").set(used as f64);
+    gauge!("onrush_redis_pool_limit").set(app.redis.pool_limit() as f64);
+    stalled_loops(app);
+}
+
+/// Names of loops that were told, so that one which has ended is told to be well.
+#[derive(Default)]
+struct Told(Mutex<BTreeSet<String>>);
+
+fn stalled_loops(app: &App) {
+    let found = stalled(&app.loops.health());
+    let told = app.local::<Told>();
+    let mut told = told.0.lock().unwrap_or_else(PoisonError::into_inner);
+    told.extend(found.keys().cloned());
+    for name in told.iter() {
+        let stalled = found.get(name).copied().unwrap_or(0);
+        gauge!("onrush_loops_stalled", "loop" => name.clone()).set(f64::from(stalled));
+    }
+}
+
+/// How many loops of each name make no step for longer than they may.
+fn stalled(loops: &[LoopHealth]) -> BTreeMap<String, u32> {
+    let mut found = BTreeMap::new();
+    for one in loops {
+        *found.entry(shared_name(&one.name).to_owned()).or_default() += u32::from(one.stalled);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stalled_loops_are_counted_by_the_name_that_all_activities_share() {
+        let health =
+            |name: &str, stalled| LoopHealth { name: name.to_owned(), since_step_ms: 0, stalled, last_error: None };
+        let loops = [health("clocks", false), health("read:seckill/a", true), health("read:seckill/b", true)];
+        let found = stalled(&loops);
+        assert_eq!(found, BTreeMap::from([("clocks".to_owned(), 0), ("read:seckill".to_owned(), 2)]));
+    }
+}
