@@ -232,9 +232,9 @@ impl WorkerKeys {
     pub fn keepers(&self) -> String {
         format!("{}:keepers", self.base)
     }
-    /// Stream by which an instance ends a read of its own.
-    pub fn bell(&self, instance: &str) -> String {
-        format!("{}:bell:{instance}", self.base)
+    /// Stream by which an instance ends a read of one of its watches.
+    pub fn bell(&self, instance: &str, watch: usize) -> String {
+        format!("{}:bell:{instance}:{watch}", self.base)
     }
     /// What an instance said last; gone soon after its last word.
     pub fn worker(&self, instance: &str) -> String {

@@ -140,7 +140,6 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let (seats, lanes) = (Mutex::default(), Lanes::default());
         let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats, lanes });
         heartbeat::start(&worker, loops);
-        watch::start(&worker, loops);
         keeping::start(&worker, loops);
         worker.prepare_counters();
         for (spec, partitions) in &worker.registry.queues {
@@ -178,7 +177,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let (level, levels) = (Priority::DEFAULT, Arc::new(AtomicU16::new(Levels::default().bits())));
         let (worker, name, end) = (self, queue.clone(), stop.clone());
         let (moved, told, idle) = (Arc::default(), Arc::default(), Arc::new(Idle::new(name.clone(), keys.clone())));
-        worker.lanes.open(&idle);
+        if let Some(watch) = worker.lanes.open(&idle) {
+            watch::start(&worker, watch, loops);
+        }
         let lane =
             Lane { worker, spec, queue: name, keys, level, levels, throttle, running, moved, idle, told, stop: end };
         let (reader, tracker) = (lane.clone(), loops.tracker().clone());

@@ -2,8 +2,8 @@
 //!
 //! A lane is idle when its reader has found nothing for a while. Then it costs nothing by itself:
 //!
-//! * It gives its connection back and *rests*. One connection of the process watches the streams of all lanes that rest
-//!   ([`watch`](super::watch)) and wakes those to which something comes. The watch takes nothing from a stream, so a
+//! * It gives its connection back and *rests*. One connection of the process watches the streams of all lanes that rest, of a
+//!   hundred or so ([`watch`](super::watch)), and wakes those to which something comes. A watch takes nothing from a stream, so a
 //!   process that dies in it loses nothing, and a lane that is woken for nothing rests again. On a cluster, where a command
 //!   has keys of one slot, each reader goes on with its own connection.
 //! * Of all processes one keeps its queue going ([`keeping`](super::keeping)); the others are told of what concerns
@@ -12,7 +12,7 @@
 //! Nothing here is needed for correctness: when a watch or a look fails or gives no sign, lanes do as if they were alone.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,10 @@ pub(super) const AWAKE_FOR: Duration = Duration::from_secs(5);
 /// Readers of a process that have a connection of their own at once, of those that there are for blocking reads. When more
 /// are busy the others wait in the watch, or look twice a second where there is none.
 const OWN_CONNECTIONS: usize = 200;
+/// Lanes of one watch: each task that comes to one of them has the watch ask for all of them anew.
+const LANES_OF_A_WATCH: usize = 100;
+/// Watches of a process, at most: beyond them each has more lanes.
+pub(super) const MAX_WATCHES: usize = 32;
 /// A watch, or a look, that gave no sign for so long is not relied on.
 const SIGN: Duration = Duration::from_secs(7);
 
@@ -36,6 +40,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Idle {
     pub(super) queue: QueueName,
     pub(super) keys: Keys,
+    /// Which watch reads for it when it rests.
+    watch: AtomicUsize,
     /// Wakes the keeper.
     pub(super) bell: Notify,
     /// Wakes the reader.
@@ -64,6 +70,7 @@ impl Idle {
         Self {
             queue,
             keys,
+            watch: AtomicUsize::new(0),
             bell: Notify::new(),
             woken: Notify::new(),
             may_rest: AtomicBool::new(false),
@@ -76,6 +83,10 @@ impl Idle {
             after: Mutex::default(),
             kept_elsewhere: Mutex::default(),
         }
+    }
+
+    pub(super) fn watch(&self) -> usize {
+        self.watch.load(Ordering::SeqCst)
     }
 
     /// What the keeper saw: whether nothing is set of the queue, and whether there is nothing to follow.
@@ -168,11 +179,18 @@ pub(super) struct Lanes {
     /// Connections that readers may have of their own.
     pub(super) own: Arc<Semaphore>,
     all: Mutex<HashMap<QueueName, Weak<Idle>>>,
-    round: Mutex<Round>,
-    /// Tells the watch that a lane rests.
-    pub(super) came: Notify,
-    watched: Mutex<Option<Instant>>,
+    watches: [Watch; MAX_WATCHES],
     looked: Mutex<Option<Instant>>,
+}
+
+/// What the lanes of one watch share with it.
+#[derive(Default)]
+struct Watch {
+    is_started: AtomicBool,
+    round: Mutex<Round>,
+    /// Tells it that a lane rests.
+    came: Notify,
+    seen: Mutex<Option<Instant>>,
 }
 
 /// A read of the watch.
@@ -189,17 +207,32 @@ impl Default for Lanes {
         Self {
             own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
             all: Mutex::default(),
-            round: Mutex::default(),
-            came: Notify::new(),
-            watched: Mutex::default(),
+            watches: std::array::from_fn(|_| Watch::default()),
             looked: Mutex::default(),
         }
     }
 }
 
 impl Lanes {
-    pub(super) fn open(&self, lane: &Arc<Idle>) {
-        lock(&self.all).insert(lane.queue.clone(), Arc::downgrade(lane));
+    /// Gives a lane to the watch that has the fewest, of as many as are needed; that watch, when it is to be started.
+    pub(super) fn open(&self, lane: &Arc<Idle>) -> Option<usize> {
+        let mut all = lock(&self.all);
+        all.insert(lane.queue.clone(), Weak::new());
+        all.retain(|queue, lane_of| *queue == lane.queue || lane_of.strong_count() > 0);
+        let mut loads = vec![0; all.len().div_ceil(LANES_OF_A_WATCH).clamp(1, MAX_WATCHES)];
+        for other in all.values().filter_map(Weak::upgrade) {
+            if let Some(load) = loads.get_mut(other.watch()) {
+                *load += 1;
+            }
+        }
+        let least = loads.iter().enumerate().min_by_key(|(_, load)| **load).map_or(0, |(watch, _)| watch);
+        lane.watch.store(least, Ordering::SeqCst);
+        all.insert(lane.queue.clone(), Arc::downgrade(lane));
+        (!self.watch(least).is_started.swap(true, Ordering::SeqCst)).then_some(least)
+    }
+
+    fn watch(&self, number: usize) -> &Watch {
+        &self.watches[number % MAX_WATCHES]
     }
 
     /// Those that are open and for which this holds.
@@ -209,31 +242,38 @@ impl Lanes {
         all.values().filter_map(Weak::upgrade).filter(|lane| holds(lane)).collect()
     }
 
-    /// Has the watch read for a lane from `after` on; whether it has to be told.
+    /// Has its watch read for a lane from `after` on; whether it has to be told.
     pub(super) fn rest(&self, lane: &Idle, after: String) -> bool {
-        let mut round = lock(&self.round);
+        let watch = self.watch(lane.watch());
+        let mut round = lock(&watch.round);
         *lock(&lane.after) = after;
         lane.rests.store(true, Ordering::SeqCst);
-        self.came.notify_one();
+        watch.came.notify_one();
         round.reads && !std::mem::replace(&mut round.is_told, true)
     }
 
-    /// The lanes for which the watch reads now, each with the entry after which it does.
-    pub(super) fn begin_round(&self) -> Vec<(Arc<Idle>, String)> {
-        let mut round = lock(&self.round);
-        *lock(&self.watched) = Some(Instant::now());
-        let resting = self.that(Idle::rests);
+    /// The lanes for which this watch reads now, each with the entry after which it does.
+    pub(super) fn begin_round(&self, watch: usize) -> Vec<(Arc<Idle>, String)> {
+        let (number, watch) = (watch, self.watch(watch));
+        let mut round = lock(&watch.round);
+        *lock(&watch.seen) = Some(Instant::now());
+        let resting = self.that(|lane| lane.watch() == number && lane.rests());
         *round = Round { reads: !resting.is_empty(), is_told: false };
         resting.into_iter().map(|lane| (lane.clone(), lock(&lane.after).clone())).collect()
     }
 
-    pub(super) fn end_round(&self) {
-        lock(&self.round).reads = false;
+    pub(super) fn end_round(&self, watch: usize) {
+        lock(&self.watch(watch).round).reads = false;
     }
 
-    /// Whether there is a watch to rely on.
-    pub(super) fn are_watched(&self) -> bool {
-        lock(&self.watched).is_some_and(|at| at.elapsed() < SIGN)
+    /// Ends when a lane of this watch has come to rest.
+    pub(super) async fn came(&self, watch: usize) {
+        self.watch(watch).came.notified().await;
+    }
+
+    /// Whether its watch is one to rely on.
+    pub(super) fn is_watched(&self, lane: &Idle) -> bool {
+        lock(&self.watch(lane.watch()).seen).is_some_and(|at| at.elapsed() < SIGN)
     }
 
     pub(super) fn note_look(&self) {
@@ -245,11 +285,11 @@ impl Lanes {
         lock(&self.looked).is_some_and(|at| at.elapsed() < SIGN)
     }
 
-    /// Every lane looks for itself.
-    pub(super) fn wake_all(&self) {
-        *lock(&self.watched) = None;
-        self.end_round();
-        self.that(Idle::rests).iter().for_each(|lane| lane.wake());
+    /// Every lane of this watch looks for itself.
+    pub(super) fn wake_all(&self, watch: usize) {
+        *lock(&self.watch(watch).seen) = None;
+        self.end_round(watch);
+        self.that(|lane| lane.watch() == watch && lane.rests()).iter().for_each(|lane| lane.wake());
     }
 
     /// Every lane keeps its queue itself.
@@ -280,16 +320,41 @@ mod tests {
         let lanes = Lanes::default();
         let (a, b, c) = (lane(&lanes, "a"), lane(&lanes, "b"), lane(&lanes, "c"));
         assert!(!lanes.rest(&a, "1-0".to_owned()), "nothing reads yet");
-        assert_eq!(lanes.begin_round().len(), 1);
+        assert_eq!(lanes.begin_round(0).len(), 1);
         assert!(lanes.rest(&b, "2-0".to_owned()));
         assert!(!lanes.rest(&c, "3-0".to_owned()), "it was told");
-        lanes.end_round();
-        let asked = lanes.begin_round();
+        lanes.end_round(0);
+        let asked = lanes.begin_round(0);
         assert_eq!(asked.len(), 3);
         assert!(asked.iter().any(|(lane, after)| lane.queue == b.queue && after == "2-0"));
         a.wake();
         drop((asked, c));
-        assert_eq!(lanes.begin_round().len(), 1, "one is awake, one is gone");
+        assert_eq!(lanes.begin_round(0).len(), 1, "one is awake, one is gone");
+    }
+
+    #[test]
+    fn many_lanes_are_shared_out_to_watches_and_few_have_one() {
+        let lanes = Lanes::default();
+        let open = |n: usize| {
+            let queue: QueueName = format!("q{n}").parse().unwrap();
+            let lane = Arc::new(Idle::new(queue.clone(), Keys::new("p", &queue)));
+            (lanes.open(&lane), lane)
+        };
+        let all: Vec<_> = (0..LANES_OF_A_WATCH).map(open).collect();
+        assert!(all.iter().all(|(_, lane)| lane.watch() == 0));
+        assert!(all[0].0 == Some(0) && all[1..].iter().all(|(started, _)| started.is_none()), "started once");
+        let (started, next) = open(LANES_OF_A_WATCH);
+        assert_eq!((started, next.watch()), (Some(1), 1));
+        let more: Vec<_> = (LANES_OF_A_WATCH + 1..LANES_OF_A_WATCH * 40).map(open).collect();
+        let of = |watch| more.iter().filter(|(_, lane)| lane.watch() == watch).count();
+        assert!((1..MAX_WATCHES).all(|watch| of(watch) >= LANES_OF_A_WATCH - 1), "there are no more than so many");
+        // An arrival ends a read of its own watch alone.
+        assert_eq!([lanes.begin_round(0).len(), lanes.begin_round(1).len()], [0, 0]);
+        lanes.rest(&next, "1-0".to_owned());
+        assert_eq!([lanes.begin_round(0).len(), lanes.begin_round(1).len()], [0, 1]);
+        assert!(!lanes.rest(&all[0].1, "1-0".to_owned()), "the first watch reads nothing");
+        lanes.wake_all(0);
+        assert!(next.rests() && !lanes.is_watched(&all[0].1) && lanes.is_watched(&next));
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! One connection that watches the streams of all lanes that rest, by an `XREAD` that takes nothing.
+//! Connections that watch the streams of lanes that rest, by an `XREAD` that takes nothing. One has a hundred lanes or so: it
+//! asks for all of them anew whenever something comes to one.
 //!
-//! A lane that comes to rest while a read is under way must not wait for its end: it writes to a stream of this process,
-//! its bell, which every read names too. What came to a stream between the last look of its lane and the read is above the
+//! A lane that comes to rest while a read is under way must not wait for its end: it writes to a stream of its watch, the
+//! bell, which every read names too. What came to a stream between the last look of its lane and the read is above the
 //! entry that the lane named, so the read gives it at once.
 //!
 //! A read that takes nothing succeeds at a replica too, or at a server that others have left. So the bell, which goes
@@ -34,45 +35,45 @@ const DEAF_AFTER: Duration = Duration::from_secs(12);
 /// The bell is heard at once, or by then a later read has begun, which needs none.
 const BELL_LIFE: Duration = Duration::from_secs(5);
 
-/// Starts the watch; on a cluster there is none.
-pub(super) fn start<C: Clone + Send + Sync + 'static>(worker: &Arc<Worker<C>>, loops: &Loops) {
+/// Starts a watch; on a cluster there is none.
+pub(super) fn start<C: Clone + Send + Sync + 'static>(worker: &Arc<Worker<C>>, watch: usize, loops: &Loops) {
     if worker.engine.redis.is_cluster() {
         return;
     }
     let worker = worker.clone();
-    loops.spawn("watch", STALL_AFTER, move |pulse| {
+    loops.spawn(format!("watch:{watch}"), STALL_AFTER, move |pulse| {
         let worker = worker.clone();
-        async move { worker.watch(&pulse).await }
+        async move { worker.watch(watch, &pulse).await }
     });
 }
 
-/// When the watch ends, for whatever reason, every lane looks for itself.
-struct WakeAll<'a>(&'a Lanes);
+/// When a watch ends, for whatever reason, every lane of it looks for itself.
+struct WakeAll<'a>(&'a Lanes, usize);
 
 impl Drop for WakeAll<'_> {
     fn drop(&mut self) {
-        self.0.wake_all();
+        self.0.wake_all(self.1);
     }
 }
 
 impl<C: Clone + Send + Sync + 'static> Worker<C> {
-    async fn watch(&self, pulse: &Pulse) -> anyhow::Result<()> {
-        let _waking = WakeAll(&self.lanes);
+    async fn watch(&self, watch: usize, pulse: &Pulse) -> anyhow::Result<()> {
+        let _waking = WakeAll(&self.lanes, watch);
         let mut connection = self.engine.redis.blocking().await?;
-        let watched = self.watch_on(&mut connection, pulse).await;
+        let watched = self.watch_on(watch, &mut connection, pulse).await;
         // A read may be under way on it.
         connection.discard();
         watched
     }
 
-    async fn watch_on(&self, connection: &mut Blocking, pulse: &Pulse) -> anyhow::Result<()> {
+    async fn watch_on(&self, watch: usize, connection: &mut Blocking, pulse: &Pulse) -> anyhow::Result<()> {
         let (mut rung, mut heard) = ("0-0".to_owned(), Instant::now());
         while !pulse.stopping() {
             pulse.beat();
-            let resting = self.lanes.begin_round();
+            let resting = self.lanes.begin_round(watch);
             if resting.is_empty() {
                 tokio::select! {
-                    () = self.lanes.came.notified() => {}
+                    () = self.lanes.came(watch) => {}
                     () = pulse.sleep(WATCH_BLOCK) => {}
                 }
                 heard = Instant::now();
@@ -82,18 +83,18 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
                 bail!("the watch of idle queues is at a server to which nobody writes");
             }
             if heard.elapsed() >= ECHO_PERIOD {
-                self.ring().await.context("ringing the bell of the watch")?;
+                self.ring(watch).await.context("ringing the bell of the watch")?;
             }
-            let read = self.read_of(&resting, &rung);
+            let read = self.read_of(watch, &resting, &rung);
             let reply = tokio::select! {
                 reply = wait_for(&read, WATCH_BLOCK, connection) => reply,
                 // It takes nothing, so it may be given up.
                 () = pulse.stopped() => return Ok(()),
             };
-            self.lanes.end_round();
+            self.lanes.end_round(watch);
             match reply {
                 Ok(reply) => {
-                    if let Some(bell) = self.wake(&resting, reply) {
+                    if let Some(bell) = self.wake(watch, &resting, reply) {
                         (rung, heard) = (bell, Instant::now());
                     }
                 }
@@ -107,9 +108,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         Ok(())
     }
 
-    fn read_of(&self, resting: &[(Arc<Idle>, String)], rung: &str) -> redis::Cmd {
+    fn read_of(&self, watch: usize, resting: &[(Arc<Idle>, String)], rung: &str) -> redis::Cmd {
         let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(1).arg("BLOCK").arg(millis(WATCH_BLOCK)).arg("STREAMS").arg(self.bell());
+        read.arg("COUNT").arg(1).arg("BLOCK").arg(millis(WATCH_BLOCK)).arg("STREAMS").arg(self.bell(watch));
         for (lane, _) in resting {
             read.arg(lane.keys.stream());
         }
@@ -121,10 +122,10 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     }
 
     /// Wakes those to which something came; the bell's entry, when it was rung.
-    fn wake(&self, resting: &[(Arc<Idle>, String)], reply: Value) -> Option<String> {
+    fn wake(&self, watch: usize, resting: &[(Arc<Idle>, String)], reply: Value) -> Option<String> {
         let by_stream: HashMap<String, &Arc<Idle>> =
             resting.iter().map(|(lane, _)| (lane.keys.stream(), lane)).collect();
-        let (bell, mut rung) = (self.bell(), None);
+        let (bell, mut rung) = (self.bell(watch), None);
         for (stream, last) in streams_of(reply) {
             if stream == bell {
                 rung = Some(last);
@@ -135,12 +136,12 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         rung
     }
 
-    fn bell(&self) -> String {
-        WorkerKeys::new(self.engine.redis.prefix()).bell(&self.consumer)
+    fn bell(&self, watch: usize) -> String {
+        WorkerKeys::new(self.engine.redis.prefix()).bell(&self.consumer, watch)
     }
 
-    async fn ring(&self) -> Result<(), RedisError> {
-        let bell = self.bell();
+    async fn ring(&self, watch: usize) -> Result<(), RedisError> {
+        let bell = self.bell(watch);
         let mut ringing = redis::pipe();
         ringing.cmd("XADD").arg(&bell).arg("MAXLEN").arg(1).arg("*").arg("r").arg(1).ignore();
         ringing.cmd("PEXPIRE").arg(&bell).arg(millis(BELL_LIFE)).ignore();
@@ -153,7 +154,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     pub(super) async fn rest_after(&self, last: String, pulse: &Pulse) -> anyhow::Result<()> {
         let lanes = &self.worker.lanes;
         if lanes.rest(&self.idle, last) {
-            self.worker.ring().await.context("telling the watch of an idle queue")?;
+            self.worker.ring(self.idle.watch()).await.context("telling the watch of an idle queue")?;
         }
         while !pulse.stopping() && self.idle.rests() && self.may_rest() {
             pulse.beat();
@@ -170,7 +171,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// Whether there is a watch, which reads of one stream, and does not know of a pause.
     pub(super) fn may_rest(&self) -> bool {
-        self.worker.lanes.are_watched() && self.levels().is_one() && !self.throttle.is_paused()
+        self.worker.lanes.is_watched(&self.idle) && self.levels().is_one() && !self.throttle.is_paused()
     }
 }
 
