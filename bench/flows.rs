@@ -9,13 +9,15 @@
 #[path = "../tests/it/support/delay.rs"]
 mod delay;
 mod placing;
+#[path = "support/process.rs"]
+mod process;
 mod settling;
 mod support;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use axum::extract::State;
 use onrush::app::App;
@@ -29,7 +31,8 @@ use onrush::platform::money::Money;
 use onrush::routes;
 use onrush::seckill::{self, NewActivity};
 
-use support::{Dir, ROUNDS, Running, median};
+use process::Process;
+use support::{Dir, ROUNDS, median};
 
 /// Distinct users.
 const USERS: usize = 400_000;
@@ -89,43 +92,6 @@ const LIMITS: [&str; 5] = [
     "limits.poll_per_account",
     "limits.poll_per_address",
 ];
-
-/// A process that answers HTTP.
-struct Process {
-    running: Running,
-    url: String,
-}
-
-impl Process {
-    fn start(program: &Path, args: &[&str], settings: &[(&'static str, String)], ready: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let url = format!("http://127.0.0.1:{port}");
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        for (path, value) in settings {
-            let name = match *path {
-                "database_url" => "DATABASE_URL".to_owned(),
-                "redis_url" => "REDIS_URL".to_owned(),
-                path => format!("ONRUSH_{}", path.to_uppercase().replace('.', "__")),
-            };
-            command.env(name, value);
-        }
-        command.env("ONRUSH_HTTP__LISTEN", format!("127.0.0.1:{port}")).env("ONRUSH_HTTP__PUBLIC_URL", &url);
-        let running = Running(command.spawn().expect("a process"));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let answers = || {
-            Command::new("curl")
-                .args(["-s", "-o", "/dev/null", &format!("{url}{ready}")])
-                .status()
-                .is_ok_and(|s| s.success())
-        };
-        while !answers() {
-            assert!(Instant::now() < deadline, "{} does not answer", program.display());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Self { running, url }
-    }
-}
 
 /// The URL by which the measured process reaches a server: `delayed` on the command line means a way that takes a
 /// millisecond longer in either direction.

@@ -85,7 +85,7 @@ pub fn start_periodic(app: &App) {
     };
     let tick = Duration::from_millis(app.config.seckill.tick_ms);
     every("seckill.returns", tick, |app| async move { Ok(seckill::return_units(&app).await.map(drop)?) }.boxed());
-    every("seckill.gates", GATES_PERIOD, |app| async move { Ok(seckill::look_after_gates(&app).await?) }.boxed());
+    every("seckill.gates", GATES_PERIOD, |app| async move { Ok(seckill::watch_gates(&app).await?) }.boxed());
     let telling = app.clone();
     app.loops.every("seckill.telling", GATES_PERIOD, move |pulse| {
         let app = telling.clone();

@@ -38,6 +38,8 @@ const FILES_WANTED: u64 = 100_000;
 const QUEUE_GAUGE_PERIOD: Duration = Duration::from_secs(10);
 /// Queues at rest that a process remembers; more of them are measured anew.
 const AT_REST_KNOWN: usize = 4096;
+/// A partition that is at rest is asked this often.
+const AT_REST_ASKED: Duration = Duration::from_secs(60);
 /// Rates of queues are of this long.
 const RATES_OF: Duration = Duration::from_secs(60);
 /// The process asks itself this often whether it is ready, so that its metrics say so without a balancer that asks.
@@ -221,26 +223,46 @@ fn start_measuring(app: &App) {
     app.loops.every("queues", QUEUE_GAUGE_PERIOD, move |_: Pulse| measure_queues(measured.clone()));
 }
 
-/// Of queues at rest, how many tasks had entered them, and since when that is so.
+/// What is known of queues at rest.
 #[derive(Default)]
-struct AtRest(Mutex<HashMap<QueueName, (i64, Instant)>>);
+struct AtRest(Mutex<HashMap<QueueName, Rest>>);
 
-/// Whether anything is in a queue, or went through it in the time that its rates are of.
+/// Of one of them.
+struct Rest {
+    /// How many tasks had entered it, and since when that is so.
+    entered: i64,
+    since: Instant,
+    asked: Instant,
+}
+
+/// Whether anything is in a queue, or went through it in the time that its rates are of. There may be thousands of partitions:
+/// one that is at rest is asked seldom, unless a worker here met something in it.
 async fn is_in_use(app: &App, queue: &QueueName) -> anyhow::Result<bool> {
-    let entered = app.engine.at_rest(queue).await?;
+    let rests = |known: &Rest| known.since.elapsed() >= RATES_OF && known.asked.elapsed() < AT_REST_ASKED;
     let known = app.local::<AtRest>();
+    let was_woken = app.engine.was_woken(queue);
+    if !was_woken && queue.partition_name().is_some() {
+        let known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(queue).is_some_and(rests) {
+            return Ok(false);
+        }
+    }
+    let (entered, asked) = (app.engine.at_rest(queue).await?, Instant::now());
     let mut known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(entered) = entered else {
         known.remove(queue);
         return Ok(true);
     };
-    match known.get(queue) {
-        Some((seen, since)) if *seen == entered => Ok(since.elapsed() < RATES_OF),
+    match known.get_mut(queue) {
+        Some(rest) if rest.entered == entered => {
+            rest.asked = asked;
+            Ok(rest.since.elapsed() < RATES_OF)
+        }
         _ => {
             if known.len() >= AT_REST_KNOWN {
                 known.clear();
             }
-            known.insert(queue.clone(), (entered, Instant::now()));
+            known.insert(queue.clone(), Rest { entered, since: asked, asked });
             Ok(true)
         }
     }

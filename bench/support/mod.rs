@@ -10,7 +10,7 @@ use onrush::platform::redis::Redis;
 pub const ROUNDS: usize = 3;
 
 /// Words on the command line that say how to measure.
-const HOW: [&str; 2] = ["volatile", "delayed"];
+const HOW: [&str; 3] = ["volatile", "delayed", "commands"];
 
 /// The words on the command line that say what to measure; cargo adds a flag of its own.
 pub fn words() -> Vec<String> {

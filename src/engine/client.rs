@@ -1,8 +1,8 @@
 //! The side of the engine that everybody uses: enqueue, take back, ask.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -27,6 +27,8 @@ const ENQUEUE_CHUNK: usize = 200;
 /// A task that waits keeps another of the same key out. One that was read does so until this long after it entered its
 /// stream; then it may have been lost.
 pub(super) const UNIQUE_FOR: Duration = Duration::from_secs(60);
+/// Queues that are noted as idle no more; past it all are forgotten.
+const WOKEN_KNOWN: usize = 4096;
 /// Members of a group: the script that joins them reads all their results at once.
 const MAX_MEMBERS: usize = 1000;
 /// A task that is to be stopped is remembered for this long.
@@ -114,12 +116,29 @@ pub struct Engine {
     waiters: Arc<Waiters>,
     statuses: Arc<Together<QueueName, Uuid, Option<Status>, RedisError>>,
     is_held: Arc<AtomicBool>,
+    /// Queues that a worker of this process found idle no more. It consumes them, which bounds their number.
+    woken: Arc<Mutex<HashSet<QueueName>>>,
 }
 
 impl Engine {
     /// An engine on `redis`.
     pub fn new(redis: Redis, clock: Clock, settings: Settings) -> Self {
-        Self { redis, clock, settings, waiters: Arc::default(), statuses: Arc::default(), is_held: Arc::default() }
+        let (waiters, statuses, is_held, woken) = Default::default();
+        Self { redis, clock, settings, waiters, statuses, is_held, woken }
+    }
+
+    /// Notes that a queue is idle no more.
+    pub(super) fn note_woken(&self, queue: &QueueName) {
+        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        if woken.len() >= WOKEN_KNOWN {
+            woken.clear();
+        }
+        woken.insert(queue.clone());
+    }
+
+    /// Whether a worker of this process found a queue idle no more since somebody asked this last.
+    pub fn was_woken(&self, queue: &QueueName) -> bool {
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner).remove(queue)
     }
 
     /// Holds this process' work, or lets it go on: while it is held no task and no schedule begins here. Whether it was held.

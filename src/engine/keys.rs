@@ -173,6 +173,11 @@ impl Keys {
     pub fn absent(&self) -> String {
         format!("{}:absent", self.base)
     }
+    /// Those that are there while there is something to follow: tasks that wait for their time (and envelopes, which are
+    /// nothing's where none does), what is set of the queue, whom to stop, what is to be sent, other priorities.
+    pub(super) fn stirring(&self) -> Vec<String> {
+        vec![self.control(), self.delayed(), self.revoked(), self.levels(), self.outbox(), self.envelopes()]
+    }
     /// Those that are the queue's own and do not belong to one task or group: what a partition that is over leaves behind.
     pub fn lasting(&self) -> Vec<String> {
         self.types().into_iter().map(|(key, _)| key).collect()
@@ -222,6 +227,14 @@ impl WorkerKeys {
     /// Sorted set: instances by the millisecond of their last sign of life.
     pub fn index(&self) -> String {
         format!("{}:index", self.base)
+    }
+    /// Hash: by an idle queue's name, who keeps it going and until when: `<ms> <instance>`.
+    pub fn keepers(&self) -> String {
+        format!("{}:keepers", self.base)
+    }
+    /// Stream by which an instance ends a read of one of its watches.
+    pub fn bell(&self, instance: &str, watch: usize) -> String {
+        format!("{}:bell:{instance}:{watch}", self.base)
     }
     /// What an instance said last; gone soon after its last word.
     pub fn worker(&self, instance: &str) -> String {

@@ -23,6 +23,7 @@ script!(RENEW, "lua/renew.lua");
 script!(FINISH, "lua/streams.lua", "lua/finish.lua");
 script!(GIVE_BACK, "lua/give_back.lua");
 script!(HEARTBEAT, "lua/heartbeat.lua");
+script!(KEEPERS, "lua/keepers.lua");
 script!(SAMPLE, "lua/sample.lua");
 script!(PURGE, "lua/streams.lua", "lua/purge.lua");
 script!(REQUEUE, "lua/streams.lua", "lua/requeue.lua");

@@ -3,7 +3,7 @@
 //! Per partition there are two loops. The **reader** takes a permit, reads a batch of one priority ([`turns`]) and hands it
 //! to a task of its own ([`run`], then [`finish`]); the permits bound what is under way. The [`keeper`] moves due tasks to
 //! the stream, takes over deliveries whose worker gave no sign for a lease ([`recover`]), clears what is nowhere any more
-//! ([`lost`]), and removes consumers that are long gone.
+//! ([`lost`]), and removes consumers that are long gone. Lanes of queues in which nothing happens share both ([`idle`]).
 //!
 //! A handler is never cancelled (it may be inside a database transaction). A stop ends the reading, waits for what
 //! runs, and gives back what was read and not begun.
@@ -12,7 +12,9 @@ mod fault;
 mod finish;
 mod forward;
 mod heartbeat;
+mod idle;
 mod keeper;
+mod keeping;
 mod lease;
 mod lost;
 mod missing;
@@ -22,13 +24,13 @@ mod run;
 mod throttle;
 mod traced;
 mod turns;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -36,6 +38,7 @@ pub use self::missing::Missing;
 
 use self::fault::Told;
 use self::heartbeat::Seat;
+use self::idle::{Idle, Lanes};
 use self::throttle::Throttle;
 use super::client::Engine;
 use super::keys::{Keys, QueueName};
@@ -64,6 +67,7 @@ pub struct Worker<C> {
     stopping: CancellationToken,
     /// The queues and partitions that it consumes.
     seats: Mutex<BTreeMap<QueueName, Seat>>,
+    lanes: Lanes,
 }
 
 /// What runs here now of a partition, by the tasks' keys.
@@ -83,8 +87,7 @@ struct Lane<C> {
     running: Running,
     /// Whether tasks have moved since the counters were last noted.
     moved: Arc<AtomicBool>,
-    /// Wakes the keeper from its rest.
-    bell: Arc<Notify>,
+    idle: Arc<Idle>,
     told: Arc<Told>,
     stop: CancellationToken,
 }
@@ -101,7 +104,7 @@ impl<C> Clone for Lane<C> {
             throttle: self.throttle.clone(),
             running: self.running.clone(),
             moved: self.moved.clone(),
-            bell: self.bell.clone(),
+            idle: self.idle.clone(),
             told: self.told.clone(),
             stop: self.stop.clone(),
         }
@@ -138,9 +141,10 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let boot = Uuid::now_v7().as_simple().to_string();
         let consumer = format!("{host}-{}-{}", std::process::id(), &boot[20..]);
         let (started_at, stopping) = (engine.clock.now(), loops.stop_signal());
-        let seats = Mutex::default();
-        let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats });
+        let (seats, lanes) = (Mutex::default(), Lanes::default());
+        let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats, lanes });
         heartbeat::start(&worker, loops);
+        keeping::start(&worker, loops);
         worker.prepare_counters();
         for (spec, partitions) in &worker.registry.queues {
             match partitions {
@@ -182,9 +186,12 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         self.take_seat(queue.clone(), Seat::new(&throttle, &running, &stop));
         let (level, levels) = (Priority::DEFAULT, Arc::new(AtomicU16::new(Levels::default().bits())));
         let (worker, name, end) = (self, queue.clone(), stop.clone());
-        let (moved, bell, told) = (Arc::default(), Arc::default(), Arc::default());
+        let (moved, told, idle) = (Arc::default(), Arc::default(), Arc::new(Idle::new(name.clone(), keys.clone())));
+        if let Some(watch) = worker.lanes.open(&idle) {
+            watch::start(&worker, watch, loops);
+        }
         let lane =
-            Lane { worker, spec, queue: name, keys, level, levels, throttle, running, moved, bell, told, stop: end };
+            Lane { worker, spec, queue: name, keys, level, levels, throttle, running, moved, idle, told, stop: end };
         let (reader, tracker) = (lane.clone(), loops.tracker().clone());
         loops.spawn_until(format!("read:{queue}"), STALL_AFTER, stop.clone(), move |pulse| {
             let (lane, tracker) = (reader.clone(), tracker.clone());

@@ -108,6 +108,11 @@ impl Redis {
         }
     }
 
+    /// Whether it is a cluster: there a command has keys of one slot.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.servers, Servers::Cluster(_))
+    }
+
     /// What every key begins with.
     pub fn prefix(&self) -> &str {
         &self.prefix

@@ -1,6 +1,6 @@
 //! The worker's side: batches of submissions become orders.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,12 @@ use super::{placing, reconcile, store};
 use crate::app::{App, failed};
 use crate::auth::UserId;
 use crate::engine::{Job, Outcome, QueueName};
-use crate::platform::clock::At;
-use crate::platform::seldom::Seldom;
 
-/// Activities that are over and looked through for submissions left behind, at most.
+/// Activities that are over and looked through for submissions left behind, at most: those that ended last.
 const MAX_LEFT_BEHIND: u32 = 800;
+/// Of those that held nothing when they were looked at last, and to which nothing can come by itself, so many are looked at
+/// again at a time.
+const LOOKED_AGAIN: usize = 50;
 /// Activities that could have submissions: on sale, soon, or over for less than this.
 const CONSUME_AFTER_END: Duration = Duration::from_secs(600);
 
@@ -24,63 +25,89 @@ const LEFT_BEHIND_PERIOD: Duration = Duration::from_secs(10);
 /// An activity is consumed from this long before its start.
 const CONSUME_BEFORE_START: Duration = Duration::from_secs(60);
 
-/// Activities that are over and still held submissions when this process last looked.
+/// What this process knows of the queues of activities that are over.
 #[derive(Default)]
-struct LeftBehind(Mutex<Option<(Instant, Vec<ActivityId>)>>);
+struct LeftBehind(Mutex<Left>);
 
-/// When it was told last that there are too many activities.
-#[derive(Default)]
-struct TooMany(Seldom);
+#[derive(Default, Clone)]
+struct Left {
+    looked: Option<Instant>,
+    /// Those that held submissions.
+    behind: Vec<ActivityId>,
+    /// Those in which nothing was, and when they were looked at: no dead letter either that somebody might retry.
+    at_rest: HashMap<ActivityId, Instant>,
+}
 
 /// The partitions worth consuming: every activity on sale or just over, and older ones that still hold submissions.
 pub async fn partitions(app: App) -> anyhow::Result<Vec<QueueName>> {
-    let now = app.clock.now();
-    let mut current = activities(&app, now.minus(CONSUME_AFTER_END), reconcile::MAX_ACTIVITIES).await?;
+    let mut current = current_activities(&app).await?;
     let known = app.local::<LeftBehind>();
-    let last = known.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let left_behind = match last {
-        Some((at, left_behind)) if at.elapsed() < LEFT_BEHIND_PERIOD => left_behind,
-        last => {
-            let before = last.map(|(_, left_behind)| left_behind).unwrap_or_default();
-            let found = look_for_left_behind(&app, &before).await?;
-            *known.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), found.clone()));
-            found
-        }
-    };
-    current.extend(left_behind);
+    let mut left = known.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if left.looked.is_none_or(|at| at.elapsed() >= LEFT_BEHIND_PERIOD) {
+        left = look_for_left_behind(&app, left).await?;
+        *known.0.lock().unwrap_or_else(PoisonError::into_inner) = left.clone();
+    }
+    current.extend(left.behind);
     current.sort_unstable();
     current.dedup();
     Ok(current.into_iter().map(queue).collect())
 }
 
 /// Those whose queues still hold submissions. One that cannot be read counts as before: it holds up no other.
-async fn look_for_left_behind(app: &App, before: &[ActivityId]) -> anyhow::Result<Vec<ActivityId>> {
-    let all = activities(app, app.clock.now().minus(KEEP_AFTER_END), MAX_LEFT_BEHIND).await?;
-    let holds_any = |activity| async move { Ok(app.engine.may_hold(&queue(activity)).await?) };
-    let looks = all.iter().map(|activity| (*activity, *activity)).collect();
-    // What failed is told there, by its activity.
-    let (looked, _) = each(app, "looking for submissions left behind", looks, holds_any).await;
-    let looked: HashMap<ActivityId, bool> = looked.into_iter().collect();
-    let left = |activity: &ActivityId| looked.get(activity).copied().unwrap_or_else(|| before.contains(activity));
-    Ok(all.into_iter().filter(left).collect())
-}
-
-/// Activities that end after `since`, those on sale first. More than `limit` are told.
-async fn activities(app: &App, since: At, limit: u32) -> anyhow::Result<Vec<ActivityId>> {
+async fn look_for_left_behind(app: &App, before: Left) -> anyhow::Result<Left> {
     let now = app.clock.now();
     let mut conn = app.db.acquire().await?;
-    let started = now.plus(CONSUME_BEFORE_START);
-    let mut found = store::activities_between(&mut conn, now, since, started, limit + 1).await?;
-    if found.len() > limit as usize {
-        found.truncate(limit as usize);
-        if app.local::<TooMany>().0.may(now, reconcile::TOO_MANY_TOLD) {
-            tracing::warn!(
-                limit,
-                "more activities than one process looks for submissions in: those on sale go first, and the last are passed over"
-            );
-        }
+    let all = store::ended_since(&mut conn, now.minus(KEEP_AFTER_END), now, MAX_LEFT_BEHIND).await?;
+    drop(conn);
+    let Left { behind, mut at_rest, .. } = before;
+    let there: HashSet<ActivityId> = all.iter().copied().collect();
+    at_rest.retain(|activity, _| there.contains(activity));
+    let mut again: Vec<(Instant, ActivityId)> = at_rest.iter().map(|(activity, at)| (*at, *activity)).collect();
+    again.sort_unstable();
+    again.truncate(LOOKED_AGAIN);
+    for (_, activity) in &again {
+        at_rest.remove(activity);
     }
-    Ok(found.iter().map(|activity| activity.id).collect())
+    let looks = all.iter().filter(|activity| !at_rest.contains_key(activity));
+    let looks = looks.map(|activity| (*activity, *activity)).collect();
+    // What failed is told there, by its activity.
+    let (looked, _) = each(app, "looking for submissions left behind", looks, |activity| left_in(app, activity)).await;
+    let looked: HashMap<ActivityId, InQueue> = looked.into_iter().collect();
+    at_rest.extend(looked.iter().filter(|(_, held)| **held == InQueue::Nothing).map(|(id, _)| (*id, Instant::now())));
+    let is_behind = |activity: &ActivityId| {
+        looked.get(activity).map_or_else(|| behind.contains(activity), |held| *held == InQueue::Submissions)
+    };
+    Ok(Left { looked: Some(Instant::now()), behind: all.into_iter().filter(is_behind).collect(), at_rest })
+}
+
+/// What is in the queue of an activity that is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InQueue {
+    Nothing,
+    /// Dead letters, or what an operator has set.
+    NoSubmissions,
+    Submissions,
+}
+
+async fn left_in(app: &App, activity: ActivityId) -> crate::error::Result<InQueue> {
+    let queue = queue(activity);
+    if app.engine.at_rest(&queue).await?.is_some() {
+        return Ok(InQueue::Nothing);
+    }
+    Ok(if app.engine.may_hold(&queue).await? { InQueue::Submissions } else { InQueue::NoSubmissions })
+}
+
+/// Activities on sale, soon, or just over, those on sale first. More than there may be are told.
+async fn current_activities(app: &App) -> anyhow::Result<Vec<ActivityId>> {
+    let now = app.clock.now();
+    let (since, started) = (now.minus(CONSUME_AFTER_END), now.plus(CONSUME_BEFORE_START));
+    let mut conn = app.db.acquire().await?;
+    let mut found = store::ids_between(&mut conn, now, since, started, reconcile::MAX_ACTIVITIES + 1).await?;
+    let is_too_much = found.len() > reconcile::MAX_ACTIVITIES as usize;
+    let current = if is_too_much { store::count_current(&mut conn, now, started).await? } else { 0 };
+    found.truncate(reconcile::MAX_ACTIVITIES as usize);
+    reconcile::tell_beyond(app, "placing", current);
+    Ok(found)
 }
 
 /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.

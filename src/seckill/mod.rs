@@ -9,9 +9,12 @@
 //! * Redis sold more than there was: the placement says sold out to the surplus.
 //! * A unit came back in MySQL (unpaid, cancelled): `gate_returned_at` is NULL until it is on sale in Redis too.
 //! * Anything else: [`reconcile()`] compares and corrects, the safe direction (fewer) first.
+//!
+//! One process looks after all gates ([`watch_gates`]), and looks seldom at those that rest.
 
 mod ahead;
 mod apart;
+mod attention;
 mod building;
 mod floods;
 pub mod http;
@@ -28,12 +31,13 @@ mod seats;
 mod store;
 pub mod tasks;
 mod telling;
+mod turn;
 mod watcher;
 
 pub use building::open_gate;
 pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place, Placement};
 pub use placing::{give_back, place, retake};
-pub use reconcile::{Correction, confirmed_difference, kept, look_after_gates, reconcile, return_units};
+pub use reconcile::{Correction, confirmed_difference, kept, look_after_gates, reconcile, return_units, watch_gates};
 pub use redis::{KEEP_AFTER_END, queue};
 pub use removal::clear_away;
 pub use telling::tell_gates;

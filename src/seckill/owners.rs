@@ -44,8 +44,9 @@ const MAX_FIELDS: u64 = 1_000_000;
 const MAX_MARKS: u64 = 2_000_000;
 /// That there are more owners than the gates may be told of is said once in so long.
 const TOO_MANY_TOLD: Duration = Duration::from_secs(60);
-/// Fields of gates that a pass looks at, about.
+/// Fields of gates that a pass looks at, about, and gates of which it does.
 const FIELDS_OF_A_PASS: usize = 2000;
+const GATES_OF_A_PASS: usize = 5;
 /// A note of what was taken back is told for this long: placements that had read before it have ended by then.
 const TOLD_FOR: Duration = Duration::from_secs(60);
 /// And for this long where a gate could not be told: one that cannot be read for days keeps no notes that long.
@@ -57,14 +58,13 @@ pub const UNDONE: &str = "undone";
 #[derive(Default)]
 struct TooMany(Seldom);
 
-/// Writes some more owners into the gates of these activities, those of the first ones first.
-pub async fn write_some(app: &App, activities: &[Activity]) -> Result<()> {
-    let (written, failed) = how_far(app, activities.iter().map(|activity| activity.id).collect()).await;
-    let (mut marks, mut pages) = (written.iter().map(|(_, written)| written.marks).sum::<u64>(), PAGES_OF_A_PASS);
-    let unfinished: HashSet<ActivityId> =
-        written.iter().filter(|(_, written)| written.after.is_some()).map(|(id, _)| *id).collect();
+/// Writes some more owners into the gates of these activities, those of the first ones first; `written` says how far they
+/// are, where that is known.
+pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<ActivityId, Written>) -> Result<()> {
+    let (mut marks, mut pages) = (written.values().map(|written| written.marks).sum::<u64>(), PAGES_OF_A_PASS);
+    let is_unfinished = |activity: &&Activity| written.get(&activity.id).is_some_and(|written| written.after.is_some());
     let mut troubles = Troubles::of("writing its owners into its gate");
-    for activity in activities.iter().filter(|activity| unfinished.contains(&activity.id)) {
+    for activity in activities.iter().filter(is_unfinished) {
         if pages == 0 {
             break;
         }
@@ -78,7 +78,7 @@ pub async fn write_some(app: &App, activities: &[Activity]) -> Result<()> {
         pages -= made;
         marks += u64::from(made * PAGE);
     }
-    all([failed, troubles.end()])
+    troubles.end()
 }
 
 /// How far the owners are written into the gates of these activities, of those that can be read.
@@ -135,7 +135,7 @@ pub async fn look_again(app: &App, activities: &[Activity]) -> Result<()> {
     let (round, put_off) = (app.local::<Round>(), put_off(app, DOING));
     let activities: Vec<&Activity> = activities.iter().filter(|activity| !put_off.contains(&activity.id)).collect();
     let (mut looked, mut troubles) = (0, Troubles::of(DOING));
-    for _ in &activities {
+    for _ in activities.iter().take(GATES_OF_A_PASS) {
         let (last, at) = *round.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The one whose look has not come to its end, or the next one.
         let same = activities.iter().find(|activity| at > 0 && Some(activity.id) == last);

@@ -1,21 +1,24 @@
-//! Keeping the gates true: built where missing, units put back on sale, differences corrected.
+//! Keeping the gates true: built where missing, units put back on sale, differences corrected. Which of them a pass looks
+//! at: [`attention`](super::attention).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::apart::{all, each, put_off};
+use super::apart::{all, each, is_partly, put_off};
+use super::attention::{self, Attention, Counts, Glance, Looked, Row};
 use super::model::{Activity, ActivityId, EntryId, Look, Phase};
-use super::redis::{Gate, KEEP_AFTER_END};
-use super::{owners, store};
+use super::redis::{Gate, KEEP_AFTER_END, Written};
+use super::{owners, store, turn};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
+use crate::platform::loops::Partly;
 use crate::platform::seldom::Seldom;
 
-/// Activities looked after at once; that there are more is logged, and they wait until others end.
-pub const MAX_ACTIVITIES: u32 = 200;
+/// Activities looked after, and consumed, at once; when there are more the last are not, which is told.
+pub const MAX_ACTIVITIES: u32 = 3000;
 /// That there are more is told once in so long.
 pub const TOO_MANY_TOLD: Duration = Duration::from_secs(60);
 /// An activity is looked after for this long past its end: orders of it may still come back.
@@ -46,23 +49,32 @@ pub struct Correction {
     pub made: bool,
 }
 
-/// Activities that are looked after: those on sale, then those to come, then those over. More than can be are told.
-pub async fn looked_after(app: &App) -> Result<Vec<Activity>> {
+/// Activities that are looked after: those on sale, then those to come, then those over; and how many of those on sale, or
+/// soon, are not, because there are too many.
+pub async fn looked_after(app: &App) -> Result<(Vec<Activity>, u64)> {
     let now = app.clock.now();
-    let mut conn = app.db.acquire().await?;
     let (since, started) = (now.minus(LOOK_AFTER_END), now.plus(BEFORE_START));
+    let mut conn = app.db.acquire().await?;
     let mut found = store::activities_between(&mut conn, now, since, started, MAX_ACTIVITIES + 1).await?;
+    let is_too_much = found.len() > MAX_ACTIVITIES as usize;
+    let current = if is_too_much { store::count_current(&mut conn, now, started).await? } else { 0 };
     drop(conn);
-    if found.len() > MAX_ACTIVITIES as usize {
-        found.truncate(MAX_ACTIVITIES as usize);
-        if app.local::<TooMany>().0.may(now, TOO_MANY_TOLD) {
-            tracing::warn!(
-                limit = MAX_ACTIVITIES,
-                "more activities than are looked after at once: those on sale go first, then those to come, and the last are not"
-            );
-        }
+    found.truncate(MAX_ACTIVITIES as usize);
+    Ok((found, tell_beyond(app, "gates", current)))
+}
+
+/// How many of so many activities are more than [`MAX_ACTIVITIES`], which a metric says, and the log.
+pub fn tell_beyond(app: &App, work: &'static str, activities: u64) -> u64 {
+    let beyond = activities.saturating_sub(u64::from(MAX_ACTIVITIES));
+    metrics::gauge!("onrush_seckill_activities_beyond", "work" => work).set(beyond as f64);
+    if beyond > 0 && app.local::<TooMany>().0.may(app.clock.now(), TOO_MANY_TOLD) {
+        tracing::error!(
+            limit = MAX_ACTIVITIES,
+            beyond,
+            "more activities are on sale than are served: those that began last go first, and the submissions of the others are not placed"
+        );
     }
-    Ok(found)
+    beyond
 }
 
 /// Activities whose keys are kept, also of sales that begin much later, in the same order.
@@ -78,27 +90,82 @@ pub async fn kept(app: &App, limit: u32) -> Result<Vec<ActivityId>> {
 #[derive(Default)]
 struct TooMany(Seldom);
 
-/// One pass over the gates: built where missing, compared and corrected, told who has the course. Each activity and each
+/// One pass over all gates: built where missing, compared and corrected, told who has the course. Each activity and each
 /// step by itself: what fails is told, the rest goes on, and the pass has failed at its end.
 pub async fn look_after_gates(app: &App) -> Result<()> {
+    app.local::<Attention>().forget();
+    pass(app).await
+}
+
+/// As [`look_after_gates`], by one process of all, and at the gates that do not rest.
+pub async fn watch_gates(app: &App) -> Result<()> {
+    if !turn::take(app).await? {
+        return Ok(());
+    }
+    let passed = pass(app).await;
+    let is_over = passed.as_ref().err().is_none_or(is_partly);
+    if !is_over && let Err(error) = turn::give_back(app).await {
+        tracing::debug!(%error, "the turn to look after the gates was not given back, and ends by itself");
+    }
+    passed
+}
+
+async fn pass(app: &App) -> Result<()> {
     let now = app.clock.now();
-    let activities = looked_after(app).await?;
-    let gates = activities.iter().map(|activity| (activity.id, activity)).collect();
-    let (_, gates) = each(app, "looking after its gate", gates, |activity| look_after_gate(app, activity)).await;
+    let (activities, beyond) = looked_after(app).await?;
+    let due = attention::due(app, &activities).await?;
+    let gates = activities.iter().filter(|activity| due.contains(&activity.id));
+    let gates = gates.map(|activity| (activity.id, activity)).collect();
+    let look = |activity| look_after_gate(app, activity, now);
+    let (looked, gates) = each(app, "looking after its gate", gates, look).await;
+    let attention = app.local::<Attention>();
+    attention.note(&due, looked);
     let returned = return_again(app, now.minus(RETURN_AGAIN), &|| ()).await;
     let refunds = owners::tell_of_refunds(app, &activities).await;
     let on_sale: Vec<Activity> = activities.iter().filter(|a| a.phase(now) != Phase::Ended).cloned().collect();
-    let written = owners::write_some(app, &on_sale).await;
-    all([gates, returned, refunds, written, owners::look_again(app, &on_sale).await])
+    let written: HashMap<ActivityId, Written> =
+        on_sale.iter().filter_map(|a| Some((a.id, attention.last(a.id)?.written))).collect();
+    let written = owners::write_some(app, &on_sale, &written).await;
+    let again = owners::look_again(app, &on_sale).await;
+    all([gates, returned, refunds, written, again, all_are_served(beyond)])
 }
 
-async fn look_after_gate(app: &App, activity: &Activity) -> Result<()> {
-    super::open_gate(app, activity.id).await?;
-    if activity.closed_at.is_some() {
-        // Redis may have come back as it was before the close.
-        Gate::of(&app.engine, activity.id).close(app).await?;
+fn all_are_served(beyond: u64) -> Result<()> {
+    if beyond == 0 {
+        return Ok(());
     }
-    reconcile(app, activity.id, true).await.map(drop)
+    let why = Partly(format!("{beyond} activities more than {MAX_ACTIVITIES} are on sale, and are not looked after"));
+    Err(anyhow::anyhow!("there are too many at once").context(why).into())
+}
+
+/// `None` when there was no gate: the next pass looks at it.
+async fn look_after_gate(app: &App, activity: &Activity, now: At) -> Result<Option<Looked>> {
+    let gate = Gate::of(&app.engine, activity.id);
+    let Some(Glance { counts, written }) = gate.glance(app).await? else {
+        super::open_gate(app, activity.id).await?;
+        return Ok(None);
+    };
+    if activity.closed_at.is_some() && !counts.is_closed {
+        // Redis may have come back as it was before the close.
+        gate.close(app).await?;
+    }
+    let row = Row::of(activity, now);
+    let last = app.local::<Attention>().last(activity.id).filter(|last| last.row == row);
+    let agreed = match last.and_then(|last| last.agreed).filter(|last| *last == counts) {
+        Some(still) => Some(still),
+        None => agree(app, activity, counts).await?.then_some(counts),
+    };
+    Ok(Some(Looked { row, agreed, written }))
+}
+
+/// Compares and corrects; whether the gate, with these counters, agrees with the row and nothing is under way.
+async fn agree(app: &App, activity: &Activity, counts: Counts) -> Result<bool> {
+    let (look, _) = compare(app, activity.id, true).await?;
+    Ok(look.is_some_and(|look| {
+        let Look { gate, admitted, in_flight, left, returning } = look;
+        let is_same = (gate, admitted, left) == (counts.stock, counts.admitted, activity.stock_left);
+        is_same && in_flight + returning == 0 && look.correction() == 0
+    }))
 }
 
 /// Puts units back on sale that MySQL has released, until none is owed; bounded per page. Those of an activity whose gate
@@ -169,15 +236,20 @@ async fn give_back_to_gates(app: &App, entries: &[store::Entry]) -> (HashSet<Act
 
 /// Compares the gate with MySQL. A difference that two looks confirm is corrected when `repair`, and reported.
 pub async fn reconcile(app: &App, activity: ActivityId, repair: bool) -> Result<Option<Correction>> {
+    compare(app, activity, repair).await.map(|(_, correction)| correction)
+}
+
+/// As [`reconcile`], and what was seen; none without a gate, or when something moved meanwhile.
+async fn compare(app: &App, activity: ActivityId, repair: bool) -> Result<(Option<Look>, Option<Correction>)> {
     let doubts = app.local::<Doubts>();
     let gate = Gate::of(&app.engine, activity);
-    let Some(look) = look(app, &gate, activity).await? else { return Ok(None) };
+    let Some(look) = look(app, &gate, activity).await? else { return Ok((None, None)) };
     let change = look.correction();
     let confirmed = {
         let mut doubts = doubts.0.lock().unwrap_or_else(PoisonError::into_inner);
         if change == 0 {
             doubts.remove(&activity);
-            return Ok(None);
+            return Ok((Some(look), None));
         }
         let (seen, since) = *doubts.entry(activity).or_insert((look, Instant::now()));
         if seen != look {
@@ -186,7 +258,7 @@ pub async fn reconcile(app: &App, activity: ActivityId, repair: bool) -> Result<
         seen == look && since.elapsed() >= if change < 0 { CONFIRM_FEWER } else { CONFIRM_MORE }
     };
     if !confirmed {
-        return Ok(None);
+        return Ok((Some(look), None));
     }
     let made = repair && gate.adjust(app, look.gate, look.admitted, change).await?;
     if made {
@@ -195,10 +267,10 @@ pub async fn reconcile(app: &App, activity: ActivityId, repair: bool) -> Result<
         metrics::counter!("onrush_seckill_corrections_total", "direction" => if change < 0 { "fewer" } else { "more" })
             .increment(1);
     }
-    Ok(Some(Correction { activity, look, made }))
+    Ok((Some(look), Some(Correction { activity, look, made })))
 }
 
-/// Both sides at one instant: `None` without a gate, or when Redis moved while MySQL was read.
+/// Both sides at one instant; `None` without a gate, or when Redis moved while MySQL was read.
 async fn look(app: &App, gate: &Gate, activity: ActivityId) -> Result<Option<Look>> {
     let Some(before) = gate.look(app).await? else { return Ok(None) };
     let mut conn = app.db.acquire().await?;

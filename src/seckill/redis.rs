@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use redis::{ErrorKind, Script};
 
+use super::attention::{Counts, Glance};
 use super::model::{Activity, ActivityId, Admission, EntryId, Held, Place, QUEUE};
 use crate::app::App;
 use crate::auth::UserId;
@@ -79,6 +80,16 @@ pub struct Submission {
     pub entry: EntryId,
     /// Where in a trace: the call that carries it carries others' too.
     pub trace: Option<TraceParent>,
+}
+
+impl Written {
+    fn read(starts: Option<&str>, owners: Option<&str>, marks: Option<u64>) -> Self {
+        let off = owners.and_then(|at| at.strip_prefix(TAKEN_OFF)?.parse().ok());
+        let marks = marks.unwrap_or(0);
+        let has_marks = starts.is_some() && marks > 0 && owners != Some(ALL_OFF);
+        let after = starts.and_then(|_| owners.map_or(Some(UserId::min()), |last| last.parse().ok()));
+        Self { after, marks, taken_off: has_marks.then(|| off.unwrap_or(0)) }
+    }
 }
 
 /// The keys of one activity.
@@ -208,11 +219,31 @@ impl Gate {
         read.arg(self.gate()).arg("starts").arg("owners").arg("marks");
         let (starts, owners, marks): (Option<String>, Option<String>, Option<u64>) =
             read.query_async(&mut app.redis.commands()).await.context("reading how far the owners are written")?;
-        let off = owners.as_deref().and_then(|at| at.strip_prefix(TAKEN_OFF)?.parse().ok());
-        let marks = marks.unwrap_or(0);
-        let has_marks = starts.is_some() && marks > 0 && owners.as_deref() != Some(ALL_OFF);
-        let after = starts.and_then(|_| owners.map_or(Some(UserId::min()), |last| last.parse().ok()));
-        Ok(Written { after, marks, taken_off: has_marks.then(|| off.unwrap_or(0)) })
+        Ok(Written::read(starts.as_deref(), owners.as_deref(), marks))
+    }
+
+    /// What one command tells; `None` without a gate.
+    pub async fn glance(&self, app: &App) -> anyhow::Result<Option<Glance>> {
+        type Fields = (Option<String>, Option<String>, Option<u64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+        let mut read = redis::cmd("HMGET");
+        read.arg(self.gate()).arg(&["starts", "owners", "marks", "stock", "seq", "done", "closed"]);
+        let (starts, owners, marks, stock, admitted, ended, closed): Fields =
+            read.query_async(&mut app.redis.commands()).await.context("glancing at a gate")?;
+        let (Some(_), Some(stock)) = (&starts, stock) else { return Ok(None) };
+        let (admitted, ended, is_closed) = (admitted.unwrap_or(0), ended.unwrap_or(0), closed == Some(1));
+        let written = Written::read(starts.as_deref(), owners.as_deref(), marks);
+        Ok(Some(Glance { counts: Counts { stock, admitted, ended, is_closed }, written }))
+    }
+
+    /// Whether Redis has something of the gate of each of these, by one command for all; not on a cluster, where their keys
+    /// are of many slots.
+    pub async fn all_exist(app: &App, activities: &[ActivityId]) -> anyhow::Result<bool> {
+        let mut asked = redis::cmd("EXISTS");
+        for activity in activities {
+            asked.arg(Self::of(&app.engine, *activity).gate());
+        }
+        let found: usize = asked.query_async(&mut app.redis.commands()).await.context("looking for gates")?;
+        Ok(found == activities.len())
     }
 
     /// Takes the owners' marks off that these places have; `next` is where to go on, 0 at the end.

@@ -77,14 +77,38 @@ pub async fn list_activities(conn: &mut Conn, now: At, before: ActivityId, limit
 /// Activities that end after `since` and have started by `started`: at `now` those on sale come first, the last to begin
 /// before others, then those to come, the next one before others, then those that are over, the last to end before others.
 pub async fn activities_between(conn: &mut Conn, now: At, since: At, started: At, limit: u32) -> Result<Vec<Activity>> {
-    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+    let mut query = between(COLUMNS, now, since, started, limit);
+    Ok(query.build_query_as().fetch_all(conn).await.context("listing activities")?)
+}
+
+/// As [`activities_between`], their ids.
+pub async fn ids_between(conn: &mut Conn, now: At, since: At, started: At, limit: u32) -> Result<Vec<ActivityId>> {
+    let mut query = between("SELECT id FROM seckill_activities ", now, since, started, limit);
+    Ok(query.build_query_scalar().fetch_all(conn).await.context("listing ids of activities")?)
+}
+
+fn between(select: &'static str, now: At, since: At, started: At, limit: u32) -> QueryBuilder<'static, MySql> {
+    let mut query = QueryBuilder::<MySql>::new(select);
     query.push("WHERE ends_at > ").push_bind(since).push(" AND starts_at <= ").push_bind(started);
     query.push(" ORDER BY CASE WHEN closed_at IS NOT NULL OR ends_at <= ").push_bind(now);
     query.push(" THEN 2 WHEN starts_at > ").push_bind(now).push(" THEN 1 ELSE 0 END, ");
     query.push("CASE WHEN closed_at IS NULL AND starts_at > ").push_bind(now).push(" THEN starts_at END, ");
     query.push("CASE WHEN closed_at IS NULL AND ends_at > ").push_bind(now).push(" THEN starts_at END DESC, ");
     query.push("ends_at DESC, id LIMIT ").push_bind(limit);
-    Ok(query.build_query_as().fetch_all(conn).await.context("listing activities")?)
+    query
+}
+
+/// How many activities are on sale at `now`, or will be by `started`.
+pub async fn count_current(conn: &mut Conn, now: At, started: At) -> Result<u64> {
+    let count: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM seckill_activities WHERE closed_at IS NULL AND ends_at > ? AND starts_at <= ?",
+    )
+    .bind(now)
+    .bind(started)
+    .fetch_one(conn)
+    .await
+    .context("counting activities")?;
+    Ok(u64::try_from(count).unwrap_or(0))
 }
 
 /// Activities that ended by `until` and of which Redis may still keep something, those that ended first before others,

@@ -106,6 +106,11 @@ fn step(told: &str, run: &str, now: At) -> Step {
     }
 }
 
+/// Which run of Redis served when this process looked last.
+pub fn run_seen(app: &App) -> String {
+    app.local::<Seen>().lock().run.clone()
+}
+
 /// Tells the gates, where this run of Redis was not told yet and nobody else is at it. `beat` hears of each step.
 pub async fn tell_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let (run, now) = (app.redis.run_ids().await?.join(" "), app.clock.now());
@@ -147,7 +152,7 @@ fn told_key(app: &App) -> String {
 
 async fn tell(lease: &Lease<'_>, returned_since: At, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let app = lease.app;
-    let activities = reconcile::looked_after(app).await?;
+    let (activities, _) = reconcile::looked_after(app).await?;
     let returned = reconcile::return_again(app, returned_since, beat).await;
     let mut troubles = Troubles::of("telling its gate who holds a unit");
     for activity in &activities {

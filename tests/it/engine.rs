@@ -1,6 +1,7 @@
 //! The task engine by itself, with tasks of the tests' own.
 
 mod following;
+mod idle;
 mod lost;
 mod priorities;
 mod traced;

@@ -1,6 +1,7 @@
 //! Seckill from outside: admission, placement, polling, returns, and what a newcomer might do wrong.
 
 mod gates;
+mod many;
 mod owners;
 mod pages;
 mod streams;

@@ -84,7 +84,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         drop(running);
         let soon = |ending: &Ending| matches!(ending, Ending::Retry { pause, .. } if *pause < IDLE_PERIOD);
         if endings.iter().any(|(_, ending)| soon(ending)) {
-            self.bell.notify_one();
+            self.idle.stir();
         }
     }
 

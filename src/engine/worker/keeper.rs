@@ -1,9 +1,10 @@
 //! The loop of a partition that keeps it going: moves what is due, has what dead workers left taken over
 //! ([`recover`](super::recover)) and what is nowhere cleared ([`lost`](super::lost)), removes consumers that are gone. Every
-//! process runs it; scripts and conditions in Redis make one of them win.
+//! process in which the queue is busy runs it, and of those in which it is idle one ([`keeping`](super::keeping)); scripts and
+//! conditions in Redis make one of several win.
 //!
-//! A partition in which nothing happens costs one command a look. While something runs here the looks come ten times a
-//! second, since it may be taken back; else twice, or when the next task is due.
+//! While something runs here the looks come ten times a second, since it may be taken back; else twice, or when the next
+//! task is due. A partition in which nothing happens costs one command a look; an idle one is looked at with all others.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -37,6 +38,10 @@ const SAMPLE_PERIOD: Duration = Duration::from_secs(5);
 const IDLE_SAMPLE_PERIOD: Duration = Duration::from_secs(25);
 /// Consumers are looked through once in so many leases.
 const PRUNE_PERIOD: u32 = 10;
+/// A keeper of an idle queue that has nothing to do makes a step this often.
+const IDLE_BEAT: Duration = Duration::from_secs(2);
+/// Deliveries of dead workers are looked for this often where the watch says that there are none.
+const SURE_PERIOD: Duration = Duration::from_secs(30);
 /// That an outbox waits is told this often.
 const OUTBOX_TOLD: Duration = Duration::from_secs(10);
 
@@ -46,8 +51,6 @@ struct Seen {
     moved: i64,
     /// When the next one is due (ms, -1 when none is).
     next_ms: i64,
-    /// Whether there is nothing to follow: no task waits for its time, nothing is set, nobody is to be told.
-    quiet: bool,
 }
 
 impl<C: Clone + Send + Sync + 'static> Lane<C> {
@@ -56,28 +59,38 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let recover_period = (lease / 4).clamp(Duration::from_millis(100), Duration::from_secs(2));
         let (mut recovered, mut pruned, mut sampled) = (None::<Instant>, None::<Instant>, None::<Instant>);
         let due = |last: Option<Instant>, period: Duration| last.is_none_or(|at| at.elapsed() >= period);
-        let (mut search, mut quiet) = (Search::default(), false);
+        let mut search = Search::default();
         while !pulse.stopping() {
             pulse.beat();
+            // What runs here may be told something by anybody.
+            if self.idle.is_kept_elsewhere() && !self.idle.is_stirred() && !self.runs() {
+                self.wait_for_bell(&pulse, IDLE_BEAT).await;
+                continue;
+            }
             let mut next_ms = -1;
-            let still_quiet = quiet && self.is_quiet().await?;
+            let was_stirred = self.idle.take_stirred();
+            let still_quiet = self.idle.is_quiet() && !was_stirred && self.is_quiet().await?;
             if !still_quiet {
                 if let Some(seen) = self.spare(self.follow()).await? {
                     if seen.moved >= i64::from(PROMOTE_CHUNK) {
                         continue;
                     }
-                    (next_ms, quiet) = (seen.next_ms, seen.quiet);
+                    next_ms = seen.next_ms;
                 }
                 self.try_forward().await;
             }
-            if due(recovered, recover_period) && !self.throttle.is_paused() && !self.worker.engine.is_held() {
+            let recover_after = if self.idle.has_nothing_pending() { SURE_PERIOD } else { recover_period };
+            if due(recovered, recover_after) && !self.throttle.is_paused() && !self.worker.engine.is_held() {
                 for lane in self.each_level() {
                     self.spare(lane.recover(&pulse, &tracker)).await?;
                 }
+                self.spare(self.note_nothing_pending()).await?;
                 recovered = Some(Instant::now());
             }
             let moves = self.moved.load(Ordering::SeqCst);
-            if due(sampled, if moves { SAMPLE_PERIOD } else { IDLE_SAMPLE_PERIOD }) {
+            // Nobody wants to know how quickly nothing goes through one of many partitions.
+            let is_idle_part = self.idle.is_idle() && self.queue.partition_name().is_some();
+            if !is_idle_part && due(sampled, if moves { SAMPLE_PERIOD } else { IDLE_SAMPLE_PERIOD }) {
                 self.moved.store(false, Ordering::SeqCst);
                 self.spare(self.worker.engine.sample(&self.queue)).await?;
                 sampled = Some(Instant::now());
@@ -94,27 +107,46 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         Ok(())
     }
 
-    /// Whether there still is nothing to follow, by one command. It asks for what [`Lane::follow`] reads and `try_forward` sends,
-    /// and for envelopes, which are nothing's where no task waits for its time.
+    /// Whether there still is nothing to follow, by one command; by none where all idle lanes are looked at.
     async fn is_quiet(&self) -> anyhow::Result<bool> {
-        let keys = &self.keys;
+        if self.is_looked_at() {
+            return Ok(true);
+        }
         let mut asked = redis::cmd("EXISTS");
-        asked.arg(keys.control()).arg(keys.delayed()).arg(keys.revoked()).arg(keys.levels()).arg(keys.outbox());
-        asked.arg(keys.envelopes());
+        asked.arg(self.keys.stirring());
         let found: u32 =
             asked.query_async(&mut self.worker.engine.redis.commands()).await.context("looking at a queue")?;
         Ok(found == 0)
     }
 
+    fn is_looked_at(&self) -> bool {
+        self.idle.is_idle() && !self.runs() && self.worker.lanes.are_looked_at()
+    }
+
+    /// Whether tasks run here: their reader may have found nothing since for long.
+    fn runs(&self) -> bool {
+        !self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Rests until the next task is due, `most` at most.
     async fn rest(&self, pulse: &Pulse, next_ms: i64, most: Duration) {
-        let runs = !self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if self.is_looked_at() && self.idle.is_quiet() && self.idle.has_nothing_pending() {
+            return self.wait_for_bell(pulse, IDLE_BEAT).await;
+        }
+        let runs = self.runs();
         let most = most.min(if runs { KEEP_PERIOD } else { IDLE_PERIOD });
         let next = u64::try_from(next_ms).map_or(most, |ms| Duration::from_millis(ms.max(1)));
+        if runs {
+            return pulse.sleep(next.min(most)).await;
+        }
+        // A handler begins that may be told to stop, or a task was put off for less than a rest.
+        self.wait_for_bell(pulse, next.min(most)).await;
+    }
+
+    async fn wait_for_bell(&self, pulse: &Pulse, most: Duration) {
         tokio::select! {
-            () = pulse.sleep(next.min(most)) => {}
-            // A handler begins that may be told to stop, or a task was put off for less than a rest.
-            () = self.bell.notified(), if !runs => {}
+            () = pulse.sleep(most) => {}
+            () = self.idle.bell.notified() => {}
         }
     }
 
@@ -161,13 +193,20 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             self.ensure_groups(levels).await?;
             self.levels.store(levels.bits(), Ordering::SeqCst);
         }
+        let may_rest = !paused && concurrency == 0 && levels.is_one();
+        // No task waits for its time, nothing is set, nobody is to be told.
+        let quiet = next_ms < 0 && revoked.is_empty() && may_rest;
+        // Before the reader may read: it then knows whether it may rest.
+        self.idle.saw(may_rest, quiet);
         self.throttle.follow(paused, concurrency);
+        if self.idle.rests() && !self.may_rest() {
+            self.idle.wake();
+        }
         if moved > 0 {
             self.moved.store(true, Ordering::SeqCst);
         }
         self.clear_hollow(&hollow).await?;
-        let quiet = next_ms < 0 && revoked.is_empty() && !paused && concurrency == 0 && levels.is_one();
-        Ok(Seen { moved, next_ms, quiet })
+        Ok(Seen { moved, next_ms })
     }
 
     /// A place to run in; `None` when the process stops, or the queue is paused, before one is free. What is told to the

@@ -30,7 +30,7 @@ impl Lease {
             let mut next = tokio::time::Instant::now() + period;
             tokio::time::sleep(STARTED_AFTER).await;
             // What runs for long may be taken back: the keeper looks for that.
-            lane.bell.notify_one();
+            lane.idle.bell.notify_one();
             loop {
                 // At first all of them, then whoever has news.
                 if let Err(error) = lane.mark_started(&deliveries).await {

@@ -43,6 +43,24 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
     }
 
+    /// Of a lane that rests: notes when no worker has anything, here or elsewhere. Then there is nothing to take over until
+    /// something comes, which the watch tells.
+    pub(super) async fn note_nothing_pending(&self) -> anyhow::Result<()> {
+        let Some(wakes) = self.idle.before_look() else { return Ok(()) };
+        let pending: Result<Value, redis::RedisError> = redis::cmd("XPENDING")
+            .arg(self.stream())
+            .arg(GROUP)
+            .query_async(&mut self.worker.engine.redis.commands())
+            .await;
+        match pending {
+            Ok(Value::Array(parts)) if parts.first() == Some(&Value::Int(0)) => self.idle.note_nothing_pending(wakes),
+            Ok(_) => {}
+            Err(error) if is_no_group(&error) => {}
+            Err(error) => return Err(error).context("looking for what workers have"),
+        }
+        Ok(())
+    }
+
     /// A page of deliveries that were idle for a lease.
     async fn abandoned(&self, from: &str) -> Result<Vec<Pending>, redis::RedisError> {
         redis::cmd("XPENDING")

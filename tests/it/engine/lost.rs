@@ -167,3 +167,27 @@ async fn a_due_task_without_its_envelope_is_cleared_and_holds_up_no_other() {
     assert_eq!(s.meta([&lost]).await, [None]);
     assert!(s.may_come_again(&retried, Unique::UntilDone).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_worker_has_and_no_stream_any_more_is_cleared_and_not_its_own() {
+    let s = Setup::new().await;
+    // Nothing is taken over in a paused queue: that would end it, too.
+    s.bench.engine.set_paused(&queue(), true).await.unwrap();
+    let (dead, alive) = (s.plant("a", 1).await, s.plant("b", 2).await);
+    s.make_group().await;
+    assert_eq!(s.read_as("other").await, 2);
+    let pending = async || -> redis::Value { s.redis(redis::cmd("XPENDING").arg(s.stream()).arg("workers")).await };
+    for (task, idle_ms) in [(&dead, 600_000), (&alive, 0)] {
+        let mut claim = redis::cmd("XCLAIM");
+        claim.arg(s.stream()).arg("workers").arg("other").arg(0).arg(&task.1).arg("IDLE").arg(idle_ms).arg("JUSTID");
+        let _: redis::Value = s.redis(&claim).await;
+        let _: i64 = s.redis(redis::cmd("XDEL").arg(s.stream()).arg(&task.1)).await;
+    }
+    s.start();
+    s.h.eventually(async || s.state(&dead.0).await.is_none()).await;
+    // Its worker gave a sign just now, and may still end it.
+    assert_eq!(s.state(&alive.0).await, Some(State::Pending));
+    let redis::Value::Array(left) = pending().await else { panic!("no group") };
+    assert_eq!(left.first(), Some(&redis::Value::Int(1)));
+    assert!(s.may_come_again(&dead.0, Unique::UntilDone).await);
+}

@@ -195,3 +195,25 @@ async fn who_submits_far_too_often_is_told_to_wait_and_nobody_else_is() {
     h.advance(Duration::from_secs(60));
     assert_eq!(sale.submit(&h, &eager).await.expect(202).text_of("id"), id);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_gates_know_of_very_many_owners_they_are_told_of_no_more_until_others_are_gone() {
+    let h = Harness::new().await;
+    let (full, course) = (Sale::open(&h, 10).await, h.course(9900).await);
+    let sale = Sale::with(&h, json!({ "course_id": course.no() })).await;
+    let owner = h.register().await;
+    own(&h, course.id, std::slice::from_ref(&owner)).await;
+    let meta = |sale: &Sale| h.app.engine.keys(&seckill::queue(sale.activity())).meta();
+    let tell = async |command: &[&str]| {
+        let mut told = redis::cmd(command[0]);
+        let _: i64 = told.arg(&command[1..]).query_async(&mut h.app.redis.commands()).await.unwrap();
+    };
+    // Nobody was written yet.
+    tell(&["HDEL", &meta(&sale), "owners"]).await;
+    tell(&["HSET", &meta(&full), "marks", "2000000"]).await;
+    seckill::look_after_gates(&h.app).await.unwrap();
+    assert_eq!(place(&h, &sale, &owner).await, None);
+    tell(&["HSET", &meta(&full), "marks", "1999999"]).await;
+    seckill::look_after_gates(&h.app).await.unwrap();
+    assert_eq!(place(&h, &sale, &owner).await.as_deref(), Some("0:owned"));
+}

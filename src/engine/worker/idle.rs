@@ -1,0 +1,396 @@
+//! Idle queues: what a lane shares with the loops that watch for all idle lanes of the process.
+//!
+//! A lane is idle when its reader has found nothing for a while. Then it costs nothing by itself:
+//!
+//! * It gives its connection back and *rests*. One connection of the process watches the streams of all lanes that rest, of a
+//!   hundred or so ([`watch`](super::watch)), and wakes those to which something comes. A watch takes nothing from a stream, so a
+//!   process that dies in it loses nothing, and a lane that is woken for nothing rests again. On a cluster, where a command
+//!   has keys of one slot, each reader goes on with its own connection.
+//! * Of all processes one keeps its queue going ([`keeping`](super::keeping)); the others are told of what concerns
+//!   themselves, such as that the queue was paused, by a look at all idle lanes together.
+//!
+//! Nothing here is needed for correctness: when a watch or a look fails or gives no sign, lanes do as if they were alone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, Semaphore};
+
+use super::super::keys::{Keys, QueueName};
+
+/// A reader that found nothing for so long lets its lane be idle.
+pub(super) const AWAKE_FOR: Duration = Duration::from_secs(5);
+/// Readers of a process that have a connection of their own at once, of those that there are for blocking reads. When more
+/// are busy the others wait in the watch, or look twice a second where there is none.
+const OWN_CONNECTIONS: usize = 200;
+/// Lanes of one watch: each task that comes to one of them has the watch ask for all of them anew.
+const LANES_OF_A_WATCH: usize = 100;
+/// Watches of a process, at most: beyond them each has more lanes.
+pub(super) const MAX_WATCHES: usize = 32;
+/// A watch, or a look, that gave no sign for so long is not relied on.
+const SIGN: Duration = Duration::from_secs(7);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Of one lane.
+pub(super) struct Idle {
+    pub(super) queue: QueueName,
+    pub(super) keys: Keys,
+    /// Which watch reads for it when it rests.
+    watch: AtomicUsize,
+    /// Wakes the keeper.
+    pub(super) bell: Notify,
+    /// Wakes the reader.
+    woken: Notify,
+    /// Nothing is set of the queue, and it has one stream.
+    may_rest: AtomicBool,
+    is_idle: AtomicBool,
+    /// The watch reads for it.
+    rests: AtomicBool,
+    /// The keeper found nothing to follow.
+    is_quiet: AtomicBool,
+    /// A look found something to follow.
+    is_stirred: AtomicBool,
+    /// How often it was woken.
+    wakes: AtomicU64,
+    /// That number, and one, when nothing was with any worker; 0 when that is not known.
+    nothing_pending: AtomicU64,
+    /// What comes to the stream after this entry is news.
+    after: Mutex<String>,
+    /// Until when another process keeps it.
+    kept_elsewhere: Mutex<Option<Instant>>,
+}
+
+impl Idle {
+    pub(super) fn new(queue: QueueName, keys: Keys) -> Self {
+        Self {
+            queue,
+            keys,
+            watch: AtomicUsize::new(0),
+            bell: Notify::new(),
+            woken: Notify::new(),
+            may_rest: AtomicBool::new(false),
+            is_idle: AtomicBool::new(false),
+            rests: AtomicBool::new(false),
+            is_quiet: AtomicBool::new(false),
+            is_stirred: AtomicBool::new(false),
+            wakes: AtomicU64::new(0),
+            nothing_pending: AtomicU64::new(0),
+            after: Mutex::default(),
+            kept_elsewhere: Mutex::default(),
+        }
+    }
+
+    pub(super) fn watch(&self) -> usize {
+        self.watch.load(Ordering::SeqCst)
+    }
+
+    /// What the keeper saw: whether nothing is set of the queue, and whether there is nothing to follow.
+    pub(super) fn saw(&self, may_rest: bool, is_quiet: bool) {
+        self.is_quiet.store(is_quiet, Ordering::SeqCst);
+        if self.may_rest.swap(may_rest, Ordering::SeqCst) && !may_rest {
+            // It is idle no more.
+            self.wake();
+        }
+    }
+
+    /// What the reader says before each read; whether the lane is idle.
+    pub(super) fn set_idle(&self, found_nothing: bool) -> bool {
+        let is_idle = found_nothing && self.may_rest.load(Ordering::SeqCst);
+        if self.is_idle.swap(is_idle, Ordering::SeqCst) && !is_idle {
+            *lock(&self.kept_elsewhere) = None;
+            self.bell.notify_one();
+        }
+        is_idle
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_idle.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_quiet.load(Ordering::SeqCst)
+    }
+
+    /// A look found something: the keeper follows it.
+    pub(super) fn stir(&self) {
+        self.is_stirred.store(true, Ordering::SeqCst);
+        self.bell.notify_one();
+    }
+
+    pub(super) fn take_stirred(&self) -> bool {
+        self.is_stirred.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn is_stirred(&self) -> bool {
+        self.is_stirred.load(Ordering::SeqCst)
+    }
+
+    /// Something may have come: the reader looks for itself.
+    pub(super) fn wake(&self) {
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+        self.rests.store(false, Ordering::SeqCst);
+        self.woken.notify_one();
+    }
+
+    pub(super) async fn woken(&self) {
+        self.woken.notified().await;
+    }
+
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Ordering::SeqCst)
+    }
+
+    /// What is asked before a look at what workers have, to note that they have nothing; none unless it rests.
+    pub(super) fn before_look(&self) -> Option<u64> {
+        let wakes = self.wakes.load(Ordering::SeqCst);
+        self.rests().then_some(wakes)
+    }
+
+    /// No worker had anything: that stays so until something comes to the stream, which wakes the lane.
+    pub(super) fn note_nothing_pending(&self, wakes: u64) {
+        self.nothing_pending.store(wakes + 1, Ordering::SeqCst);
+    }
+
+    pub(super) fn has_nothing_pending(&self) -> bool {
+        self.rests() && self.nothing_pending.load(Ordering::SeqCst) == self.wakes.load(Ordering::SeqCst) + 1
+    }
+
+    /// Whether another process keeps the queue.
+    pub(super) fn is_kept_elsewhere(&self) -> bool {
+        self.is_idle() && lock(&self.kept_elsewhere).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Who keeps the queue: another process, until then, or this one.
+    pub(super) fn keep_elsewhere(&self, until: Option<Instant>) {
+        let before = std::mem::replace(&mut *lock(&self.kept_elsewhere), until);
+        if before.is_some() && until.is_none() {
+            self.bell.notify_one();
+        }
+    }
+}
+
+/// The lanes of a process.
+pub(super) struct Lanes {
+    /// Connections that readers may have of their own.
+    pub(super) own: Arc<Semaphore>,
+    all: Mutex<HashMap<QueueName, Weak<Idle>>>,
+    watches: [Watch; MAX_WATCHES],
+    looked: Mutex<Option<Instant>>,
+}
+
+/// What the lanes of one watch share with it.
+#[derive(Default)]
+struct Watch {
+    is_started: AtomicBool,
+    round: Mutex<Round>,
+    /// Tells it that a lane rests.
+    came: Notify,
+    seen: Mutex<Option<Instant>>,
+}
+
+/// A read of the watch.
+#[derive(Default)]
+struct Round {
+    /// It is under way.
+    reads: bool,
+    /// Somebody has told it to end.
+    is_told: bool,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self {
+            own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
+            all: Mutex::default(),
+            watches: std::array::from_fn(|_| Watch::default()),
+            looked: Mutex::default(),
+        }
+    }
+}
+
+impl Lanes {
+    /// Gives a lane to the watch that has the fewest, of as many as are needed; that watch, when it is to be started.
+    pub(super) fn open(&self, lane: &Arc<Idle>) -> Option<usize> {
+        let mut all = lock(&self.all);
+        all.insert(lane.queue.clone(), Weak::new());
+        all.retain(|queue, lane_of| *queue == lane.queue || lane_of.strong_count() > 0);
+        let mut loads = vec![0; all.len().div_ceil(LANES_OF_A_WATCH).clamp(1, MAX_WATCHES)];
+        for other in all.values().filter_map(Weak::upgrade) {
+            if let Some(load) = loads.get_mut(other.watch()) {
+                *load += 1;
+            }
+        }
+        let least = loads.iter().enumerate().min_by_key(|(_, load)| **load).map_or(0, |(watch, _)| watch);
+        lane.watch.store(least, Ordering::SeqCst);
+        all.insert(lane.queue.clone(), Arc::downgrade(lane));
+        (!self.watch(least).is_started.swap(true, Ordering::SeqCst)).then_some(least)
+    }
+
+    fn watch(&self, number: usize) -> &Watch {
+        &self.watches[number % MAX_WATCHES]
+    }
+
+    /// Those that are open and for which this holds.
+    pub(super) fn that(&self, holds: impl Fn(&Idle) -> bool) -> Vec<Arc<Idle>> {
+        let mut all = lock(&self.all);
+        all.retain(|_, lane| lane.strong_count() > 0);
+        all.values().filter_map(Weak::upgrade).filter(|lane| holds(lane)).collect()
+    }
+
+    /// Has its watch read for a lane from `after` on; whether it has to be told.
+    pub(super) fn rest(&self, lane: &Idle, after: String) -> bool {
+        let watch = self.watch(lane.watch());
+        let mut round = lock(&watch.round);
+        *lock(&lane.after) = after;
+        lane.rests.store(true, Ordering::SeqCst);
+        watch.came.notify_one();
+        round.reads && !std::mem::replace(&mut round.is_told, true)
+    }
+
+    /// The lanes for which this watch reads now, each with the entry after which it does.
+    pub(super) fn begin_round(&self, watch: usize) -> Vec<(Arc<Idle>, String)> {
+        let (number, watch) = (watch, self.watch(watch));
+        let mut round = lock(&watch.round);
+        *lock(&watch.seen) = Some(Instant::now());
+        let resting = self.that(|lane| lane.watch() == number && lane.rests());
+        *round = Round { reads: !resting.is_empty(), is_told: false };
+        resting.into_iter().map(|lane| (lane.clone(), lock(&lane.after).clone())).collect()
+    }
+
+    pub(super) fn end_round(&self, watch: usize) {
+        lock(&self.watch(watch).round).reads = false;
+    }
+
+    /// Ends when a lane of this watch has come to rest.
+    pub(super) async fn came(&self, watch: usize) {
+        self.watch(watch).came.notified().await;
+    }
+
+    /// Whether its watch is one to rely on.
+    pub(super) fn is_watched(&self, lane: &Idle) -> bool {
+        lock(&self.watch(lane.watch()).seen).is_some_and(|at| at.elapsed() < SIGN)
+    }
+
+    pub(super) fn note_look(&self) {
+        *lock(&self.looked) = Some(Instant::now());
+    }
+
+    /// Whether idle lanes are looked at together.
+    pub(super) fn are_looked_at(&self) -> bool {
+        lock(&self.looked).is_some_and(|at| at.elapsed() < SIGN)
+    }
+
+    /// Every lane of this watch looks for itself.
+    pub(super) fn wake_all(&self, watch: usize) {
+        *lock(&self.watch(watch).seen) = None;
+        self.end_round(watch);
+        self.that(|lane| lane.watch() == watch && lane.rests()).iter().for_each(|lane| lane.wake());
+    }
+
+    /// Every lane keeps its queue itself.
+    pub(super) fn keep_all(&self) {
+        *lock(&self.looked) = None;
+        for lane in self.that(Idle::is_idle) {
+            lane.keep_elsewhere(None);
+            lane.bell.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(lanes: &Lanes, name: &str) -> Arc<Idle> {
+        let queue: QueueName = name.parse().unwrap();
+        let keys = Keys::new("p", &queue);
+        let lane = Arc::new(Idle::new(queue, keys));
+        lanes.open(&lane);
+        lane.saw(true, true);
+        lane
+    }
+
+    #[test]
+    fn a_lane_that_comes_to_rest_during_a_read_ends_it_once() {
+        let lanes = Lanes::default();
+        let (a, b, c) = (lane(&lanes, "a"), lane(&lanes, "b"), lane(&lanes, "c"));
+        assert!(!lanes.rest(&a, "1-0".to_owned()), "nothing reads yet");
+        assert_eq!(lanes.begin_round(0).len(), 1);
+        assert!(lanes.rest(&b, "2-0".to_owned()));
+        assert!(!lanes.rest(&c, "3-0".to_owned()), "it was told");
+        lanes.end_round(0);
+        let asked = lanes.begin_round(0);
+        assert_eq!(asked.len(), 3);
+        assert!(asked.iter().any(|(lane, after)| lane.queue == b.queue && after == "2-0"));
+        a.wake();
+        drop((asked, c));
+        assert_eq!(lanes.begin_round(0).len(), 1, "one is awake, one is gone");
+    }
+
+    #[test]
+    fn many_lanes_are_shared_out_to_watches_and_few_have_one() {
+        let lanes = Lanes::default();
+        let open = |n: usize| {
+            let queue: QueueName = format!("q{n}").parse().unwrap();
+            let lane = Arc::new(Idle::new(queue.clone(), Keys::new("p", &queue)));
+            (lanes.open(&lane), lane)
+        };
+        let all: Vec<_> = (0..LANES_OF_A_WATCH).map(open).collect();
+        assert!(all.iter().all(|(_, lane)| lane.watch() == 0));
+        assert!(all[0].0 == Some(0) && all[1..].iter().all(|(started, _)| started.is_none()), "started once");
+        let (started, next) = open(LANES_OF_A_WATCH);
+        assert_eq!((started, next.watch()), (Some(1), 1));
+        let more: Vec<_> = (LANES_OF_A_WATCH + 1..LANES_OF_A_WATCH * 40).map(open).collect();
+        let of = |watch| more.iter().filter(|(_, lane)| lane.watch() == watch).count();
+        assert!((1..MAX_WATCHES).all(|watch| of(watch) >= LANES_OF_A_WATCH - 1), "there are no more than so many");
+        // An arrival ends a read of its own watch alone.
+        assert_eq!([lanes.begin_round(0).len(), lanes.begin_round(1).len()], [0, 0]);
+        lanes.rest(&next, "1-0".to_owned());
+        assert_eq!([lanes.begin_round(0).len(), lanes.begin_round(1).len()], [0, 1]);
+        assert!(!lanes.rest(&all[0].1, "1-0".to_owned()), "the first watch reads nothing");
+        lanes.wake_all(0);
+        assert!(next.rests() && !lanes.is_watched(&all[0].1) && lanes.is_watched(&next));
+    }
+
+    #[test]
+    fn that_no_worker_has_anything_holds_until_the_lane_is_woken() {
+        let lanes = Lanes::default();
+        let lane = lane(&lanes, "a");
+        assert_eq!(lane.before_look(), None, "who is awake is told of nothing");
+        lanes.rest(&lane, "1-0".to_owned());
+        let before = lane.before_look().unwrap();
+        // What comes during the look wakes the lane.
+        lane.wake();
+        lanes.rest(&lane, "2-0".to_owned());
+        lane.note_nothing_pending(before);
+        assert!(!lane.has_nothing_pending());
+        lane.note_nothing_pending(lane.before_look().unwrap());
+        assert!(lane.has_nothing_pending());
+        lane.wake();
+        assert!(!lane.has_nothing_pending());
+    }
+
+    #[test]
+    fn a_queue_is_kept_here_unless_another_process_said_lately_that_it_does() {
+        let lanes = Lanes::default();
+        let lane = lane(&lanes, "a");
+        let soon = Some(Instant::now() + Duration::from_secs(60));
+        lane.keep_elsewhere(soon);
+        assert!(!lane.is_kept_elsewhere(), "it is not idle");
+        assert!(lane.set_idle(true) && lane.is_kept_elsewhere());
+        lane.keep_elsewhere(Some(Instant::now()));
+        assert!(!lane.is_kept_elsewhere(), "that is over");
+        lane.keep_elsewhere(soon);
+        lanes.keep_all();
+        assert!(!lane.is_kept_elsewhere());
+        lane.keep_elsewhere(soon);
+        assert!(!lane.set_idle(false) && !lane.is_kept_elsewhere(), "something came");
+        lane.saw(false, false);
+        assert!(!lane.set_idle(true), "something is set of the queue");
+    }
+}

@@ -1,0 +1,196 @@
+//! Connections that watch the streams of lanes that rest, by an `XREAD` that takes nothing. One has a hundred lanes or so: it
+//! asks for all of them anew whenever something comes to one.
+//!
+//! A lane that comes to rest while a read is under way must not wait for its end: it writes to a stream of its watch, the
+//! bell, which every read names too. What came to a stream between the last look of its lane and the read is above the
+//! entry that the lane named, so the read gives it at once.
+//!
+//! A read that takes nothing succeeds at a replica too, or at a server that others have left. So the bell, which goes
+//! through the shared connection, must be heard now and then.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use redis::{RedisError, Value};
+
+use super::super::client::millis;
+use super::super::keys::WorkerKeys;
+use super::super::shapes::is_wrong_type;
+use super::idle::{Idle, Lanes};
+use super::read::wait_for;
+use super::{Lane, STALL_AFTER, Worker};
+use crate::platform::loops::{Loops, Pulse};
+use crate::platform::redis::Blocking;
+
+/// A read waits this long for news.
+pub(super) const WATCH_BLOCK: Duration = Duration::from_secs(2);
+/// A lane that rests makes a step this often.
+const REST_BEAT: Duration = Duration::from_secs(3);
+/// The bell is rung when it was not heard for so long, to hear whether the watch is where everybody writes.
+const ECHO_PERIOD: Duration = Duration::from_secs(5);
+/// And when it is not heard for so long, it is not.
+const DEAF_AFTER: Duration = Duration::from_secs(12);
+/// The bell is heard at once, or by then a later read has begun, which needs none.
+const BELL_LIFE: Duration = Duration::from_secs(5);
+
+/// Starts a watch; on a cluster there is none.
+pub(super) fn start<C: Clone + Send + Sync + 'static>(worker: &Arc<Worker<C>>, watch: usize, loops: &Loops) {
+    if worker.engine.redis.is_cluster() {
+        return;
+    }
+    let worker = worker.clone();
+    loops.spawn(format!("watch:{watch}"), STALL_AFTER, move |pulse| {
+        let worker = worker.clone();
+        async move { worker.watch(watch, &pulse).await }
+    });
+}
+
+/// When a watch ends, for whatever reason, every lane of it looks for itself.
+struct WakeAll<'a>(&'a Lanes, usize);
+
+impl Drop for WakeAll<'_> {
+    fn drop(&mut self) {
+        self.0.wake_all(self.1);
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Worker<C> {
+    async fn watch(&self, watch: usize, pulse: &Pulse) -> anyhow::Result<()> {
+        let _waking = WakeAll(&self.lanes, watch);
+        let mut connection = self.engine.redis.blocking().await?;
+        let watched = self.watch_on(watch, &mut connection, pulse).await;
+        // A read may be under way on it.
+        connection.discard();
+        watched
+    }
+
+    async fn watch_on(&self, watch: usize, connection: &mut Blocking, pulse: &Pulse) -> anyhow::Result<()> {
+        let (mut rung, mut heard) = ("0-0".to_owned(), Instant::now());
+        while !pulse.stopping() {
+            pulse.beat();
+            let resting = self.lanes.begin_round(watch);
+            if resting.is_empty() {
+                tokio::select! {
+                    () = self.lanes.came(watch) => {}
+                    () = pulse.sleep(WATCH_BLOCK) => {}
+                }
+                heard = Instant::now();
+                continue;
+            }
+            if heard.elapsed() >= DEAF_AFTER {
+                bail!("the watch of idle queues is at a server to which nobody writes");
+            }
+            if heard.elapsed() >= ECHO_PERIOD {
+                self.ring(watch).await.context("ringing the bell of the watch")?;
+            }
+            let read = self.read_of(watch, &resting, &rung);
+            let reply = tokio::select! {
+                reply = wait_for(&read, WATCH_BLOCK, connection) => reply,
+                // It takes nothing, so it may be given up.
+                () = pulse.stopped() => return Ok(()),
+            };
+            self.lanes.end_round(watch);
+            match reply {
+                Ok(reply) => {
+                    if let Some(bell) = self.wake(watch, &resting, reply) {
+                        (rung, heard) = (bell, Instant::now());
+                    }
+                }
+                // Of one of them: its lane finds it, and does not rest any more.
+                Err(error) if is_wrong_type(&anyhow::Error::from(error.clone())) => {
+                    resting.iter().for_each(|(lane, _)| lane.wake());
+                }
+                Err(error) => return Err(error).context("watching idle queues"),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_of(&self, watch: usize, resting: &[(Arc<Idle>, String)], rung: &str) -> redis::Cmd {
+        let mut read = redis::cmd("XREAD");
+        read.arg("COUNT").arg(1).arg("BLOCK").arg(millis(WATCH_BLOCK)).arg("STREAMS").arg(self.bell(watch));
+        for (lane, _) in resting {
+            read.arg(lane.keys.stream());
+        }
+        read.arg(rung);
+        for (_, after) in resting {
+            read.arg(after);
+        }
+        read
+    }
+
+    /// Wakes those to which something came; the bell's entry, when it was rung.
+    fn wake(&self, watch: usize, resting: &[(Arc<Idle>, String)], reply: Value) -> Option<String> {
+        let by_stream: HashMap<String, &Arc<Idle>> =
+            resting.iter().map(|(lane, _)| (lane.keys.stream(), lane)).collect();
+        let (bell, mut rung) = (self.bell(watch), None);
+        for (stream, last) in streams_of(reply) {
+            if stream == bell {
+                rung = Some(last);
+            } else if let Some(lane) = by_stream.get(&stream) {
+                lane.wake();
+            }
+        }
+        rung
+    }
+
+    fn bell(&self, watch: usize) -> String {
+        WorkerKeys::new(self.engine.redis.prefix()).bell(&self.consumer, watch)
+    }
+
+    async fn ring(&self, watch: usize) -> Result<(), RedisError> {
+        let bell = self.bell(watch);
+        let mut ringing = redis::pipe();
+        ringing.cmd("XADD").arg(&bell).arg("MAXLEN").arg(1).arg("*").arg("r").arg(1).ignore();
+        ringing.cmd("PEXPIRE").arg(&bell).arg(millis(BELL_LIFE)).ignore();
+        ringing.query_async(&mut self.engine.redis.commands()).await
+    }
+}
+
+impl<C: Clone + Send + Sync + 'static> Lane<C> {
+    /// Rests until something may have come to the stream after its entry `last`, or the lane has to look for itself.
+    pub(super) async fn rest_after(&self, last: String, pulse: &Pulse) -> anyhow::Result<()> {
+        let lanes = &self.worker.lanes;
+        if lanes.rest(&self.idle, last) {
+            self.worker.ring(self.idle.watch()).await.context("telling the watch of an idle queue")?;
+        }
+        while !pulse.stopping() && self.idle.rests() && self.may_rest() {
+            pulse.beat();
+            tokio::select! {
+                () = self.idle.woken() => {}
+                () = pulse.sleep(REST_BEAT) => {}
+            }
+        }
+        if self.idle.rests() {
+            self.idle.wake();
+        }
+        Ok(())
+    }
+
+    /// Whether there is a watch, which reads of one stream, and does not know of a pause.
+    pub(super) fn may_rest(&self) -> bool {
+        self.worker.lanes.is_watched(&self.idle) && self.levels().is_one() && !self.throttle.is_paused()
+    }
+}
+
+/// The streams of an `XREAD` reply, each with the last entry that it gave.
+fn streams_of(reply: Value) -> Vec<(String, String)> {
+    let pairs: Vec<(Value, Value)> = match reply {
+        Value::Map(pairs) => pairs,
+        Value::Array(streams) => streams
+            .into_iter()
+            .filter_map(|stream| match stream {
+                Value::Array(parts) => <[Value; 2]>::try_from(parts).ok().map(|[name, entries]| (name, entries)),
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    let read = |(name, entries): (Value, Value)| {
+        let entries: Vec<(String, Value)> = redis::from_redis_value(entries).ok()?;
+        Some((redis::from_redis_value(name).ok()?, entries.into_iter().next_back()?.0))
+    };
+    pairs.into_iter().filter_map(read).collect()
+}

@@ -1,0 +1,13 @@
+-- Takes, or keeps, the turn to look after the gates for all processes.
+--
+-- KEYS  1 the turn
+-- ARGV  1 who asks, 2 how long it is theirs (ms; 0: they give it back)
+-- reply 1 when it is theirs
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '0' then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+elseif holder then
+  redis.call('DEL', KEYS[1])
+end
+return 1
