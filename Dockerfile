@@ -15,6 +15,6 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /onrush /usr/local/bin/onrush
 ENV ONRUSH_HTTP__LISTEN=0.0.0.0:8080 ONRUSH_LOG__FORMAT=json
 EXPOSE 8080
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["/usr/local/bin/onrush", "ready"]
+HEALTHCHECK --interval=5s --timeout=8s --start-period=30s CMD ["/usr/local/bin/onrush", "ready"]
 ENTRYPOINT ["/usr/local/bin/onrush"]
 CMD ["serve"]

@@ -20,7 +20,7 @@ use onrush::serve::{Role, Serving, raise_file_limit, until_told_to_stop};
 use tokio::net::TcpListener;
 
 /// A service that takes longer to say whether it is ready is not.
-const READY_TIMEOUT: Duration = Duration::from_secs(4);
+const READY_TIMEOUT: Duration = Duration::from_secs(7);
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -199,13 +199,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     set("limits.poll_per_address", "120000", Whole(0, 10_000_000)),
     set("log.format", "pretty", OneOf(&["pretty", "json"])),
     set("log.filter", "info", Text("a filter of log lines", "info,sqlx=warn", telemetry::is_filter)),
-    set("traces.endpoint", "", Text(URL, "http://127.0.0.1:4318", |t| t.is_empty() || is_url(t))),
+    set("traces.endpoint", "", Text(COLLECTOR, "http://127.0.0.1:4318", is_collector)),
     set("traces.sample_ratio", "1", Text("a number from 0 to 1", "0.01", is_ratio)),
     set("traces.parent_decides", "false", Flag),
     set("traces.service_name", "onrush", Text("a name", "onrush", |t| !t.is_empty())),
 ];
 
 const URL: &str = "an address without a trailing slash";
+const COLLECTOR: &str = "a collector's address for OTLP over HTTP, without /v1/traces";
 
 /// Settings whose variables everybody calls by another name.
 pub(super) const COMMON_NAMES: &[(&str, &str)] = &[("database_url", "DATABASE_URL"), ("redis_url", "REDIS_URL")];
@@ -361,6 +362,9 @@ fn is_page(text: &str) -> bool {
         let names_neither = page.query_pairs().all(|(name, _)| !matches!(&*name, "order_no" | "status"));
         matches!(page.scheme(), "http" | "https") && for_anybody && names_neither
     })
+}
+fn is_collector(text: &str) -> bool {
+    text.is_empty() || is_url(text) && !text.ends_with("/v1/traces")
 }
 fn is_ratio(text: &str) -> bool {
     text.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio))

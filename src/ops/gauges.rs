@@ -12,11 +12,12 @@ use crate::platform::loops::{LoopHealth, shared_name};
 
 /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
 pub fn prepare_counters() {
-    let known: [(&str, &str, &[&str]); 5] = [
+    let known: [(&str, &str, &[&str]); 6] = [
         ("onrush_late_payments_total", "outcome", &["reopened", "refund", "before"]),
         ("onrush_refunds_total", "outcome", &["confirmed", "pending", "refused", "failed"]),
         ("onrush_seckill_corrections_total", "direction", &["fewer", "more"]),
         ("onrush_orders_total", "outcome", &["created", "paid", "closed", "granted", "released", "refunded"]),
+        ("onrush_trace_spans_total", "outcome", &["exported", "failed"]),
         ("onrush_pool_timeouts_total", "server", &["mysql", "redis"]),
     ];
     for (name, label, values) in known {

@@ -92,8 +92,9 @@ pub async fn watch_eviction(app: &App) -> anyhow::Result<()> {
 /// Runs in a task of its own: a sqlx future runs to its end.
 async fn look(app: &App) -> Readiness {
     let ok = || "ok".to_owned();
-    let mysql = db::writable(&app.db).await.map_err(|error| error.to_string());
-    let redis = app.redis.writable().await.map_err(|error| format!("{error:#}"));
+    // At once: two that are silent take no longer than one.
+    let (mysql, redis) = tokio::join!(db::writable(&app.db), app.redis.writable());
+    let (mysql, redis) = (mysql.map_err(|error| error.to_string()), redis.map_err(|error| format!("{error:#}")));
     let evicts = app.local::<Eviction>().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let clock = clocks::is_right(app);
     let loops = app.loops.health();

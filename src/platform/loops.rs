@@ -199,12 +199,15 @@ impl Loops {
     }
 }
 
+/// That a loop fails for the same reason is told once in so long.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
+
 async fn supervise<F, Fut>(pulse: Pulse, body: F)
 where
     F: Fn(Pulse) -> Fut,
     Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let mut backoff = MIN_BACKOFF;
+    let (mut backoff, mut told) = (MIN_BACKOFF, None::<(String, Instant)>);
     while !pulse.stopping() {
         let started = Instant::now();
         // A task of its own: a panic ends it, not the supervisor.
@@ -218,7 +221,13 @@ where
         }
         if let Some(error) = error {
             metrics::counter!("onrush_loop_failures_total", "loop" => shared_name(&pulse.name).to_owned()).increment(1);
-            tracing::warn!(loop.name = %pulse.name, error, "loop failed and starts again");
+            // While a server is away every loop fails, again and again: the line that says why must not be lost among theirs.
+            if told.as_ref().is_none_or(|(before, at)| *before != error || at.elapsed() > TOLD_AGAIN) {
+                tracing::warn!(loop.name = %pulse.name, error, "loop failed and starts again");
+                told = Some((error.clone(), Instant::now()));
+            } else {
+                tracing::debug!(loop.name = %pulse.name, error, "loop failed and starts again");
+            }
             let mut beats = pulse.beats.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(beat) = beats.get_mut(&pulse.name).filter(|beat| beat.generation == pulse.generation) {
                 beat.last_error = Some(error);

@@ -67,6 +67,8 @@ pub fn init(format: LogFormat, filter: &str, traced: Option<&traces::Settings>) 
             Targets::new().with_target("onrush", LevelFilter::INFO).with_target(LINES_ALONE, LevelFilter::OFF),
         );
     tracing_subscriber::registry().with(lines).with(spans).try_init().context("starting logs and traces")?;
+    let (endpoint, sample_ratio) = (&settings.endpoint, settings.sample_ratio);
+    tracing::info!(endpoint, sample_ratio, "traces are on");
     Ok(Some(traces))
 }
 

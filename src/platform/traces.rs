@@ -5,8 +5,8 @@
 //! slow or away costs spans, never a request.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -73,7 +73,7 @@ impl Traces {
             .with_timeout(EXPORT_TIMEOUT)
             .build()
             .context("making the exporter of traces")?;
-        let counted = Counted { inner: exporter, failed: AtomicBool::new(false), endpoint: settings.endpoint.clone() };
+        let counted = Counted { inner: exporter, fault: Mutex::default(), endpoint: settings.endpoint.clone() };
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUE_MAX)
             .with_max_export_batch_size(BATCH_MAX)
@@ -110,7 +110,8 @@ impl Traces {
 #[derive(Debug)]
 struct Counted {
     inner: opentelemetry_otlp::SpanExporter,
-    failed: AtomicBool,
+    /// Why it took none last, while it takes none.
+    fault: Mutex<Option<String>>,
     endpoint: String,
 }
 
@@ -122,12 +123,17 @@ impl SpanExporter for Counted {
         let exported = self.inner.export(batch).await;
         let outcome = if exported.is_ok() { "exported" } else { "failed" };
         metrics::counter!("onrush_trace_spans_total", "outcome" => outcome).increment(spans);
-        let failed_before = self.failed.swap(exported.is_err(), Ordering::Relaxed);
-        match &exported {
-            Err(error) if !failed_before => {
-                tracing::warn!(endpoint = self.endpoint, error = %error, "the collector takes no spans; they are dropped until it does");
+        let why = exported.as_ref().err().map(ToString::to_string);
+        let before = std::mem::replace(&mut *self.fault.lock().unwrap_or_else(PoisonError::into_inner), why.clone());
+        match (before, why) {
+            (before, Some(why)) if before.as_ref() != Some(&why) => {
+                tracing::warn!(
+                    endpoint = self.endpoint,
+                    error = why,
+                    "the collector takes no spans; they are dropped until it does"
+                );
             }
-            Ok(()) if failed_before => tracing::info!(endpoint = self.endpoint, "the collector takes spans again"),
+            (Some(_), None) => tracing::info!(endpoint = self.endpoint, "the collector takes spans again"),
             _ => {}
         }
         exported

@@ -132,7 +132,10 @@ async fn watch<C: Shareable>(place: C::Place, shared: Weak<Inner<C>>) {
         let Some(inner) = shared.upgrade() else { return };
         let shared = Shared(inner);
         let Err(error) = shared.usable().await else {
-            well = true;
+            if !well {
+                tracing::info!("redis answers again");
+                well = true;
+            }
             shared.0.away.note(None);
             continue;
         };
@@ -151,6 +154,7 @@ async fn watch<C: Shareable>(place: C::Place, shared: Weak<Inner<C>>) {
         shared.0.away.note(away);
         if let Ok(fresh) = fresh {
             tracing::info!("connected to redis again");
+            well = true;
             *shared.0.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
     }

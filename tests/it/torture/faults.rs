@@ -154,7 +154,12 @@ impl Town {
         let (servers, redis) = (PrivateServers::start().await, PrivateRedis::start().await);
         let mysql = servers.addresses().mysql;
         let addresses = Servers { mysql, redis: redis.url().to_owned(), clean_up: false };
-        let settings = vec![("orders.owed_grace_s", "1".to_owned()), ("orders.pay_deadline_s", "5".to_owned())];
+        let settings = vec![
+            ("orders.owed_grace_s", "1".to_owned()),
+            ("orders.pay_deadline_s", "5".to_owned()),
+            // For as long as a run may be.
+            ("auth.access_token_s", "86400".to_owned()),
+        ];
         let h = Harness::with(Options { system_clock: true, settings, servers: Some(addresses) }).await;
         // An account that a read-only server refuses, as it refuses the service's in production.
         let account = format!("CREATE USER shop; GRANT ALL ON `{}`.* TO shop", h.database);
