@@ -37,6 +37,6 @@ pub async fn give_back(app: &App) -> Result<()> {
 async fn ask(app: &App, life_ms: u64) -> Result<bool> {
     let key = format!("{}:{{.gates}}:turn", app.redis.prefix());
     let mut call = TURN.key(key);
-    call.arg(&app.local::<Name>().0).arg(life_ms);
+    call.arg(&app.local::<Name>().0).arg(life_ms).arg(TURN_MS);
     Ok(call.invoke_async(&mut app.redis.commands()).await.context("asking for the turn to look after the gates")?)
 }
