@@ -18,7 +18,7 @@ use redis::{RedisError, Value};
 use super::super::client::millis;
 use super::super::keys::WorkerKeys;
 use super::super::shapes::is_wrong_type;
-use super::idle::{Idle, Lanes};
+use super::idle::{AWAKE_FOR, Idle, Lanes};
 use super::read::wait_for;
 use super::{Lane, STALL_AFTER, Worker};
 use crate::platform::loops::{Loops, Pulse};
@@ -156,7 +156,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         if lanes.rest(&self.idle, last) {
             self.worker.ring(self.idle.watch()).await.context("telling the watch of an idle queue")?;
         }
-        while !pulse.stopping() && self.idle.rests() && self.may_rest() {
+        let rests_since = Instant::now();
+        while !pulse.stopping() && self.idle.rests() && self.may_rest() && self.is_best_at_rest(rests_since) {
             pulse.beat();
             tokio::select! {
                 () = self.idle.woken() => {}
@@ -167,6 +168,11 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             self.idle.wake();
         }
         Ok(())
+    }
+
+    /// A lane that is not idle keeps its queue itself, and begins to be idle only when its reader looks.
+    fn is_best_at_rest(&self, since: Instant) -> bool {
+        if self.idle.is_idle() { !self.runs() } else { since.elapsed() < AWAKE_FOR }
     }
 
     /// Whether there is a watch, which reads of one stream, and does not know of a pause.
