@@ -71,7 +71,8 @@ async fn look_for_left_behind(app: &App, before: Left) -> anyhow::Result<Left> {
     let looks = all.iter().filter(|activity| !at_rest.contains_key(activity));
     let looks = looks.map(|activity| (*activity, *activity)).collect();
     // What failed is told there, by its activity.
-    let (looked, _) = each(app, "looking for submissions left behind", looks, |activity| left_in(app, activity)).await;
+    let (looked, _) =
+        each(app, "looking for submissions left behind", looks, &|| (), |activity| left_in(app, activity)).await;
     let looked: HashMap<ActivityId, InQueue> = looked.into_iter().collect();
     at_rest.extend(looked.iter().filter(|(_, held)| **held == InQueue::Nothing).map(|(id, _)| (*id, Instant::now())));
     let is_behind = |activity: &ActivityId| {

@@ -60,12 +60,17 @@ struct TooMany(Seldom);
 
 /// Writes some more owners into the gates of these activities, those of the first ones first; `written` says how far they
 /// are, where that is known.
-pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<ActivityId, Written>) -> Result<()> {
+pub async fn write_some(
+    app: &App,
+    activities: &[Activity],
+    written: &HashMap<ActivityId, Written>,
+    beat: &(dyn Fn() + Send + Sync),
+) -> Result<()> {
     let (mut marks, mut pages) = (written.values().map(|written| written.marks).sum::<u64>(), PAGES_OF_A_PASS);
     let is_unfinished = |activity: &&Activity| written.get(&activity.id).is_some_and(|written| written.after.is_some());
     let mut troubles = Troubles::of("writing its owners into its gate");
     for activity in activities.iter().filter(is_unfinished) {
-        if pages == 0 {
+        if pages == 0 || troubles.is_hopeless() {
             break;
         }
         if marks >= MAX_MARKS {
@@ -75,6 +80,7 @@ pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<Ac
             break;
         }
         let made = troubles.note(app, activity.id, write_next(app, activity, pages).await).unwrap_or(0);
+        beat();
         pages -= made;
         marks += u64::from(made * PAGE);
     }
@@ -85,7 +91,7 @@ pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<Ac
 pub async fn how_far(app: &App, activities: Vec<ActivityId>) -> (Vec<(ActivityId, Written)>, Result<()>) {
     let gates = activities.into_iter().map(|activity| (activity, activity)).collect();
     let read = |activity| async move { Ok(Gate::of(&app.engine, activity).owners_written(app).await?) };
-    each(app, "reading which owners its gate knows", gates, read).await
+    each(app, "reading which owners its gate knows", gates, &|| (), read).await
 }
 
 /// Writes the next owners of the course into its gate, at most so many pages; how many were written.
@@ -130,7 +136,7 @@ struct Round(Mutex<(Option<ActivityId>, u64)>);
 
 /// Looks at some of the marks of these activities, by id, and takes off those that do not hold. A gate that cannot be read
 /// is passed over.
-pub async fn look_again(app: &App, activities: &[Activity]) -> Result<()> {
+pub async fn look_again(app: &App, activities: &[Activity], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     const DOING: &str = "looking again who has its course";
     let (round, put_off) = (app.local::<Round>(), put_off(app, DOING));
     let activities: Vec<&Activity> = activities.iter().filter(|activity| !put_off.contains(&activity.id)).collect();
@@ -144,10 +150,11 @@ pub async fn look_again(app: &App, activities: &[Activity]) -> Result<()> {
         let Some(activity) = same.or(next).or(first) else { break };
         let from = if same.is_some() { at } else { 0 };
         let seen = troubles.note(app, activity.id, look_from(app, activity, from).await);
+        beat();
         let (to, fields) = seen.unwrap_or_default();
         *round.0.lock().unwrap_or_else(PoisonError::into_inner) = (Some(activity.id), to);
         looked += fields;
-        if looked >= FIELDS_OF_A_PASS {
+        if looked >= FIELDS_OF_A_PASS || troubles.is_hopeless() {
             break;
         }
     }
@@ -176,7 +183,7 @@ pub async fn take_marks_off(app: &App, activity: ActivityId, most: usize) -> Res
 }
 
 /// Tells the gates of `activities` what refunds took back.
-pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
+pub async fn tell_of_refunds(app: &App, activities: &[Activity], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let (mut after, mut failed) = ((OrderId::min(), CourseId::min()), Ok(()));
     loop {
         let mut conn = app.db.acquire().await?;
@@ -184,7 +191,7 @@ pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
         drop(conn);
         let Some(last) = page.last() else { return failed };
         after = (last.order_id, last.course_id);
-        let told = tell_of_page(app, activities, &page).await;
+        let told = tell_of_page(app, activities, &page, beat).await;
         let is_last = page.len() < PAGE as usize;
         forget_told(app, &page, is_last, if told.is_ok() { TOLD_FOR } else { TOLD_AT_MOST }).await?;
         failed = all([failed, told]);
@@ -194,7 +201,12 @@ pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
     }
 }
 
-async fn tell_of_page(app: &App, activities: &[Activity], page: &[TakenBack]) -> Result<()> {
+async fn tell_of_page(
+    app: &App,
+    activities: &[Activity],
+    page: &[TakenBack],
+    beat: &(dyn Fn() + Send + Sync),
+) -> Result<()> {
     let mut by_course: HashMap<CourseId, Vec<UserId>> = HashMap::new();
     for row in page {
         by_course.entry(row.course_id).or_default().push(row.user_id);
@@ -207,9 +219,9 @@ async fn tell_of_page(app: &App, activities: &[Activity], page: &[TakenBack]) ->
     let take_off = |(gate, course, users): (Gate, CourseId, Vec<UserId>)| async move {
         take_off_others(app, &gate, course, &users).await
     };
-    let (_, owners) = each(app, "telling its gate who has its course no more", told, take_off).await;
+    let (_, owners) = each(app, "telling its gate who has its course no more", told, beat, take_off).await;
     let refunded: Vec<OrderId> = page.iter().map(|row| row.order_id).collect();
-    all([owners, mark_refunded(app, &refunded).await])
+    all([owners, mark_refunded(app, &refunded, beat).await])
 }
 
 /// Forgets the notes of a page that are old enough. The last order of a page that another one follows may go on there: it
@@ -224,7 +236,7 @@ async fn forget_told(app: &App, page: &[TakenBack], is_last: bool, age: Duration
 }
 
 /// Says in the gates, and in the records of the submissions, which of these orders were won in a sale and are refunded.
-async fn mark_refunded(app: &App, refunded: &[OrderId]) -> Result<()> {
+async fn mark_refunded(app: &App, refunded: &[OrderId], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let mut conn = app.db.acquire().await?;
     let entries = store::entries_of_orders(&mut conn, refunded).await?;
     let orders: Vec<OrderId> = entries.iter().map(|entry| entry.order_id).collect();
@@ -243,7 +255,7 @@ async fn mark_refunded(app: &App, refunded: &[OrderId]) -> Result<()> {
         Gate::of(&app.engine, activity).change_places(app, &places, Held::Refunded).await?;
         mark_undone(app, activity, &entries).await
     };
-    each(app, "telling its gate of refunded orders", by_activity, mark).await.1
+    each(app, "telling its gate of refunded orders", by_activity, beat, mark).await.1
 }
 
 /// The orders of these submissions may not be what they were: whoever polls is answered from MySQL.
@@ -275,7 +287,7 @@ pub async fn tell_of_all_refunded(app: &App, since: At, beat: &(dyn Fn() + Send 
         while let Some(page) = pages.next().await {
             let page = page?;
             if !page.is_empty() {
-                failed = all([failed, mark_refunded(app, &page).await]);
+                failed = all([failed, mark_refunded(app, &page, beat).await]);
             }
             beat();
         }
