@@ -44,9 +44,10 @@ const MAX_FIELDS: u64 = 1_000_000;
 const MAX_MARKS: u64 = 2_000_000;
 /// That there are more owners than the gates may be told of is said once in so long.
 const TOO_MANY_TOLD: Duration = Duration::from_secs(60);
-/// Fields of gates that a pass looks at, about, and gates of which it does.
+/// Fields of gates that a pass looks at, about.
 const FIELDS_OF_A_PASS: usize = 2000;
-const GATES_OF_A_PASS: usize = 5;
+/// A gate counts as so many of them at least: to ask about a few costs as much.
+const FIELDS_OF_A_GATE: usize = 40;
 /// A note of what was taken back is told for this long: placements that had read before it have ended by then.
 const TOLD_FOR: Duration = Duration::from_secs(60);
 /// And for this long where a gate could not be told: one that cannot be read for days keeps no notes that long.
@@ -134,15 +135,16 @@ async fn take_off_others(app: &App, gate: &Gate, course: CourseId, users: &[User
 #[derive(Default)]
 struct Round(Mutex<(Option<ActivityId>, u64)>);
 
-/// Looks at some of the marks of these activities, by id, and takes off those that do not hold. A gate that cannot be read
+/// Looks at some of the marks of these activities, which may have some, by id, and takes off those that do not hold. A gate that cannot be read
 /// is passed over.
 pub async fn look_again(app: &App, activities: &[Activity], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     const DOING: &str = "looking again who has its course";
     let (round, put_off) = (app.local::<Round>(), put_off(app, DOING));
     let activities: Vec<&Activity> = activities.iter().filter(|activity| !put_off.contains(&activity.id)).collect();
     let (mut looked, mut troubles) = (0, Troubles::of(DOING));
-    for _ in activities.iter().take(GATES_OF_A_PASS) {
+    for _ in 0..activities.len() {
         let (last, at) = *round.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.or_else(|| anywhere(&activities));
         // The one whose look has not come to its end, or the next one.
         let same = activities.iter().find(|activity| at > 0 && Some(activity.id) == last);
         let next = activities.iter().filter(|activity| Some(activity.id) > last).min_by_key(|activity| activity.id);
@@ -153,12 +155,19 @@ pub async fn look_again(app: &App, activities: &[Activity], beat: &(dyn Fn() + S
         beat();
         let (to, fields) = seen.unwrap_or_default();
         *round.0.lock().unwrap_or_else(PoisonError::into_inner) = (Some(activity.id), to);
-        looked += fields;
+        looked += fields.max(FIELDS_OF_A_GATE);
         if looked >= FIELDS_OF_A_PASS || troubles.is_hopeless() {
             break;
         }
     }
     troubles.end()
+}
+
+/// Where a process begins: from the lowest id, those above would be looked at seldom where the turn moves often.
+fn anywhere(activities: &[&Activity]) -> Option<ActivityId> {
+    let (_, random) = ActivityId::new().uuid().as_u64_pair();
+    let at = usize::try_from(random).ok()?.checked_rem(activities.len())?;
+    activities.get(at).map(|activity| activity.id)
 }
 
 /// (where to go on, 0 at the end; how many fields were looked at).

@@ -131,7 +131,9 @@ async fn pass(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let written: HashMap<ActivityId, Written> =
         on_sale.iter().filter_map(|a| Some((a.id, attention.last(a.id)?.written))).collect();
     let written = owners::write_some(app, &on_sale, &written, beat).await;
-    let again = owners::look_again(app, &on_sale, beat).await;
+    let is_marked = |a: &Activity| attention.last(a.id).is_some_and(|last| last.may_have_marks());
+    let marked: Vec<Activity> = on_sale.into_iter().filter(is_marked).collect();
+    let again = owners::look_again(app, &marked, beat).await;
     all([gates, returned, refunds, written, again, all_are_served(beyond)])
 }
 
