@@ -85,7 +85,16 @@ pub fn start_periodic(app: &App) {
     };
     let tick = Duration::from_millis(app.config.seckill.tick_ms);
     every("seckill.returns", tick, |app| async move { Ok(seckill::return_units(&app).await.map(drop)?) }.boxed());
-    every("seckill.gates", GATES_PERIOD, |app| async move { Ok(seckill::watch_gates(&app).await?) }.boxed());
+    let gates = app.clone();
+    app.loops.every("seckill.gates", GATES_PERIOD, move |pulse| {
+        let app = gates.clone();
+        async move {
+            if app.engine.is_held() {
+                return Ok(());
+            }
+            Ok(seckill::watch_gates(&app, &|| pulse.progress()).await?)
+        }
+    });
     let telling = app.clone();
     app.loops.every("seckill.telling", GATES_PERIOD, move |pulse| {
         let app = telling.clone();

@@ -232,6 +232,10 @@ impl WorkerKeys {
     pub fn keepers(&self) -> String {
         format!("{}:keepers", self.base)
     }
+    /// Sorted set: partitions of which a task was retried lately, by the millisecond.
+    pub fn retried(&self) -> String {
+        format!("{}:retried", self.base)
+    }
     /// Stream by which an instance ends a read of one of its watches.
     pub fn bell(&self, instance: &str, watch: usize) -> String {
         format!("{}:bell:{instance}:{watch}", self.base)

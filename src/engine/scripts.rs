@@ -18,6 +18,7 @@ script!(REVOKE, "lua/streams.lua", "lua/revoke.lua");
 script!(JOIN, "lua/join.lua");
 script!(SKIP, "lua/skip.lua");
 script!(TAKE, "lua/take.lua");
+script!(UNHEARD, "lua/unheard.lua");
 script!(START, "lua/start.lua");
 script!(RENEW, "lua/renew.lua");
 script!(FINISH, "lua/streams.lua", "lua/finish.lua");

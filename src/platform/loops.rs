@@ -78,6 +78,14 @@ impl Pulse {
         self.made(None);
     }
 
+    /// A step is under way and goes on; what the last one failed with is still to be shown.
+    pub fn progress(&self) {
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(beat) = beats.get_mut(&self.name).filter(|beat| beat.generation == self.generation) {
+            beat.at = Instant::now();
+        }
+    }
+
     /// A step was made, but for a part of it.
     fn made(&self, error: Option<String>) {
         let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! Each activity by itself: a gate that cannot be read, or whose node of a cluster is away, holds up no other one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,15 @@ use super::model::ActivityId;
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::platform::loops::Partly;
+use crate::platform::seldom::Seldom;
 
 /// Activities worked at at once.
 const AT_ONCE: usize = 8;
 /// Of the activities that failed last time, a pass tries so many, those first that have waited longest: each may take as
 /// long as Redis may take to answer.
 const TRIED_AGAIN: usize = 8;
-/// When so many have failed and none went well, the rest of a pass is not tried: it is not the activities' fault.
+/// When so many have failed and none went well, or Redis gave no answer about so many, the rest of a pass is not tried: it is
+/// not the activities' fault, and each takes as long as Redis may take. The rest is tried first by the next pass.
 const HOPELESS: usize = 2 * AT_ONCE;
 /// That one of them cannot be worked at is told once in so long.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -72,6 +74,38 @@ impl Failing {
     }
 }
 
+/// Those that the last pass did not try any more, by the work.
+#[derive(Default)]
+struct Untried(Mutex<HashMap<&'static str, HashSet<ActivityId>>>, Seldom);
+
+impl Untried {
+    fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, HashSet<ActivityId>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that this pass tries, in the order in which it does.
+    fn order<I>(&self, doing: &'static str, mut items: Vec<(ActivityId, I)>) -> Vec<(ActivityId, I)> {
+        if let Some(first) = self.lock().remove(doing) {
+            items.sort_by_key(|(id, _)| !first.contains(id));
+        }
+        items
+    }
+
+    fn note(&self, app: &App, doing: &'static str, untried: HashSet<ActivityId>) {
+        if untried.is_empty() {
+            return;
+        }
+        if self.1.may(app.clock.now(), TOLD_EVERY) {
+            tracing::warn!(
+                activities = untried.len(),
+                doing,
+                "too many activities failed: the rest is tried by the next pass"
+            );
+        }
+        self.lock().insert(doing, untried);
+    }
+}
+
 /// Activities that failed last time at this work and are not tried in this pass.
 pub fn put_off(app: &App, doing: &'static str) -> Vec<ActivityId> {
     app.local::<Failing>().put_off(doing)
@@ -80,15 +114,28 @@ pub fn put_off(app: &App, doing: &'static str) -> Vec<ActivityId> {
 /// How the work at several activities went.
 pub struct Troubles {
     doing: &'static str,
+    tally: Tally,
+    first: Option<Error>,
+}
+
+#[derive(Default)]
+struct Tally {
     well: usize,
     failed: usize,
-    first: Option<Error>,
+    /// Of these, because something gave no answer.
+    away: usize,
+}
+
+impl Tally {
+    fn is_hopeless(&self) -> bool {
+        self.away >= HOPELESS || (self.well == 0 && self.failed >= HOPELESS)
+    }
 }
 
 impl Troubles {
     /// Of work that an error calls so: `looking after its gate`.
     pub fn of(doing: &'static str) -> Self {
-        Self { doing, well: 0, failed: 0, first: None }
+        Self { doing, tally: Tally::default(), first: None }
     }
 
     /// What came of one of them; a failure is told, with its activity.
@@ -97,35 +144,38 @@ impl Troubles {
         match result {
             Ok(done) => {
                 failing.went_well(self.doing, activity);
-                self.well += 1;
+                self.tally.well += 1;
                 Some(done)
             }
             Err(error) => {
                 if failing.failed(self.doing, activity) {
                     tracing::warn!(activity.id = %activity, %error, doing = self.doing, "an activity was passed over");
                 }
-                self.failed += 1;
+                self.tally.failed += 1;
+                self.tally.away += usize::from(error.kind() == Kind::Unavailable);
                 self.first.get_or_insert(error);
                 None
             }
         }
     }
 
-    fn is_hopeless(&self) -> bool {
-        self.well == 0 && self.failed >= HOPELESS
+    /// Whether the rest is better left to the next pass.
+    pub fn is_hopeless(&self) -> bool {
+        self.tally.is_hopeless()
     }
 
     /// The failure of the whole, when one of them failed. Where others went well, or the activity itself was the reason,
     /// all else that there was to do is done.
     pub fn end(self) -> Result<()> {
         let Some(first) = self.first else { return Ok(()) };
-        let all_away = self.well == 0 && first.kind() == Kind::Unavailable;
+        let Tally { well, failed, .. } = self.tally;
+        let all_away = well == 0 && first.kind() == Kind::Unavailable;
         let error = anyhow::Error::from(first);
         if all_away {
             return Err(error.context(self.doing).into());
         }
-        let all = self.well + self.failed;
-        Err(error.context(Partly(format!("{}: {} of {all} activities failed", self.doing, self.failed))).into())
+        let all = well + failed;
+        Err(error.context(Partly(format!("{}: {failed} of {all} activities failed", self.doing))).into())
     }
 }
 
@@ -141,11 +191,12 @@ pub fn all<const N: usize>(steps: [Result<()>; N]) -> Result<()> {
 }
 
 /// Works at each of `items`, several at once; what came of those that went well, in the order in which they ended, and
-/// whether any failed. Those that failed last time are not all tried ([`put_off`]).
+/// whether any failed. Those that failed last time are not all tried ([`put_off`]). `beat` hears of each.
 pub async fn each<I, T, F, Fut>(
     app: &App,
     doing: &'static str,
     items: Vec<(ActivityId, I)>,
+    beat: &(dyn Fn() + Send + Sync),
     work: F,
 ) -> (Vec<(ActivityId, T)>, Result<()>)
 where
@@ -153,21 +204,26 @@ where
     Fut: Future<Output = Result<T>>,
 {
     let (put_off, hopeless) = (put_off(app, doing), AtomicBool::new(false));
-    let tried = items.into_iter().filter(|(id, _)| !put_off.contains(id));
-    let futures: Vec<_> = tried
+    let tried = items.into_iter().filter(|(id, _)| !put_off.contains(id)).collect();
+    let futures: Vec<_> = (app.local::<Untried>().order(doing, tried).into_iter())
         .map(|(id, item)| {
             let (working, hopeless) = (work(item), &hopeless);
             async move { (id, if hopeless.load(Ordering::Relaxed) { None } else { Some(working.await) }) }
         })
         .collect();
-    let (mut done, mut troubles) = (Vec::new(), Troubles::of(doing));
+    let (mut done, mut untried, mut troubles) = (Vec::new(), HashSet::new(), Troubles::of(doing));
     // To its end: a statement that has begun is never dropped.
     let mut ended = stream::iter(futures).buffer_unordered(AT_ONCE);
     while let Some((id, result)) = ended.next().await {
-        let Some(result) = result else { continue };
+        let Some(result) = result else {
+            untried.insert(id);
+            continue;
+        };
+        beat();
         done.extend(troubles.note(app, id, result).map(|made| (id, made)));
         hopeless.store(troubles.is_hopeless(), Ordering::Relaxed);
     }
+    app.local::<Untried>().note(app, doing, untried);
     (done, troubles.end())
 }
 
@@ -194,6 +250,25 @@ mod tests {
         failing.went_well("a", ids[0]);
         assert_eq!(turn(), ids);
         assert!(!failing.failed("b", ids[0]), "another work's");
+    }
+
+    #[test]
+    fn a_pass_ends_when_many_get_no_answer_and_not_when_many_keys_are_broken() {
+        assert!(!Tally { well: 100, failed: 100, away: HOPELESS - 1 }.is_hopeless());
+        assert!(Tally { well: 100, failed: HOPELESS, away: HOPELESS }.is_hopeless());
+        assert!(Tally { well: 0, failed: HOPELESS, away: 0 }.is_hopeless());
+    }
+
+    #[test]
+    fn what_a_pass_did_not_try_comes_first_in_the_next_one() {
+        let untried = Untried::default();
+        let ids: Vec<ActivityId> = (0..4).map(|_| ActivityId::new()).collect();
+        let items = || ids.iter().map(|id| (*id, ())).collect::<Vec<_>>();
+        let order = |doing| untried.order(doing, items()).into_iter().map(|(id, ())| id).collect::<Vec<_>>();
+        untried.lock().insert("a", HashSet::from([ids[3], ids[1]]));
+        assert_eq!(order("b"), ids, "another work's");
+        assert_eq!(order("a"), [ids[1], ids[3], ids[0], ids[2]]);
+        assert_eq!(order("a"), ids, "they were tried");
     }
 
     #[test]

@@ -73,6 +73,12 @@ pub struct Looked {
 }
 
 impl Looked {
+    /// Whether the gate may say of somebody that they have the course: they were written, or a placement that was admitted
+    /// found it.
+    pub fn may_have_marks(&self) -> bool {
+        self.written.marks > 0 || self.agreed.is_none_or(|counts| counts.admitted > 0)
+    }
+
     /// Whether the next pass has nothing to do here.
     fn rests(&self) -> bool {
         self.agreed.is_some() && (self.written.after.is_none() || self.row.phase == Phase::Ended)
@@ -194,6 +200,18 @@ mod tests {
     /// In how many of as many passes as a gate may rest it is looked at.
     fn looks(known: &mut Known, sale: &Activity, run: &str, now: At) -> u64 {
         (0..REST_PASSES).filter(|_| !known.begin(std::slice::from_ref(sale), run, now).is_empty()).count() as u64
+    }
+
+    #[test]
+    fn a_gate_without_marks_is_one_to_which_nobody_was_written_and_nobody_was_admitted() {
+        let of = |marks, admitted| {
+            let looked = looked(&sale(), None);
+            let agreed = looked.agreed.map(|counts| Counts { admitted, ..counts });
+            Looked { agreed, written: Written { marks, ..looked.written }, ..looked }
+        };
+        assert!(!of(0, 0).may_have_marks());
+        assert!(of(1, 0).may_have_marks() && of(0, 1).may_have_marks());
+        assert!(Looked { agreed: None, ..of(0, 0) }.may_have_marks(), "nobody knows");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::engine::{Job, Outcome, QueueName};
 /// Activities that are over and looked through for submissions left behind, at most: those that ended last.
 const MAX_LEFT_BEHIND: u32 = 800;
 /// Of those that held nothing when they were looked at last, and to which nothing can come by itself, so many are looked at
-/// again at a time.
+/// again at a time; all of them when another run of Redis serves, and those of which a task was retried.
 const LOOKED_AGAIN: usize = 50;
 /// Activities that could have submissions: on sale, soon, or over for less than this.
 const CONSUME_AFTER_END: Duration = Duration::from_secs(600);
@@ -32,6 +32,8 @@ struct LeftBehind(Mutex<Left>);
 #[derive(Default, Clone)]
 struct Left {
     looked: Option<Instant>,
+    /// The run of Redis that was looked at.
+    run: String,
     /// Those that held submissions.
     behind: Vec<ActivityId>,
     /// Those in which nothing was, and when they were looked at: no dead letter either that somebody might retry.
@@ -59,7 +61,17 @@ async fn look_for_left_behind(app: &App, before: Left) -> anyhow::Result<Left> {
     let mut conn = app.db.acquire().await?;
     let all = store::ended_since(&mut conn, now.minus(KEEP_AFTER_END), now, MAX_LEFT_BEHIND).await?;
     drop(conn);
-    let Left { behind, mut at_rest, .. } = before;
+    let Left { behind, mut at_rest, run: run_before, .. } = before;
+    // Without an answer those that cannot be read count as before, too.
+    let run = app.redis.run_ids().await.map_or_else(|_| run_before.clone(), |ids| ids.join(" "));
+    if run != run_before {
+        at_rest.clear();
+    }
+    for queue in app.engine.retried_lately().await.unwrap_or_default() {
+        if let Some(activity) = activity_of(&queue) {
+            at_rest.remove(&activity);
+        }
+    }
     let there: HashSet<ActivityId> = all.iter().copied().collect();
     at_rest.retain(|activity, _| there.contains(activity));
     let mut again: Vec<(Instant, ActivityId)> = at_rest.iter().map(|(activity, at)| (*at, *activity)).collect();
@@ -71,13 +83,14 @@ async fn look_for_left_behind(app: &App, before: Left) -> anyhow::Result<Left> {
     let looks = all.iter().filter(|activity| !at_rest.contains_key(activity));
     let looks = looks.map(|activity| (*activity, *activity)).collect();
     // What failed is told there, by its activity.
-    let (looked, _) = each(app, "looking for submissions left behind", looks, |activity| left_in(app, activity)).await;
+    let (looked, _) =
+        each(app, "looking for submissions left behind", looks, &|| (), |activity| left_in(app, activity)).await;
     let looked: HashMap<ActivityId, InQueue> = looked.into_iter().collect();
     at_rest.extend(looked.iter().filter(|(_, held)| **held == InQueue::Nothing).map(|(id, _)| (*id, Instant::now())));
     let is_behind = |activity: &ActivityId| {
         looked.get(activity).map_or_else(|| behind.contains(activity), |held| *held == InQueue::Submissions)
     };
-    Ok(Left { looked: Some(Instant::now()), behind: all.into_iter().filter(is_behind).collect(), at_rest })
+    Ok(Left { looked: Some(Instant::now()), run, behind: all.into_iter().filter(is_behind).collect(), at_rest })
 }
 
 /// What is in the queue of an activity that is over.

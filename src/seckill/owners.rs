@@ -44,9 +44,10 @@ const MAX_FIELDS: u64 = 1_000_000;
 const MAX_MARKS: u64 = 2_000_000;
 /// That there are more owners than the gates may be told of is said once in so long.
 const TOO_MANY_TOLD: Duration = Duration::from_secs(60);
-/// Fields of gates that a pass looks at, about, and gates of which it does.
+/// Fields of gates that a pass looks at, about.
 const FIELDS_OF_A_PASS: usize = 2000;
-const GATES_OF_A_PASS: usize = 5;
+/// A gate counts as so many of them at least: to ask about a few costs as much.
+const FIELDS_OF_A_GATE: usize = 40;
 /// A note of what was taken back is told for this long: placements that had read before it have ended by then.
 const TOLD_FOR: Duration = Duration::from_secs(60);
 /// And for this long where a gate could not be told: one that cannot be read for days keeps no notes that long.
@@ -60,12 +61,17 @@ struct TooMany(Seldom);
 
 /// Writes some more owners into the gates of these activities, those of the first ones first; `written` says how far they
 /// are, where that is known.
-pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<ActivityId, Written>) -> Result<()> {
+pub async fn write_some(
+    app: &App,
+    activities: &[Activity],
+    written: &HashMap<ActivityId, Written>,
+    beat: &(dyn Fn() + Send + Sync),
+) -> Result<()> {
     let (mut marks, mut pages) = (written.values().map(|written| written.marks).sum::<u64>(), PAGES_OF_A_PASS);
     let is_unfinished = |activity: &&Activity| written.get(&activity.id).is_some_and(|written| written.after.is_some());
     let mut troubles = Troubles::of("writing its owners into its gate");
     for activity in activities.iter().filter(is_unfinished) {
-        if pages == 0 {
+        if pages == 0 || troubles.is_hopeless() {
             break;
         }
         if marks >= MAX_MARKS {
@@ -75,6 +81,7 @@ pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<Ac
             break;
         }
         let made = troubles.note(app, activity.id, write_next(app, activity, pages).await).unwrap_or(0);
+        beat();
         pages -= made;
         marks += u64::from(made * PAGE);
     }
@@ -85,7 +92,7 @@ pub async fn write_some(app: &App, activities: &[Activity], written: &HashMap<Ac
 pub async fn how_far(app: &App, activities: Vec<ActivityId>) -> (Vec<(ActivityId, Written)>, Result<()>) {
     let gates = activities.into_iter().map(|activity| (activity, activity)).collect();
     let read = |activity| async move { Ok(Gate::of(&app.engine, activity).owners_written(app).await?) };
-    each(app, "reading which owners its gate knows", gates, read).await
+    each(app, "reading which owners its gate knows", gates, &|| (), read).await
 }
 
 /// Writes the next owners of the course into its gate, at most so many pages; how many were written.
@@ -128,15 +135,16 @@ async fn take_off_others(app: &App, gate: &Gate, course: CourseId, users: &[User
 #[derive(Default)]
 struct Round(Mutex<(Option<ActivityId>, u64)>);
 
-/// Looks at some of the marks of these activities, by id, and takes off those that do not hold. A gate that cannot be read
+/// Looks at some of the marks of these activities, which may have some, by id, and takes off those that do not hold. A gate that cannot be read
 /// is passed over.
-pub async fn look_again(app: &App, activities: &[Activity]) -> Result<()> {
+pub async fn look_again(app: &App, activities: &[Activity], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     const DOING: &str = "looking again who has its course";
     let (round, put_off) = (app.local::<Round>(), put_off(app, DOING));
     let activities: Vec<&Activity> = activities.iter().filter(|activity| !put_off.contains(&activity.id)).collect();
     let (mut looked, mut troubles) = (0, Troubles::of(DOING));
-    for _ in activities.iter().take(GATES_OF_A_PASS) {
+    for _ in 0..activities.len() {
         let (last, at) = *round.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.or_else(|| anywhere(&activities));
         // The one whose look has not come to its end, or the next one.
         let same = activities.iter().find(|activity| at > 0 && Some(activity.id) == last);
         let next = activities.iter().filter(|activity| Some(activity.id) > last).min_by_key(|activity| activity.id);
@@ -144,14 +152,22 @@ pub async fn look_again(app: &App, activities: &[Activity]) -> Result<()> {
         let Some(activity) = same.or(next).or(first) else { break };
         let from = if same.is_some() { at } else { 0 };
         let seen = troubles.note(app, activity.id, look_from(app, activity, from).await);
+        beat();
         let (to, fields) = seen.unwrap_or_default();
         *round.0.lock().unwrap_or_else(PoisonError::into_inner) = (Some(activity.id), to);
-        looked += fields;
-        if looked >= FIELDS_OF_A_PASS {
+        looked += fields.max(FIELDS_OF_A_GATE);
+        if looked >= FIELDS_OF_A_PASS || troubles.is_hopeless() {
             break;
         }
     }
     troubles.end()
+}
+
+/// Where a process begins: from the lowest id, those above would be looked at seldom where the turn moves often.
+fn anywhere(activities: &[&Activity]) -> Option<ActivityId> {
+    let (_, random) = ActivityId::new().uuid().as_u64_pair();
+    let at = usize::try_from(random).ok()?.checked_rem(activities.len())?;
+    activities.get(at).map(|activity| activity.id)
 }
 
 /// (where to go on, 0 at the end; how many fields were looked at).
@@ -176,7 +192,7 @@ pub async fn take_marks_off(app: &App, activity: ActivityId, most: usize) -> Res
 }
 
 /// Tells the gates of `activities` what refunds took back.
-pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
+pub async fn tell_of_refunds(app: &App, activities: &[Activity], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let (mut after, mut failed) = ((OrderId::min(), CourseId::min()), Ok(()));
     loop {
         let mut conn = app.db.acquire().await?;
@@ -184,7 +200,7 @@ pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
         drop(conn);
         let Some(last) = page.last() else { return failed };
         after = (last.order_id, last.course_id);
-        let told = tell_of_page(app, activities, &page).await;
+        let told = tell_of_page(app, activities, &page, beat).await;
         let is_last = page.len() < PAGE as usize;
         forget_told(app, &page, is_last, if told.is_ok() { TOLD_FOR } else { TOLD_AT_MOST }).await?;
         failed = all([failed, told]);
@@ -194,7 +210,12 @@ pub async fn tell_of_refunds(app: &App, activities: &[Activity]) -> Result<()> {
     }
 }
 
-async fn tell_of_page(app: &App, activities: &[Activity], page: &[TakenBack]) -> Result<()> {
+async fn tell_of_page(
+    app: &App,
+    activities: &[Activity],
+    page: &[TakenBack],
+    beat: &(dyn Fn() + Send + Sync),
+) -> Result<()> {
     let mut by_course: HashMap<CourseId, Vec<UserId>> = HashMap::new();
     for row in page {
         by_course.entry(row.course_id).or_default().push(row.user_id);
@@ -207,9 +228,9 @@ async fn tell_of_page(app: &App, activities: &[Activity], page: &[TakenBack]) ->
     let take_off = |(gate, course, users): (Gate, CourseId, Vec<UserId>)| async move {
         take_off_others(app, &gate, course, &users).await
     };
-    let (_, owners) = each(app, "telling its gate who has its course no more", told, take_off).await;
+    let (_, owners) = each(app, "telling its gate who has its course no more", told, beat, take_off).await;
     let refunded: Vec<OrderId> = page.iter().map(|row| row.order_id).collect();
-    all([owners, mark_refunded(app, &refunded).await])
+    all([owners, mark_refunded(app, &refunded, beat).await])
 }
 
 /// Forgets the notes of a page that are old enough. The last order of a page that another one follows may go on there: it
@@ -224,7 +245,7 @@ async fn forget_told(app: &App, page: &[TakenBack], is_last: bool, age: Duration
 }
 
 /// Says in the gates, and in the records of the submissions, which of these orders were won in a sale and are refunded.
-async fn mark_refunded(app: &App, refunded: &[OrderId]) -> Result<()> {
+async fn mark_refunded(app: &App, refunded: &[OrderId], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let mut conn = app.db.acquire().await?;
     let entries = store::entries_of_orders(&mut conn, refunded).await?;
     let orders: Vec<OrderId> = entries.iter().map(|entry| entry.order_id).collect();
@@ -243,7 +264,7 @@ async fn mark_refunded(app: &App, refunded: &[OrderId]) -> Result<()> {
         Gate::of(&app.engine, activity).change_places(app, &places, Held::Refunded).await?;
         mark_undone(app, activity, &entries).await
     };
-    each(app, "telling its gate of refunded orders", by_activity, mark).await.1
+    each(app, "telling its gate of refunded orders", by_activity, beat, mark).await.1
 }
 
 /// The orders of these submissions may not be what they were: whoever polls is answered from MySQL.
@@ -275,7 +296,7 @@ pub async fn tell_of_all_refunded(app: &App, since: At, beat: &(dyn Fn() + Send 
         while let Some(page) = pages.next().await {
             let page = page?;
             if !page.is_empty() {
-                failed = all([failed, mark_refunded(app, &page).await]);
+                failed = all([failed, mark_refunded(app, &page, beat).await]);
             }
             beat();
         }

@@ -94,15 +94,20 @@ struct TooMany(Seldom);
 /// step by itself: what fails is told, the rest goes on, and the pass has failed at its end.
 pub async fn look_after_gates(app: &App) -> Result<()> {
     app.local::<Attention>().forget();
-    pass(app).await
+    pass(app, &|| ()).await
 }
 
-/// As [`look_after_gates`], by one process of all, and at the gates that do not rest.
-pub async fn watch_gates(app: &App) -> Result<()> {
+/// As [`look_after_gates`], by one process of all, and at the gates that do not rest. `beat` hears of each gate.
+pub async fn watch_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     if !turn::take(app).await? {
         return Ok(());
     }
-    let passed = pass(app).await;
+    let turn = turn::Renewal::of(app);
+    let goes_on = || {
+        beat();
+        turn.step();
+    };
+    let passed = pass(app, &goes_on).await;
     let is_over = passed.as_ref().err().is_none_or(is_partly);
     if !is_over && let Err(error) = turn::give_back(app).await {
         tracing::debug!(%error, "the turn to look after the gates was not given back, and ends by itself");
@@ -110,23 +115,25 @@ pub async fn watch_gates(app: &App) -> Result<()> {
     passed
 }
 
-async fn pass(app: &App) -> Result<()> {
+async fn pass(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let now = app.clock.now();
     let (activities, beyond) = looked_after(app).await?;
     let due = attention::due(app, &activities).await?;
     let gates = activities.iter().filter(|activity| due.contains(&activity.id));
     let gates = gates.map(|activity| (activity.id, activity)).collect();
     let look = |activity| look_after_gate(app, activity, now);
-    let (looked, gates) = each(app, "looking after its gate", gates, look).await;
+    let (looked, gates) = each(app, "looking after its gate", gates, beat, look).await;
     let attention = app.local::<Attention>();
     attention.note(&due, looked);
-    let returned = return_again(app, now.minus(RETURN_AGAIN), &|| ()).await;
-    let refunds = owners::tell_of_refunds(app, &activities).await;
+    let returned = return_again(app, now.minus(RETURN_AGAIN), beat).await;
+    let refunds = owners::tell_of_refunds(app, &activities, beat).await;
     let on_sale: Vec<Activity> = activities.iter().filter(|a| a.phase(now) != Phase::Ended).cloned().collect();
     let written: HashMap<ActivityId, Written> =
         on_sale.iter().filter_map(|a| Some((a.id, attention.last(a.id)?.written))).collect();
-    let written = owners::write_some(app, &on_sale, &written).await;
-    let again = owners::look_again(app, &on_sale).await;
+    let written = owners::write_some(app, &on_sale, &written, beat).await;
+    let is_marked = |a: &Activity| attention.last(a.id).is_some_and(|last| last.may_have_marks());
+    let marked: Vec<Activity> = on_sale.into_iter().filter(is_marked).collect();
+    let again = owners::look_again(app, &marked, beat).await;
     all([gates, returned, refunds, written, again, all_are_served(beyond)])
 }
 
@@ -177,7 +184,7 @@ pub async fn return_units(app: &App) -> Result<usize> {
         let mut conn = app.db.acquire().await?;
         let owed = store::owed_returns(&mut conn, &left_out, RETURN_CHUNK).await?;
         drop(conn);
-        let (came_back, gone_wrong) = give_back_to_gates(app, &owed).await;
+        let (came_back, gone_wrong) = give_back_to_gates(app, &owed, &|| ()).await;
         let ids: Vec<EntryId> =
             owed.iter().filter(|entry| came_back.contains(&entry.activity_id)).map(|entry| entry.id).collect();
         if !ids.is_empty() {
@@ -210,7 +217,7 @@ pub async fn return_again(app: &App, mut from: At, beat: &(dyn Fn() + Send + Syn
         let Some((at, last)) = page.last() else { return failed };
         (from, after) = (*at, last.id);
         let entries: Vec<store::Entry> = page.into_iter().map(|(_, entry)| entry).collect();
-        failed = all([failed, give_back_to_gates(app, &entries).await.1]);
+        failed = all([failed, give_back_to_gates(app, &entries, beat).await.1]);
         beat();
     }
 }
@@ -220,7 +227,11 @@ const RETURNING: &str = "putting units back on sale";
 
 /// The activities whose units are on sale again, and how the others failed. A unit whose gate is gone or was built since
 /// needs no return: MySQL's number was taken then.
-async fn give_back_to_gates(app: &App, entries: &[store::Entry]) -> (HashSet<ActivityId>, Result<()>) {
+async fn give_back_to_gates(
+    app: &App,
+    entries: &[store::Entry],
+    beat: &(dyn Fn() + Send + Sync),
+) -> (HashSet<ActivityId>, Result<()>) {
     let mut by_activity: BTreeMap<ActivityId, Vec<(UserId, EntryId)>> = BTreeMap::new();
     for entry in entries {
         by_activity.entry(entry.activity_id).or_default().push((entry.user_id, entry.id));
@@ -230,7 +241,7 @@ async fn give_back_to_gates(app: &App, entries: &[store::Entry]) -> (HashSet<Act
         Gate::of(&app.engine, activity).return_units(app, &entries).await?;
         owners::mark_undone(app, activity, &entries).await
     };
-    let (came_back, failed) = each(app, RETURNING, by_activity, give_back).await;
+    let (came_back, failed) = each(app, RETURNING, by_activity, beat, give_back).await;
     (came_back.into_iter().map(|(activity, ())| activity).collect(), failed)
 }
 

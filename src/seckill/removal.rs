@@ -43,7 +43,7 @@ async fn remove_gates(app: &App) -> Result<(usize, Result<()>)> {
         let Some(last) = page.last() else { break };
         after = *last;
         let ids = page.iter().map(|(_, activity)| (*activity, *activity)).collect();
-        let (gone, gone_wrong) = each(app, "removing its keys", ids, |activity| remove(app, activity)).await;
+        let (gone, gone_wrong) = each(app, "removing its keys", ids, &|| (), |activity| remove(app, activity)).await;
         let gone: Vec<ActivityId> = gone.into_iter().map(|(activity, ())| activity).collect();
         if !gone.is_empty() {
             retrying(|| async { store::mark_removed(&mut *app.db.acquire().await?, &gone, now).await }).await?;

@@ -3,6 +3,8 @@
 -- KEYS  1 rights
 -- ARGV  1 the worker, 2 how long a right holds (ms; 0: those that it has are given back), then the queues, 500 at most
 -- reply per queue 1 when the right is the worker's, else 0
+--
+-- A right that ends later than any can was written by a server whose clock was ahead: it holds no more.
 local call = redis.call
 local rights, worker, life = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local queues, replies, taken, given = { unpack(ARGV, 3) }, {}, {}, {}
@@ -10,7 +12,8 @@ local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function holds(right)
   local till, by = string.match(right or '', '^(%d+) (.*)$')
-  return till and tonumber(till) > now and by
+  till = tonumber(till)
+  return till and till > now and till <= now + 10000 and by
 end
 local known = call('HMGET', rights, unpack(queues))
 for i, queue in ipairs(queues) do

@@ -1,17 +1,22 @@
 //! Dead letters: tasks that did not end, with their envelopes as they were.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use redis::streams::{StreamId, StreamRangeReply};
 use serde_json::Value;
 
 use super::super::client::{Engine, META_LIFE, UNIQUE_FOR, millis};
 use super::super::envelope::{Envelope, Failed};
-use super::super::keys::{GROUP, QueueName};
+use super::super::keys::{GROUP, QueueName, WorkerKeys};
 use super::super::scripts;
 use super::super::task::TaskId;
 
 /// Letters that one script call enqueues.
 const RETRY_CHUNK: usize = 100;
+/// That a partition was retried is known for so long, of so many.
+const RETRIED_FOR: Duration = Duration::from_secs(300);
+const MAX_RETRIED: i64 = 500;
 /// Letters that are looked through for one task.
 const SEARCH_CHUNK: usize = 500;
 
@@ -120,7 +125,37 @@ impl Engine {
             metrics::counter!("onrush_tasks_enqueued_total", "queue" => queue.base().to_owned()).increment(taken);
             enqueued += taken;
         }
+        if enqueued > 0
+            && queue.partition_name().is_some()
+            && let Err(error) = self.note_retried(queue).await
+        {
+            tracing::debug!(%queue, error = format!("{error:#}"), "nobody was told of a retry: its queue is looked at in its time");
+        }
         Ok(enqueued)
+    }
+
+    /// Says that a partition, which may be over and looked at seldom, has a task again.
+    async fn note_retried(&self, queue: &QueueName) -> anyhow::Result<()> {
+        let (key, now) = (WorkerKeys::new(self.redis.prefix()).retried(), self.clock.now());
+        let mut note = redis::pipe();
+        note.cmd("ZADD").arg(&key).arg(now.ms()).arg(queue.to_string()).ignore();
+        note.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now.minus(RETRIED_FOR).ms()).ignore();
+        note.cmd("ZREMRANGEBYRANK").arg(&key).arg(0).arg(-1 - MAX_RETRIED).ignore();
+        note.cmd("PEXPIRE").arg(&key).arg(millis(RETRIED_FOR)).ignore();
+        Ok(note.query_async(&mut self.redis.commands()).await?)
+    }
+
+    /// Partitions of which a dead letter was retried within the last minutes, those of the latest retries.
+    pub async fn retried_lately(&self) -> anyhow::Result<Vec<QueueName>> {
+        let key = WorkerKeys::new(self.redis.prefix()).retried();
+        let names: Vec<String> = redis::cmd("ZRANGE")
+            .arg(key)
+            .arg(0)
+            .arg(-1)
+            .query_async(&mut self.redis.commands())
+            .await
+            .context("reading which partitions were retried")?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Enqueues the newest `most` dead letters anew. Returns how many were, and whether more are left.

@@ -1,6 +1,6 @@
 //! Idle queues: what a lane shares with the loops that watch for all idle lanes of the process.
 //!
-//! A lane is idle when its reader has found nothing for a while. Then it costs nothing by itself:
+//! A lane is idle when its reader has found nothing for a while and nothing runs in it. Then it costs nothing by itself:
 //!
 //! * It gives its connection back and *rests*. One connection of the process watches the streams of all lanes that rest, of a
 //!   hundred or so ([`watch`](super::watch)), and wakes those to which something comes. A watch takes nothing from a stream, so a
@@ -98,9 +98,9 @@ impl Idle {
         }
     }
 
-    /// What the reader says before each read; whether the lane is idle.
-    pub(super) fn set_idle(&self, found_nothing: bool) -> bool {
-        let is_idle = found_nothing && self.may_rest.load(Ordering::SeqCst);
+    /// What the reader says before each read: whether nothing came, and nothing runs. Whether the lane is idle.
+    pub(super) fn set_idle(&self, nothing_is_there: bool) -> bool {
+        let is_idle = nothing_is_there && self.may_rest.load(Ordering::SeqCst);
         if self.is_idle.swap(is_idle, Ordering::SeqCst) && !is_idle {
             *lock(&self.kept_elsewhere) = None;
             self.bell.notify_one();

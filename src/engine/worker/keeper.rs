@@ -123,8 +123,9 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         self.idle.is_idle() && !self.runs() && self.worker.lanes.are_looked_at()
     }
 
-    /// Whether tasks run here: their reader may have found nothing since for long.
-    fn runs(&self) -> bool {
+    /// Whether tasks run here. Who has no place free cannot take over what a dead worker had, so it leaves the queue to another
+    /// process whose lane is idle.
+    pub(super) fn runs(&self) -> bool {
         !self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 

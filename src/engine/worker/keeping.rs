@@ -12,7 +12,7 @@ use anyhow::Context;
 use futures_util::{StreamExt, stream};
 
 use super::super::client::millis;
-use super::super::keys::WorkerKeys;
+use super::super::keys::{QueueName, WorkerKeys};
 use super::super::scripts;
 use super::idle::{Idle, Lanes};
 use super::keeper::IDLE_PERIOD;
@@ -51,7 +51,7 @@ impl Drop for KeepAll<'_> {
 impl<C: Clone + Send + Sync + 'static> Worker<C> {
     async fn look_after_idle(&self, pulse: &Pulse) -> anyhow::Result<()> {
         let _keeping = KeepAll(&self.lanes);
-        let mut asked: Option<Instant> = None;
+        let (mut asked, mut names) = (None::<Instant>, Vec::new());
         while !pulse.stopping() {
             pulse.beat();
             let idle = self.lanes.that(Idle::is_idle);
@@ -60,34 +60,40 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
                 // One that may begin nothing leaves the queues to others.
                 let life = if self.engine.is_held() { Duration::ZERO } else { RIGHT_LIFE };
                 self.ask_for_rights(&idle, life).await?;
+                names = idle.iter().map(|lane| lane.queue.clone()).collect();
             }
             self.look_at(&idle).await?;
             self.lanes.note_look();
             pulse.sleep(IDLE_PERIOD).await;
         }
-        let idle = self.lanes.that(Idle::is_idle);
-        self.ask_for_rights(&idle, Duration::ZERO).await
+        // By their names: the lanes end now too.
+        for some in names.chunks(RIGHTS_AT_ONCE) {
+            self.ask_for(some.iter(), Duration::ZERO).await?;
+        }
+        Ok(())
     }
 
     async fn ask_for_rights(&self, idle: &[Arc<Idle>], life: Duration) -> anyhow::Result<()> {
-        let rights = WorkerKeys::new(self.engine.redis.prefix()).keepers();
         for some in idle.chunks(RIGHTS_AT_ONCE) {
             // Before the answer, so that a slow one does not make it last longer.
             let until = Instant::now() + RIGHT_LIFE;
-            let mut call = scripts::KEEPERS.key(&rights);
-            call.arg(&self.consumer).arg(millis(life));
-            for lane in some {
-                call.arg(lane.queue.to_string());
-            }
-            let ours: Vec<bool> = call
-                .invoke_async(&mut self.engine.redis.commands())
-                .await
-                .context("asking for the right to keep idle queues")?;
+            let ours = self.ask_for(some.iter().map(|lane| &lane.queue), life).await?;
             for (lane, is_ours) in some.iter().zip(ours) {
                 lane.keep_elsewhere((!is_ours).then_some(until));
             }
         }
         Ok(())
+    }
+
+    /// Of each queue whether its right is this process's now.
+    async fn ask_for(&self, queues: impl Iterator<Item = &QueueName>, life: Duration) -> anyhow::Result<Vec<bool>> {
+        let mut call = scripts::KEEPERS.prepare_invoke();
+        call.key(WorkerKeys::new(self.engine.redis.prefix()).keepers()).arg(&self.consumer).arg(millis(life));
+        for queue in queues {
+            call.arg(queue.to_string());
+        }
+        let asked = call.invoke_async(&mut self.engine.redis.commands()).await;
+        asked.context("asking for the right to keep idle queues")
     }
 
     async fn look_at(&self, idle: &[Arc<Idle>]) -> anyhow::Result<()> {

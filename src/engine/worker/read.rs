@@ -59,7 +59,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         self.spare(self.ensure_groups(self.levels())).await?;
         while !pulse.stopping() {
             pulse.beat();
-            let is_idle = self.idle.set_idle(found.is_none_or(|at| at.elapsed() >= AWAKE_FOR));
+            let found_nothing = found.is_none_or(|at| at.elapsed() >= AWAKE_FOR);
+            let is_idle = self.idle.set_idle(found_nothing && !self.runs());
             if !self.throttle.may_read() {
                 self.throttle.opened(&pulse, BLOCK).await;
                 continue;

@@ -72,6 +72,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         let keys: HashSet<Uuid> = batch.readable.iter().map(|delivery| delivery.envelope.key).collect();
         let running = batch.readable.iter().map(|delivery| (delivery.envelope.key, delivery.clone()));
         self.running.lock().unwrap_or_else(PoisonError::into_inner).extend(running);
+        // What was taken over runs while the reader rests.
+        self.idle.set_idle(false);
         let mut groups: HashMap<String, Vec<Arc<Delivery>>> = HashMap::new();
         for delivery in batch.readable {
             match groups.get_mut(&delivery.envelope.name) {

@@ -5,6 +5,9 @@
 //! bell, which every read names too. What came to a stream between the last look of its lane and the read is above the
 //! entry that the lane named, so the read gives it at once.
 //!
+//! What a new stream holds may be below the entry that the lane named: the stream was deleted, and the server's clock set
+//! back. So now and then a watch looks whether the streams are as its lanes left them.
+//!
 //! A read that takes nothing succeeds at a replica too, or at a server that others have left. So the bell, which goes
 //! through the shared connection, must be heard now and then.
 
@@ -17,8 +20,9 @@ use redis::{RedisError, Value};
 
 use super::super::client::millis;
 use super::super::keys::WorkerKeys;
+use super::super::scripts;
 use super::super::shapes::is_wrong_type;
-use super::idle::{Idle, Lanes};
+use super::idle::{AWAKE_FOR, Idle, Lanes};
 use super::read::wait_for;
 use super::{Lane, STALL_AFTER, Worker};
 use crate::platform::loops::{Loops, Pulse};
@@ -32,6 +36,10 @@ const REST_BEAT: Duration = Duration::from_secs(3);
 const ECHO_PERIOD: Duration = Duration::from_secs(5);
 /// And when it is not heard for so long, it is not.
 const DEAF_AFTER: Duration = Duration::from_secs(12);
+/// The streams are looked at once in so long.
+const LOOK_PERIOD: Duration = Duration::from_secs(20);
+/// Streams of one look.
+const LOOKED_AT: usize = 500;
 /// The bell is heard at once, or by then a later read has begun, which needs none.
 const BELL_LIFE: Duration = Duration::from_secs(5);
 
@@ -67,7 +75,7 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     }
 
     async fn watch_on(&self, watch: usize, connection: &mut Blocking, pulse: &Pulse) -> anyhow::Result<()> {
-        let (mut rung, mut heard) = ("0-0".to_owned(), Instant::now());
+        let (mut rung, mut heard, mut looked) = ("0-0".to_owned(), Instant::now(), Instant::now());
         while !pulse.stopping() {
             pulse.beat();
             let resting = self.lanes.begin_round(watch);
@@ -84,6 +92,10 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
             }
             if heard.elapsed() >= ECHO_PERIOD {
                 self.ring(watch).await.context("ringing the bell of the watch")?;
+            }
+            if looked.elapsed() >= LOOK_PERIOD {
+                self.wake_unheard(&resting).await.context("looking at the streams of idle queues")?;
+                looked = Instant::now();
             }
             let read = self.read_of(watch, &resting, &rung);
             let reply = tokio::select! {
@@ -136,6 +148,20 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         rung
     }
 
+    /// Wakes those whose stream is not as it was when they came to rest.
+    async fn wake_unheard(&self, resting: &[(Arc<Idle>, String)]) -> Result<(), RedisError> {
+        for some in resting.chunks(LOOKED_AT) {
+            let mut look = scripts::UNHEARD.prepare_invoke();
+            for (lane, after) in some {
+                look.key(lane.keys.stream()).arg(after);
+            }
+            let changed: Vec<usize> = look.invoke_async(&mut self.engine.redis.commands()).await?;
+            let of = |number: usize| some.get(number.checked_sub(1)?);
+            changed.into_iter().filter_map(of).for_each(|(lane, _)| lane.wake());
+        }
+        Ok(())
+    }
+
     fn bell(&self, watch: usize) -> String {
         WorkerKeys::new(self.engine.redis.prefix()).bell(&self.consumer, watch)
     }
@@ -156,7 +182,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         if lanes.rest(&self.idle, last) {
             self.worker.ring(self.idle.watch()).await.context("telling the watch of an idle queue")?;
         }
-        while !pulse.stopping() && self.idle.rests() && self.may_rest() {
+        let rests_since = Instant::now();
+        while !pulse.stopping() && self.idle.rests() && self.may_rest() && self.is_best_at_rest(rests_since) {
             pulse.beat();
             tokio::select! {
                 () = self.idle.woken() => {}
@@ -167,6 +194,11 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             self.idle.wake();
         }
         Ok(())
+    }
+
+    /// A lane that is not idle keeps its queue itself, and begins to be idle only when its reader looks.
+    fn is_best_at_rest(&self, since: Instant) -> bool {
+        if self.idle.is_idle() { !self.runs() } else { since.elapsed() < AWAKE_FOR }
     }
 
     /// Whether there is a watch, which reads of one stream, and does not know of a pause.

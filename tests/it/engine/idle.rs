@@ -22,18 +22,22 @@ impl Setup {
     }
 
     /// A worker of many queues; its loops.
-    fn start_many(&self) -> Loops {
-        let queues: Vec<QueueName> = (0..QUEUES).map(part).collect();
+    fn start_many(&self, count: usize) -> Loops {
+        let queues: Vec<QueueName> = (0..count).map(part).collect();
         let registry = Registry::default()
             .partitioned_queue(SPEC, move |_| Box::pin(std::future::ready(Ok(queues.clone()))))
-            .single(one);
+            .single(stoppable);
         let loops = Loops::default();
         Worker::start(self.bench.engine.clone(), registry, self.bench.clone(), &loops);
         loops
     }
 
     async fn send_to(&self, queue: QueueName, due: Option<At>) -> Call {
-        let call = Call { queue, ..Call::of(&Work { what: "a".to_owned() }).unwrap() };
+        self.send_work("a", queue, due).await
+    }
+
+    async fn send_work(&self, what: &str, queue: QueueName, due: Option<At>) -> Call {
+        let call = Call { queue, ..Call::of(&Work { what: what.to_owned() }).unwrap() };
         assert!(self.bench.engine.call(&call, due, Unique::UntilDone).await.unwrap());
         call
     }
@@ -47,6 +51,12 @@ impl Setup {
     async fn keepers(&self) -> HashMap<String, String> {
         let rights = format!("{}:{{.workers}}:keepers", self.h.app.redis.prefix());
         self.redis(redis::cmd("HGETALL").arg(rights)).await
+    }
+
+    /// Until when a queue is kept, and by whom.
+    async fn right(&self, queue: QueueName) -> Option<(i64, String)> {
+        let right = self.keepers().await.remove(&queue.to_string())?;
+        right.split_once(' ').map(|(until, by)| (until.parse().unwrap(), by.to_owned()))
     }
 
     /// Who keeps them now, each once.
@@ -76,7 +86,7 @@ async fn idle_queues_share_a_connection_and_each_is_woken_by_its_own_task() {
     let redis = PrivateRedis::start().await;
     let s = Setup::alone(&redis).await;
     let before = s.clients().await;
-    let loops = s.start_many();
+    let loops = s.start_many(QUEUES);
     // One for all of them.
     s.h.eventually(async || s.all_are_kept().await && s.clients().await <= before + 1).await;
     // The same again and again: who was woken rests again.
@@ -100,11 +110,11 @@ async fn idle_queues_share_a_connection_and_each_is_woken_by_its_own_task() {
 async fn of_two_workers_one_keeps_the_idle_queues_and_the_other_when_that_one_leaves() {
     let redis = PrivateRedis::start().await;
     let s = Setup::alone(&redis).await;
-    let first = s.start_many();
+    let first = s.start_many(QUEUES);
     s.h.eventually(async || s.all_are_kept().await).await;
     let keepers = s.kept_by().await;
     assert_eq!(keepers.len(), 1);
-    let second = s.start_many();
+    let second = s.start_many(QUEUES);
     // The other one asks, and is told that they are kept.
     s.h.eventually(async || s.workers().await.len() == 2).await;
     let delayed = s.send_to(part(5), Some(s.h.now().plus(Duration::from_millis(20)))).await;
@@ -131,7 +141,7 @@ async fn idle_queues_that_a_dead_process_kept_are_kept_by_another_and_what_waits
         let right = format!("{until} dead");
         let _: i64 = s.redis(redis::cmd("HSET").arg(&rights).arg(part(n).to_string()).arg(right)).await;
     }
-    let loops = s.start_many();
+    let loops = s.start_many(QUEUES);
     let queue = part(9);
     let stream = s.bench.engine.keys(&queue).stream();
     s.h.eventually(async || s.redis::<i64>(redis::cmd("EXISTS").arg(&stream)).await == 1).await;
@@ -146,10 +156,39 @@ async fn idle_queues_that_a_dead_process_kept_are_kept_by_another_and_what_waits
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_a_server_with_a_clock_far_ahead_has_written_holds_nobody_up() {
+    let redis = PrivateRedis::start().await;
+    let s = Setup::alone(&redis).await;
+    let rights = format!("{}:{{.workers}}:keepers", s.h.app.redis.prefix());
+    let right = format!("{} dead", s.h.now().plus(Duration::from_secs(3600)).ms());
+    let _: i64 = s.redis(redis::cmd("HSET").arg(&rights).arg(part(3).to_string()).arg(right)).await;
+    let loops = s.start_many(QUEUES);
+    s.h.eventually(async || s.right(part(3)).await.is_some_and(|(_, by)| by != "dead")).await;
+    assert!(loops.stop(Duration::from_secs(20)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_whose_stream_is_new_and_below_the_one_before_is_read_all_the_same() {
+    let redis = PrivateRedis::start().await;
+    let s = Setup::alone(&redis).await;
+    let stream = s.bench.engine.keys(&part(5)).stream();
+    // As a server whose clock was ahead left it.
+    let ahead = format!("{}-0", s.h.now().plus(Duration::from_secs(3600)).ms());
+    let _: String = s.redis(redis::cmd("XADD").arg(&stream).arg(&ahead).arg("x").arg(1)).await;
+    let _: i64 = s.redis(redis::cmd("XDEL").arg(&stream).arg(&ahead)).await;
+    let loops = s.start_many(QUEUES);
+    s.h.eventually(async || s.all_are_kept().await).await;
+    let _: i64 = s.redis(redis::cmd("DEL").arg(&stream)).await;
+    let call = s.send_to(part(5), None).await;
+    assert_eq!(s.end_of(&call).await.state, State::Success);
+    assert!(loops.stop(Duration::from_secs(20)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_queue_that_another_process_keeps_is_paused_and_resumed_in_every_process() {
     let redis = PrivateRedis::start().await;
     let s = Setup::alone(&redis).await;
-    let (first, second) = (s.start_many(), s.start_many());
+    let (first, second) = (s.start_many(QUEUES), s.start_many(QUEUES));
     let queue = part(11);
     let paused_in = async || {
         let workers = s.workers().await;
@@ -170,7 +209,7 @@ async fn an_idle_queue_that_another_process_keeps_is_paused_and_resumed_in_every
 async fn an_idle_queue_whose_key_is_of_a_wrong_type_wakes_no_other_in_vain() {
     let redis = PrivateRedis::start().await;
     let s = Setup::alone(&redis).await;
-    let loops = s.start_many();
+    let loops = s.start_many(QUEUES);
     s.h.eventually(async || s.all_are_kept().await).await;
     let broken = s.bench.engine.keys(&part(1)).stream();
     let _: i64 = s.redis(redis::cmd("DEL").arg(&broken)).await;
@@ -187,7 +226,7 @@ async fn an_idle_queue_whose_key_is_of_a_wrong_type_wakes_no_other_in_vain() {
 async fn idle_queues_go_on_after_redis_was_emptied_and_after_it_was_restarted() {
     let mut redis = PrivateRedis::start().await;
     let s = Setup::alone(&redis).await;
-    let loops = s.start_many();
+    let loops = s.start_many(QUEUES);
     s.h.eventually(async || s.all_are_kept().await).await;
     let _: () = s.redis(&redis::cmd("FLUSHALL")).await;
     let call = s.send_to(part(4), None).await;
@@ -224,22 +263,53 @@ async fn idle_queues_of_a_process_that_was_killed_are_kept_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_task_is_told_that_it_was_taken_back_though_its_queue_is_idle_and_another_process_keeps_it() {
+async fn a_queue_in_which_a_long_task_runs_is_kept_by_another_process_and_the_task_is_told_that_it_was_taken_back() {
     let redis = PrivateRedis::start().await;
     let s = Setup::alone(&redis).await;
-    let rights = format!("{}:{{.workers}}:keepers", s.h.app.redis.prefix());
-    let right = format!("{} another", s.h.now().plus(Duration::from_secs(3600)).ms());
-    let _: i64 = s.redis(redis::cmd("HSET").arg(&rights).arg(queue().to_string()).arg(right)).await;
-    let before = s.clients().await;
-    s.start_all();
-    let running = s.enqueue("stoppable").await;
-    s.h.eventually(async || s.bench.runs.load(Ordering::SeqCst) == 1 && s.clients().await > before + 1).await;
-    // Its reader rests: it has given its connection back.
-    s.h.eventually(async || s.clients().await <= before + 1).await;
-    // And its keeper has asked since whether another one keeps the queue; nothing tells of that.
-    let rested = s.h.now();
-    s.h.eventually(async || s.h.now() > rested.plus(Duration::from_millis(2500))).await;
+    let first = s.start_many(QUEUES);
+    s.h.eventually(async || s.all_are_kept().await).await;
+    let running = s.send_work("stoppable", part(1), None).await;
+    s.h.eventually(async || s.bench.runs.load(Ordering::SeqCst) == 1).await;
+    let short = s.send_to(part(2), None).await;
+    assert_eq!(s.end_of(&short).await.state, State::Success);
+    // The second one is idle again, so the first one has found nothing for as long.
+    let ended = s.h.now();
+    s.h.eventually(async || s.right(part(2)).await.is_some_and(|(until, _)| until > ended.ms() + 6500)).await;
+    let second = s.start_many(QUEUES);
+    s.h.eventually(async || match (s.right(part(1)).await, s.right(part(2)).await) {
+        (Some((until, by)), Some((_, first))) => until > s.h.now().ms() && by != first,
+        _ => false,
+    })
+    .await;
+    let running = TaskId { key: running.key, queue: running.queue };
     assert_eq!(s.bench.engine.revoke(&running).await.unwrap(), Revoked::Told);
     assert_eq!(s.ended(&running).await.state, State::Revoked);
-    assert!(s.loops.stop(Duration::from_secs(20)).await);
+    assert!(first.stop(Duration::from_secs(20)).await && second.stop(Duration::from_secs(20)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_queues_than_readers_have_connections_are_all_idle_again_after_each_had_a_task() {
+    const MANY: usize = 230;
+    let redis = PrivateRedis::start().await;
+    let s = Setup::alone(&redis).await;
+    let before = s.clients().await;
+    let loops = s.start_many(MANY);
+    // One for each hundred.
+    s.h.eventually(async || s.keepers().await.len() == MANY && s.clients().await <= before + 3).await;
+    let mut calls = Vec::new();
+    for n in 0..MANY {
+        calls.push(s.send_to(part(n), None).await);
+    }
+    for call in &calls {
+        assert_eq!(s.end_of(call).await.state, State::Success);
+    }
+    let ended = s.h.now().ms();
+    s.h.eventually(async || {
+        let rights = s.keepers().await;
+        let until = rights.values().filter_map(|right| right.split_once(' ')?.0.parse::<i64>().ok());
+        until.filter(|until| *until > ended + 3500).count() == MANY && s.clients().await <= before + 3
+    })
+    .await;
+    assert!(loops.stop(Duration::from_secs(20)).await);
+    assert!(s.keepers().await.is_empty(), "one that stops gives back all that it has");
 }

@@ -1,11 +1,15 @@
 //! Many activities at once: all of them are served, those that rest cost next to nothing, and what cannot be served is told.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use onrush::engine::QueueName;
 use sqlx::QueryBuilder;
 
 use super::*;
+use crate::support::PrivateRedis;
 
 /// Activities straight into the table, from and to so many minutes from now.
-async fn others(h: &Harness, count: usize, from: i64, to: i64, closed: bool) {
+pub async fn others(h: &Harness, count: usize, from: i64, to: i64, closed: bool) {
     let at = |minutes: i64| At::from_ms(h.now().ms() + minutes * 60_000);
     for part in (0..count).collect::<Vec<_>>().chunks(1000) {
         let mut insert = QueryBuilder::new(
@@ -52,7 +56,11 @@ async fn gates_that_rest_are_asked_seldom_and_what_moves_is_seen_by_the_next_pas
     let h = Harness::with(options).await;
     let sale = Sale::open(&h, 10).await;
     others(&h, OTHERS, -10, 60, false).await;
-    let pass = async || seckill::watch_gates(&h.app).await.unwrap();
+    let pass = async || seckill::watch_gates(&h.app, &|| ()).await.unwrap();
+    // The pass tells of each gate that it builds: it may take long.
+    let told = AtomicUsize::new(0);
+    seckill::watch_gates(&h.app, &|| _ = told.fetch_add(1, Ordering::Relaxed)).await.unwrap();
+    assert!(told.into_inner() > OTHERS);
     // Built, compared, and at rest.
     for _ in 0..5 {
         pass().await;
@@ -88,19 +96,24 @@ async fn gates_that_rest_are_asked_seldom_and_what_moves_is_seen_by_the_next_pas
 async fn one_process_of_all_looks_after_the_gates_and_another_one_when_it_is_gone() {
     let h = Harness::new().await;
     let (other, sale) = (h.another().await, Sale::open(&h, 10).await);
-    seckill::watch_gates(&h.app).await.unwrap();
+    seckill::watch_gates(&h.app, &|| ()).await.unwrap();
     let _: i64 = ask(&h, &["DEL", &meta(&h, &sale)]).await;
-    seckill::watch_gates(&other.app).await.unwrap();
+    seckill::watch_gates(&other.app, &|| ()).await.unwrap();
     assert_eq!(stock(&h, &sale).await, None, "it is the first one's turn");
     // The first one does not come again.
     h.eventually(async || {
-        seckill::watch_gates(&other.app).await.unwrap();
+        seckill::watch_gates(&other.app, &|| ()).await.unwrap();
         stock(&h, &sale).await == Some(10)
     })
     .await;
     let _: i64 = ask(&h, &["DEL", &meta(&h, &sale)]).await;
-    seckill::watch_gates(&h.app).await.unwrap();
+    seckill::watch_gates(&h.app, &|| ()).await.unwrap();
     assert_eq!(stock(&h, &sale).await, None, "it is the other one's turn");
+    // By a server whose clock was ahead.
+    let turn = format!("{}:{{.gates}}:turn", h.app.redis.prefix());
+    let _: () = ask(&h, &["SET", &turn, "dead", "PX", "3600000"]).await;
+    seckill::watch_gates(&h.app, &|| ()).await.unwrap();
+    assert_eq!(stock(&h, &sale).await, Some(10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,4 +157,45 @@ async fn of_more_activities_than_are_served_those_on_sale_come_first_and_the_res
     sqlx::query("UPDATE seckill_activities SET closed_at = NULL").execute(&h.app.db).await.unwrap();
     let told = format!("{:#}", anyhow::Error::from(seckill::look_after_gates(&h.app).await.unwrap_err()));
     assert!(told.contains("102 activities more than 3000 are on sale"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_sales_that_are_over_is_found_soon_when_it_was_retried_or_another_run_of_redis_serves() {
+    let mut server = PrivateRedis::start().await;
+    let servers = Some(server.addresses(server.url().to_owned()).await);
+    let h = Harness::with(Options { servers, ..Options::default() }).await;
+    let mut sales = Vec::new();
+    for _ in 0..10 {
+        sales.push(Sale::open(&h, 10).await);
+    }
+    let over = "UPDATE seckill_activities SET ends_at = ? WHERE id IS NOT NULL";
+    sqlx::query(over).bind(h.now().plus(Duration::from_secs(60))).execute(&h.app.db).await.unwrap();
+    h.advance(Duration::from_secs(1200));
+    // There are too many to be looked at again all at once.
+    others(&h, 780, -600, -30, false).await;
+    let queues: Vec<_> = sales.iter().map(|sale| seckill::queue(sale.activity())).collect();
+    let consumed = async |queues: &[QueueName]| {
+        let found = seckill::jobs::partitions(h.app.clone()).await.unwrap();
+        queues.iter().all(|queue| found.contains(queue))
+    };
+    assert!(!consumed(&queues[..1]).await);
+    for queue in &queues[..5] {
+        let dead = h.app.engine.keys(queue).dead();
+        let _: String = ask(&h, &["XADD", &dead, "*", "e", "x", "reason", "y", "at", "0"]).await;
+        let letters = h.app.engine.letters(queue, None, 10).await.unwrap();
+        assert_eq!(h.app.engine.retry_letters(queue, &letters).await.unwrap(), 1);
+    }
+    h.eventually(async || consumed(&queues[..5]).await).await;
+    server.restart().await;
+    let answers = async || {
+        let asked: Result<String, _> = redis::cmd("PING").query_async(&mut h.app.redis.commands()).await;
+        asked.is_ok()
+    };
+    h.eventually(answers).await;
+    for queue in &queues[5..] {
+        let keys = h.app.engine.keys(queue);
+        let _: String = ask(&h, &["XADD", &keys.stream(), "*", "e", "x"]).await;
+        let _: i64 = ask(&h, &["HINCRBY", &keys.meta(), "seq", "1"]).await;
+    }
+    h.eventually(async || consumed(&queues[5..]).await).await;
 }

@@ -134,6 +134,8 @@ async fn a_gate_learns_of_thousands_of_owners_and_takes_nothing_for_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_that_does_not_hold_is_found_wherever_it_is() {
     let h = Harness::new().await;
+    // Sales of which nobody has the course take no turn.
+    super::many::others(&h, 200, -10, 60, false).await;
     let (course, owners) = (h.course(9900).await, h.people(5000).await);
     own(&h, course.id, &owners).await;
     let sale = Sale::with(&h, json!({ "stock": 5, "course_id": course.no() })).await;
@@ -142,7 +144,7 @@ async fn a_mark_that_does_not_hold_is_found_wherever_it_is() {
     disown(&h, former).await;
     sale.submit(&h, former).await.problem(409, "already_owned");
     // A pass looks at some two thousand fields.
-    for _ in 0..6 {
+    for _ in 0..8 {
         seckill::look_after_gates(&h.app).await.unwrap();
     }
     assert_eq!(place(&h, &sale, former).await.as_deref(), Some("0:"));
