@@ -12,7 +12,7 @@ use crate::platform::traces;
 use crate::routes::{API, SANDBOX, is_crowd};
 
 /// The span of a request, by its id and its route. A crowd's requests have none while traces are off: its fields are
-/// written out as text for lines that these requests hardly ever write. Of one that fails, [`line`] is made then.
+/// written out as text for lines that these requests hardly ever write. Of one that fails, [`fn@line`] is made then.
 pub(super) fn span(app: &App, request: &Request, id: &str, route: &str) -> Span {
     // Who asks after the process's health every second would fill the traces.
     let is_traced = traces::is_on() && (route.starts_with(API) || route.starts_with(SANDBOX));

@@ -1,5 +1,5 @@
 //! Keeping the gates true: built where missing, units put back on sale, differences corrected. Which of them a pass looks
-//! at: [`attention`](super::attention).
+//! at: [`attention`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
