@@ -12,6 +12,7 @@ mod limits;
 mod secrets;
 mod settings;
 mod stripe;
+mod traces;
 mod transport;
 mod wechat;
 
@@ -33,6 +34,7 @@ use self::gateways::{Section, read_apart};
 pub use self::limits::Limits;
 use self::settings::{COMMON_NAMES, SETTINGS};
 pub use self::stripe::Stripe;
+pub use self::traces::Traces;
 pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::platform::address::Networks;
 use crate::platform::telemetry::LogFormat;
@@ -253,31 +255,6 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter, such as `info,sqlx=warn`.
     pub filter: String,
-}
-
-/// `ONRUSH_TRACES__*`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Traces {
-    /// The OpenTelemetry collector that spans are sent to, by OTLP over HTTP, without `/v1/traces`; empty: traces are off.
-    pub endpoint: String,
-    /// The part of the traces that begin here which is recorded, from 0 to 1.
-    pub sample_ratio: f64,
-    /// Whether the caller's `traceparent` decides whether a trace is recorded, in place of the ratio.
-    pub parent_decides: bool,
-    /// What this service is called in traces.
-    pub service_name: String,
-}
-
-impl Traces {
-    /// As the exporter takes them; `None` while traces are off.
-    pub fn settings(&self) -> Option<crate::platform::traces::Settings> {
-        (!self.endpoint.is_empty()).then(|| crate::platform::traces::Settings {
-            endpoint: self.endpoint.clone(),
-            sample_ratio: self.sample_ratio,
-            service: self.service_name.clone(),
-        })
-    }
 }
 
 impl Engine {

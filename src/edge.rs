@@ -135,8 +135,8 @@ where
             Err(error) => error.into_response(),
         },
     };
-    let told = span.is_none() && response.status().is_server_error();
-    let span = if told { traced::line(&method, &id, route) } else { span };
+    let fails = span.is_none() && response.status().is_server_error();
+    let span = if fails { traced::line(&method, &id, route) } else { span };
     let mut response = span.in_scope(|| error::problems(response, &id, words));
     if response.status() == StatusCode::NOT_FOUND
         && let Some(location) = elsewhere

@@ -42,11 +42,18 @@ pub struct Options {
     pub pay_deadline_s: Option<u64>,
 }
 
+/// In place of servers that are not there yet.
+const NOWHERE: &str = "http://127.0.0.1:1";
+const NOWHERE_MYSQL: &str = "mysql://nobody@127.0.0.1:1/onrush";
+const NOWHERE_REDIS: &str = "redis://127.0.0.1:1";
+
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.dir).with_context(|| format!("creating {}", options.dir.display()))?;
     let mut lock = take(&options.dir)?;
     let settings = settings_file(&options.dir)?;
+    // Before anything is started that a fault in them would make to no purpose.
+    read(&options, &settings, [NOWHERE_MYSQL, NOWHERE_REDIS], NOWHERE)?;
     let servers = start_servers(&options).await?;
     // Stopped whatever happens below; a process that is killed leaves that to `supervise.sh`.
     let served = serve(&options, &settings, &servers, &mut lock).await;
@@ -184,9 +191,14 @@ async fn configure(
     let mut server = sqlx::MySqlConnection::connect(&mysql).await.context("connecting to the private MySQL")?;
     let create = "CREATE DATABASE IF NOT EXISTS onrush CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
     sqlx::raw_sql(create).execute(&mut server).await.context("creating the database")?;
+    read(options, settings, [&database_url(&mysql, DATABASE), &redis], base)
+}
+
+/// The settings of a playground with these servers, at this address.
+fn read(options: &Options, settings: &Path, [mysql, redis]: [&str; 2], base: &str) -> anyhow::Result<Config> {
     let mut overrides = vec![
-        ("database_url", database_url(&mysql, DATABASE)),
-        ("redis_url", redis),
+        ("database_url", mysql.to_owned()),
+        ("redis_url", redis.to_owned()),
         ("payments.sandbox", "true".to_owned()),
     ];
     if let Some(seconds) = options.pay_deadline_s {

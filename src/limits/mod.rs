@@ -6,8 +6,8 @@
 //!
 //! Where it is counted: in **Redis**, for all processes together, on routes that touch MySQL anyway; in this process's
 //! **memory** on the hot routes, which keep their one round trip. A request that one of its limits refuses is counted by
-//! none; how many an account has under way ([`in_flight`]) is looked at after that. While Redis is away, requests pass: orders and payments do not depend on it. Only registrations then wait, as
-//! logins do (those have counts of their own, of failures: [`crate::auth`]).
+//! none; how many an account has under way ([`in_flight`]) is looked at after that. While Redis is away, requests pass:
+//! orders and payments do not depend on it. Only registrations then wait, as logins do (those have counts of their own, of failures: [`crate::auth`]).
 
 mod describe;
 pub mod in_flight;

@@ -135,8 +135,8 @@ async fn take_off_others(app: &App, gate: &Gate, course: CourseId, users: &[User
 #[derive(Default)]
 struct Round(Mutex<(Option<ActivityId>, u64)>);
 
-/// Looks at some of the marks of these activities, which may have some, by id, and takes off those that do not hold. A gate that cannot be read
-/// is passed over.
+/// Looks at some of the marks of these activities, which may have some, by id, and takes off those that do not hold. A gate
+/// that cannot be read is passed over.
 pub async fn look_again(app: &App, activities: &[Activity], beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     const DOING: &str = "looking again who has its course";
     let (round, put_off) = (app.local::<Round>(), put_off(app, DOING));

@@ -2,9 +2,11 @@
 
 mod counted;
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use futures_util::FutureExt;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use onrush::error::Kind;
@@ -252,13 +254,7 @@ async fn the_metrics_tell_of_requests_queues_tasks_pools_and_orders() {
         let text = process.client.get("/metrics", ()).await.expect(200).text();
         wanted.iter().filter(|family| !text.contains(**family)).copied().collect::<Vec<_>>()
     };
-    for _ in 0..200 {
-        if lacking().await.is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let lacking = lacking().await;
-    assert!(lacking.is_empty(), "no {lacking:?}");
+    let all_there = AssertUnwindSafe(h.eventually(async || lacking().await.is_empty())).catch_unwind().await;
+    assert!(all_there.is_ok(), "no {:?}", lacking().await);
     process.terminate().await;
 }

@@ -181,3 +181,15 @@ fn the_readme_has_the_lines_to_paste() {
         assert!(readme.contains(part), "the README lacks:\n{part}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_in_the_settings_is_told_before_any_server_is_started() {
+    let dir = new_dir();
+    let data = dir.path().join("data");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onrush"));
+    command.args(["dev", "--port", &Process::free_port().to_string(), "--dir"]).arg(&data).kill_on_drop(true);
+    let ended = command.env("ONRUSH_LOG__FILTRE", "info").output().await.expect("onrush dev");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success() && said.contains("did you mean ONRUSH_LOG__FILTER?"), "{said}");
+    assert!(!["mysql", "redis"].iter().any(|server| data.join(server).exists()), "{said}");
+}

@@ -11,8 +11,8 @@
 -- ARGV  1 group, 2 one that entered its stream less than this ago is left (ms), 3 a worker without a sign for so long is gone
 --       (ms), 4 done channel, 5 1 when all tasks were looked at since the counters differed, `look` to change nothing,
 --       then the tasks' keys
--- reply {tasks cleared (or, of a look, lost), tasks that the counters have in the streams and the streams have not, envelopes that nothing waits
---       for (less those that something waits for without one)}
+-- reply {tasks cleared (or, of a look, lost), tasks that the counters have in the streams and the streams have not,
+--       envelopes that nothing waits for (less those that something waits for without one)}
 local call = redis.call
 local stream, meta, delayed, envelopes, revoked = unpack(KEYS, 1, 5)
 local group, grace, gone_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])

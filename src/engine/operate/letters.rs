@@ -125,17 +125,22 @@ impl Engine {
             metrics::counter!("onrush_tasks_enqueued_total", "queue" => queue.base().to_owned()).increment(taken);
             enqueued += taken;
         }
-        if enqueued > 0
-            && queue.partition_name().is_some()
-            && let Err(error) = self.note_retried(queue).await
-        {
-            tracing::debug!(%queue, error = format!("{error:#}"), "nobody was told of a retry: its queue is looked at in its time");
+        if enqueued > 0 {
+            self.note_retried(queue).await;
         }
         Ok(enqueued)
     }
 
-    /// Says that a partition, which may be over and looked at seldom, has a task again.
-    async fn note_retried(&self, queue: &QueueName) -> anyhow::Result<()> {
+    /// Says that a partition, which may be over and looked at seldom, has a task again. Without it that is found in its time.
+    pub(super) async fn note_retried(&self, queue: &QueueName) {
+        if queue.partition_name().is_some()
+            && let Err(error) = self.try_note_retried(queue).await
+        {
+            tracing::debug!(%queue, error = format!("{error:#}"), "nobody was told of a retry");
+        }
+    }
+
+    async fn try_note_retried(&self, queue: &QueueName) -> anyhow::Result<()> {
         let (key, now) = (WorkerKeys::new(self.redis.prefix()).retried(), self.clock.now());
         let mut note = redis::pipe();
         note.cmd("ZADD").arg(&key).arg(now.ms()).arg(queue.to_string()).ignore();
@@ -145,7 +150,7 @@ impl Engine {
         Ok(note.query_async(&mut self.redis.commands()).await?)
     }
 
-    /// Partitions of which a dead letter was retried within the last minutes, those of the latest retries.
+    /// Partitions of which a task was retried within the last minutes, those of the latest retries.
     pub async fn retried_lately(&self) -> anyhow::Result<Vec<QueueName>> {
         let key = WorkerKeys::new(self.redis.prefix()).retried();
         let names: Vec<String> = redis::cmd("ZRANGE")

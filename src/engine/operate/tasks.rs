@@ -147,6 +147,7 @@ impl Engine {
         let call = Call { queue, key: id.key, name, args, priority, trace: TraceParent::current() };
         let envelope = Envelope { owner: record.owner, ..call.envelope(self.clock.now().ms()) };
         let taken = self.send(&id.queue, &[(envelope, None)], Unique::UntilDone).await?;
+        self.note_retried(&id.queue).await;
         // Somebody else was faster: then it is on its way as well.
         Ok(if taken == [true] { Retried::Enqueued } else { Retried::OnItsWay })
     }
