@@ -43,7 +43,7 @@ pub use operate::QueueDepth;
 pub use priority::{NotAPriority, Priority};
 pub use registry::{Partitions, QueueSpec, Registry};
 pub use shapes::is_wrong_type;
-pub use task::{BRIEFLY, Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
+pub use task::{Effect, Job, Outcome, Retry, State, Task, TaskId, TimeLimit};
 pub use worker::{Missing, Worker};
 
 use std::time::Duration;

@@ -15,8 +15,8 @@ use super::control::Control;
 use super::keys::QueueName;
 use super::priority::Priority;
 
-/// How long the results of tasks are kept that nobody asks about: until an operator who looks on has seen them.
-pub const BRIEFLY: Duration = Duration::from_secs(600);
+/// How long a result is kept that nobody asks about: until an operator who looks on has seen it.
+const BRIEFLY: Duration = Duration::from_secs(600);
 
 /// A kind of background work, declared as the type of its arguments.
 pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -28,9 +28,9 @@ pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
     const RETRY: Retry = Retry::DEFAULT;
     /// How long an attempt may take.
     const LIMIT: TimeLimit = TimeLimit::NONE;
-    /// How long the result is kept; by default as long as `engine.result_ttl_s` says. [`BRIEFLY`] for one that nobody asks
-    /// about: each record takes memory for as long as it is kept.
-    const KEEP_RESULT: Option<Duration> = None;
+    /// How long the record is kept after the end, which takes memory of Redis for as long: by default ten minutes, as for a
+    /// task that nobody asks about. `None`, for one whose result somebody polls for: as long as `engine.result_ttl_s` says.
+    const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
     /// Calls of its handler under way at once in one process, at most; by default as many as its queue lets.
     const CONCURRENCY: Option<usize> = None;
     /// How urgent it is, where the call does not say.

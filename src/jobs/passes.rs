@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::app::{App, failed};
 use crate::config::Config;
 use crate::engine::schedule::{CatchUp, Definition, Kind, Tasks};
-use crate::engine::{BRIEFLY, Job, Outcome, QueueSpec, Registry, Retry, Task};
+use crate::engine::{Job, Outcome, QueueSpec, Registry, Retry, Task};
 use crate::error::Error;
 use crate::platform::clock::At;
 use crate::{auth, check, idempotency, orders, payments, reports, seckill};
@@ -67,7 +67,6 @@ macro_rules! passes {
                 const NAME: &'static str = $name;
                 const QUEUE: &'static str = QUEUE;
                 const RETRY: Retry = RETRY;
-                const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
             }
         )+
 

@@ -1,12 +1,10 @@
 //! What an order is, which states it may pass through, and the tasks it gives rise to.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
-use crate::engine::{BRIEFLY, Task};
+use crate::engine::Task;
 use crate::platform::clock::At;
 use crate::platform::id::Id;
 use crate::platform::money::Money;
@@ -307,7 +305,6 @@ pub struct Expire {
 impl Task for Expire {
     const NAME: &'static str = "orders.expire";
     const QUEUE: &'static str = "expiry";
-    const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
 }
 
 /// Gives the courses of a paid order and credits its points: what the success queue does. Keyed by the order's id.
@@ -320,7 +317,6 @@ pub struct Grant {
 impl Task for Grant {
     const NAME: &'static str = "orders.grant";
     const QUEUE: &'static str = "grant";
-    const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
 }
 
 /// Gives back what a dead order held: what the failure queue does. Keyed by the order's id.
@@ -333,7 +329,6 @@ pub struct Release {
 impl Task for Release {
     const NAME: &'static str = "orders.release";
     const QUEUE: &'static str = "release";
-    const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
 }
 
 #[cfg(test)]

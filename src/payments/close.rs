@@ -3,8 +3,6 @@
 //! An order without a started payment is closed by one guarded update, many at once. One with a started payment is
 //! closed only when nobody can pay it any more: its gateway is asked first, and closes the trade.
 
-use std::time::Duration;
-
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +15,7 @@ use super::gateway::{self, Asked, CloseAnswer};
 use super::model::{Gateway, Payment, PaymentId, PaymentStatus};
 use super::{settle, store};
 use crate::app::App;
-use crate::engine::{BRIEFLY, Task};
+use crate::engine::Task;
 use crate::error::{Kind, Result, refuse, retrying};
 use crate::orders::{self, Closing, OrderId, Status};
 use crate::platform::clock::At;
@@ -138,7 +136,6 @@ pub struct EndTrade {
 impl Task for EndTrade {
     const NAME: &'static str = "payments.end_trade";
     const QUEUE: &'static str = "late";
-    const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
 }
 
 /// Settles a payment or lets nobody pay it any more; false when its gateway has not heard of it.

@@ -1,8 +1,6 @@
 //! Money that came for an order that was dead or paid already, or all of whose courses the buyer has by another one: the
 //! order is opened again, or the money goes back.
 
-use std::time::Duration;
-
 use anyhow::{Context, anyhow};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -10,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::model::{CAUSE_LATE, Payment, PaymentId, RefundId, RefundReason};
 use super::store::{self, refunds};
 use crate::app::App;
-use crate::engine::{BRIEFLY, Task};
+use crate::engine::Task;
 use crate::error::{Error, Result, retrying};
 use crate::orders::{self, Order};
 use crate::platform::clock::At;
@@ -26,7 +24,6 @@ pub struct ResolveLate {
 impl Task for ResolveLate {
     const NAME: &'static str = "payments.resolve_late";
     const QUEUE: &'static str = "late";
-    const KEEP_RESULT: Option<Duration> = Some(BRIEFLY);
 }
 
 /// What else an order that gave back what it held must hold again before it is opened again (a seckill's unit), in the

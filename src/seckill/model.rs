@@ -110,6 +110,8 @@ pub struct Place {
 impl Task for Place {
     const NAME: &'static str = "seckill.place";
     const QUEUE: &'static str = QUEUE;
+    // Its buyer polls.
+    const KEEP_RESULT: Option<Duration> = None;
 }
 
 /// What a user's place in the gate holds.

@@ -214,7 +214,7 @@ async fn a_task_runs_and_its_result_can_be_read() {
     assert_eq!((depth.depth, depth.running, depth.delayed, depth.dead), (0, 0, 0, 0));
     let record = s.bench.engine.keys(&queue()).task(id.key.as_simple());
     let ttl: i64 = s.redis(redis::cmd("PTTL").arg(record)).await;
-    assert!(ttl > 0, "a record without an expiry fills Redis");
+    assert!((1..=600_000).contains(&ttl), "nobody asks about it: {ttl} ms");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use onrush::auth::UserId;
-use onrush::engine::Revoked;
+use onrush::engine::{Revoked, TaskId};
 use onrush::platform::clock::At;
 use onrush::platform::text::Text;
 use onrush::{check, orders, seckill};
@@ -92,6 +92,11 @@ async fn a_submission_wins_an_unpaid_order_at_the_activitys_price() {
     );
     let expires: At = serde_json::from_value(order["expires_at"].clone()).unwrap();
     assert_eq!(expires, h.now().plus(Duration::from_secs(60)));
+    // A buyer asks again hours later.
+    let task: TaskId = answer.text_of("id").parse().unwrap();
+    let record = h.app.engine.keys(&task.queue).task(task.key.as_simple());
+    let life: i64 = redis::cmd("TTL").arg(record).query_async(&mut h.app.redis.commands()).await.unwrap();
+    assert!(life > 3600 * 20, "{life} s");
     assert_clean(&h).await;
 }
 
