@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use onrush::engine::{
-    Engine, Item, Job, Keys, Outcome, QueueName, QueueSpec, Registry, Settings, Task, Worker, envelope_of,
+    Engine, Item, Job, Keys, Outcome, QueueName, QueueSpec, Registry, EngineSettings, Task, Worker, envelope_of,
 };
 use onrush::platform::clock::Clock;
 use onrush::platform::loops::Loops;
@@ -177,7 +177,7 @@ async fn main() {
 /// An engine as the product sets it up.
 async fn engine(url: &str) -> (Redis, Engine) {
     let redis = Redis::connect(url, "bench").await.unwrap();
-    let settings = Settings { result_ttl: RESULT_TTL, lease: Duration::from_secs(5), max_deliveries: 5 };
+    let settings = EngineSettings { result_ttl: RESULT_TTL, lease: Duration::from_secs(5), max_deliveries: 5 };
     (redis.clone(), Engine::new(redis, Clock::System, settings))
 }
 

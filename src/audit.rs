@@ -25,7 +25,7 @@ use crate::platform::db::Conn;
 use crate::platform::id::Id;
 use crate::platform::text::{OptionalText, Text};
 
-/// Names the ids of [`Row`]s.
+/// Names the ids of [`AuditRow`]s.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditKind;
 /// The id of a row.
@@ -44,7 +44,7 @@ pub struct Act<'a> {
 
 /// A row of the audit.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Row {
+pub struct AuditRow {
     /// Its id.
     pub id: AuditId,
     /// Who.
@@ -170,7 +170,7 @@ pub async fn list(
     action: Option<&str>,
     by: Option<UserId>,
     limit: u32,
-) -> Result<Vec<Row>> {
+) -> Result<Vec<AuditRow>> {
     let mut query =
         QueryBuilder::<MySql>::new("SELECT id, user_id, action, target, details, outcome, at FROM audit WHERE id < ");
     query.push_bind(before);

@@ -34,7 +34,7 @@ use self::gateways::{Section, read_apart};
 pub use self::limits::Limits;
 use self::settings::{COMMON_NAMES, SETTINGS};
 pub use self::stripe::Stripe;
-pub use self::traces::Traces;
+pub use self::traces::TracesConfig;
 pub use self::wechat::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::platform::address::Networks;
 use crate::platform::telemetry::LogFormat;
@@ -68,13 +68,13 @@ pub struct Config {
     /// Payments.
     pub payments: Payments,
     /// The task engine.
-    pub engine: Engine,
+    pub engine: EngineConfig,
     /// Requests a minute.
     pub limits: Limits,
     /// Logs.
     pub log: Log,
-    /// Traces.
-    pub traces: Traces,
+    /// TracesConfig.
+    pub traces: TracesConfig,
     /// The business time zone (reports, birthdays, cron).
     pub time_zone: String,
 }
@@ -238,7 +238,7 @@ pub struct Payments {
 /// `ONRUSH_ENGINE__*`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Engine {
+pub struct EngineConfig {
     /// How long a finished task's result is kept, in seconds.
     pub result_ttl_s: u64,
     /// A task whose worker gave no sign for this long is taken over, in milliseconds.
@@ -257,10 +257,10 @@ pub struct Log {
     pub filter: String,
 }
 
-impl Engine {
+impl EngineConfig {
     /// As the engine takes them.
-    pub fn settings(&self) -> crate::engine::Settings {
-        crate::engine::Settings {
+    pub fn settings(&self) -> crate::engine::EngineSettings {
+        crate::engine::EngineSettings {
             result_ttl: Duration::from_secs(self.result_ttl_s),
             lease: Duration::from_millis(self.lease_ms),
             max_deliveries: self.max_deliveries,

@@ -29,12 +29,12 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::cors::Cors;
-use self::dress::Asked;
+use self::dress::RequestFacts;
 use crate::app::App;
 use crate::auth;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::limits;
-use crate::platform::crowd::{Crowd, Place};
+use crate::platform::crowd::{InFlightLimit, InFlightPermit};
 use crate::platform::lang::Lang;
 use crate::routes::API;
 use crate::texts;
@@ -45,14 +45,14 @@ pub struct Edge(Arc<Inner>);
 
 struct Inner {
     app: App,
-    crowd: Crowd,
+    crowd: InFlightLimit,
     cors: Option<Cors>,
     is_https: bool,
 }
 
 impl Edge {
     /// By the app's settings, with room for `crowd`.
-    pub fn new(app: &App, crowd: Crowd) -> Self {
+    pub fn new(app: &App, crowd: InFlightLimit) -> Self {
         let settings = &app.config.http;
         let cors = Cors::new(&settings.cors_origins, &settings.cors_headers);
         let app = app.clone();
@@ -116,7 +116,7 @@ where
     let path = request.extensions().get::<MatchedPath>().cloned();
     let headers = request.headers();
     let origin = edge.cors.as_ref().and_then(|cors| cors.origin(headers));
-    let asked = Asked {
+    let asked = RequestFacts {
         is_read: matches!(method, Method::GET | Method::HEAD),
         has_credentials: headers.contains_key(header::AUTHORIZATION),
     };
@@ -206,7 +206,7 @@ fn without_slash(uri: &Uri) -> Option<HeaderValue> {
 }
 
 /// Whether the request may be taken on: it says whom it is meant for, and there is room for it.
-fn admit(crowd: &Crowd, route: &str, request: &mut Request) -> Result<(), Error> {
+fn admit(crowd: &InFlightLimit, route: &str, request: &mut Request) -> Result<(), Error> {
     if request.version() == Version::HTTP_11 && !names_one_host(request.headers()) {
         return Err(Kind::HostInvalid.into());
     }
@@ -247,7 +247,7 @@ fn request_id(request: &Request) -> (String, HeaderValue) {
 
 /// Takes on at most `http.max_in_flight` requests of the API; one more is told to come back. Who asks after the
 /// process's health is always answered.
-fn enter(crowd: &Crowd, route: &str) -> Result<Option<Arc<Place>>, Error> {
+fn enter(crowd: &InFlightLimit, route: &str) -> Result<Option<Arc<InFlightPermit>>, Error> {
     if !route.starts_with(API) {
         return Ok(None);
     }

@@ -18,7 +18,7 @@ use utoipa::openapi::schema::Object;
 pub use self::members::describe as describe_members;
 use crate::platform::db;
 use crate::platform::described::numbers;
-use crate::platform::extract::{Faults, FieldFault, Why};
+use crate::platform::extract::{Faults, FieldFault, FaultClass};
 
 macro_rules! refusals {
     ($($(#[doc = $doc:literal])+ $kind:ident = $status:literal $name:literal $title:literal $(=> $code:literal)?;)+) => {
@@ -440,14 +440,14 @@ impl From<Faults> for Refusal {
     fn from(faults: Faults) -> Self {
         let (why, detail, errors) = faults.into_told();
         let kind = match why {
-            None | Some(Why::Invalid) => Kind::Invalid,
-            Some(Why::KeyMissing) => Kind::IdempotencyKeyMissing,
-            Some(Why::KeyInvalid) => Kind::IdempotencyKeyInvalid,
-            Some(Why::Malformed) => Kind::MalformedJson,
-            Some(Why::Incomplete) => Kind::BodyIncomplete,
-            Some(Why::TooSlow) => Kind::RequestTimeout,
-            Some(Why::NotJson) => Kind::NotJson,
-            Some(Why::TooLarge) => Kind::BodyTooLarge,
+            None | Some(FaultClass::Invalid) => Kind::Invalid,
+            Some(FaultClass::KeyMissing) => Kind::IdempotencyKeyMissing,
+            Some(FaultClass::KeyInvalid) => Kind::IdempotencyKeyInvalid,
+            Some(FaultClass::Malformed) => Kind::MalformedJson,
+            Some(FaultClass::Incomplete) => Kind::BodyIncomplete,
+            Some(FaultClass::TooSlow) => Kind::RequestTimeout,
+            Some(FaultClass::NotJson) => Kind::NotJson,
+            Some(FaultClass::TooLarge) => Kind::BodyTooLarge,
         };
         Self { errors, ..refuse(kind, detail) }
     }

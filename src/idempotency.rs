@@ -21,7 +21,7 @@ use crate::auth::{self, UserId};
 use crate::error::{Kind, Result, refuse};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
-use crate::platform::extract::{Asked, Faults, Part, Why};
+use crate::platform::extract::{UnreadRequest, Faults, Part, FaultClass};
 
 /// The header's name.
 pub const HEADER: &str = "Idempotency-Key";
@@ -45,15 +45,15 @@ impl Key {
 }
 
 impl<S: Sync> Part<S> for Key {
-    async fn read(asked: &mut Asked, _: &S, faults: &mut Faults) -> Option<Self> {
+    async fn read(asked: &mut UnreadRequest, _: &S, faults: &mut Faults) -> Option<Self> {
         let mut values = asked.head.headers.get_all(HEADER).iter();
         let Some(value) = values.next() else {
-            faults.because(Why::KeyMissing, HEADER, "is required: a new key for each new intent");
+            faults.because(FaultClass::KeyMissing, HEADER, "is required: a new key for each new intent");
             return None;
         };
         let key = Key::parse(value.as_bytes()).filter(|_| values.next().is_none());
         if key.is_none() {
-            faults.because(Why::KeyInvalid, HEADER, "must be one header of 1 to 128 visible ASCII characters");
+            faults.because(FaultClass::KeyInvalid, HEADER, "must be one header of 1 to 128 visible ASCII characters");
         }
         key
     }
@@ -77,12 +77,12 @@ pub fn fingerprint(operation: &str, body: &impl Serialize) -> Result<Fingerprint
 
 /// An answer as it is sent and kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct StoredAnswer {
     status: u16,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl StoredAnswer {
     /// An answer with a JSON body.
     pub fn json(status: StatusCode, body: &impl Serialize) -> Result<Self> {
         let body = serde_json::to_vec(body).context("writing an answer")?;
@@ -90,7 +90,7 @@ impl Answer {
     }
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for StoredAnswer {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.body));
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -108,7 +108,7 @@ pub async fn begin(
     key: &Key,
     fingerprint: Fingerprint,
     now: At,
-) -> Result<Option<Answer>> {
+) -> Result<Option<StoredAnswer>> {
     if !auth::take_turn(conn, UserId::from_uuid(user)).await? {
         return Err(Kind::TokenInvalid.into());
     }
@@ -121,11 +121,11 @@ pub async fn begin(
         return Err(refuse(Kind::IdempotencyKeyReused, "use a new Idempotency-Key for a new request").into());
     }
     let status = u16::try_from(status).context("reading the status of a kept answer")?;
-    Ok(Some(Answer { status, body }))
+    Ok(Some(StoredAnswer { status, body }))
 }
 
 /// Keeps the answer under the key that [`begin`] took.
-pub async fn keep(conn: &mut Conn, user: Uuid, key: &Key, answer: &Answer) -> Result<()> {
+pub async fn keep(conn: &mut Conn, user: Uuid, key: &Key, answer: &StoredAnswer) -> Result<()> {
     let kept = sqlx::query("UPDATE idempotency_keys SET status = ?, response = ? WHERE user_id = ? AND idem_key = ?")
         .bind(i16::try_from(answer.status).context("writing a status")?)
         .bind(&answer.body)

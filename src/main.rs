@@ -16,7 +16,7 @@ use onrush::ops;
 use onrush::platform::clock::Clock;
 use onrush::platform::output::{OutputClosed, say};
 use onrush::platform::{day, db, telemetry};
-use onrush::serve::{Role, Serving, raise_file_limit, until_told_to_stop};
+use onrush::serve::{ProcessRole, Serving, raise_file_limit, until_told_to_stop};
 use tokio::net::TcpListener;
 
 /// A service that takes longer to say whether it is ready is not.
@@ -91,7 +91,7 @@ struct ServeArgs {
     config: ConfigArgs,
     /// What this process does. Without `api` it still answers /healthz and /readyz, and shows operators their pages.
     #[arg(long, value_delimiter = ',', default_value = "api,worker,scheduler", value_name = "ROLES")]
-    roles: Vec<Role>,
+    roles: Vec<ProcessRole>,
     /// Switches the sandbox payment gateway on, where anybody may "pay". Never in production.
     #[arg(long)]
     sandbox: bool,
@@ -257,7 +257,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let listen = &app.config.http.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let serving = Serving::start(&app, listener, &args.roles).await?;
-    tracing::info!(address = %serving.address(), roles = Role::names(&args.roles), "onrush is serving");
+    tracing::info!(address = %serving.address(), roles = ProcessRole::names(&args.roles), "onrush is serving");
     if let Some(address) = serving.operations_address() {
         tracing::info!(%address, "operators are served");
     }

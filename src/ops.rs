@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use crate::app::App;
 use crate::error::{Kind, Problem};
-use crate::platform::crowd::Crowd;
+use crate::platform::crowd::InFlightLimit;
 use crate::platform::described::AnyObject;
 use crate::platform::policy;
 
@@ -40,7 +40,7 @@ struct Rendered(Mutex<Option<(Instant, Bytes)>>);
     (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
     (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
 ))]
-pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>) -> Response {
+pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<InFlightLimit>) -> Response {
     let rendered = app.local::<Rendered>();
     let mut last = rendered.0.lock().await;
     let body = match &*last {
@@ -54,7 +54,7 @@ pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<Crowd>)
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
 }
 
-fn render(app: &App, crowd: &Crowd) -> Bytes {
+fn render(app: &App, crowd: &InFlightLimit) -> Bytes {
     gauges::measure(app, crowd);
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default().into()
 }

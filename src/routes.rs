@@ -36,7 +36,7 @@ use crate::ops;
 use crate::ops::pages::{self, Pages};
 use crate::orders;
 use crate::payments;
-use crate::platform::crowd::{Crowd, Place};
+use crate::platform::crowd::{InFlightLimit, InFlightPermit};
 use crate::platform::db;
 use crate::reports;
 use crate::seckill;
@@ -218,7 +218,7 @@ pub fn own_operations_router(app: &App) -> Router {
 
 /// Puts the operations' routes beside `routes`, and around all of them what every request goes through.
 fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
-    let crowd = app.local::<Shared>().0.get_or_init(|| Crowd::new(app.config.http.max_in_flight)).clone();
+    let crowd = app.local::<Shared>().0.get_or_init(|| InFlightLimit::new(app.config.http.max_in_flight)).clone();
     let (mut operations, _) = split(operations());
     operations = operations.route("/", get(ops::landing::landing));
     if pages.are_there() {
@@ -239,7 +239,7 @@ fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
 
 /// Requests under way at the process, whichever listener they came to.
 #[derive(Default)]
-struct Shared(OnceLock<Crowd>);
+struct Shared(OnceLock<InFlightLimit>);
 
 /// Answers shorter than this are sent as they are: compressing them saves nothing.
 const COMPRESS_ABOVE_BYTES: u64 = 1024;
@@ -261,7 +261,7 @@ async fn run_detached(State(app): State<App>, mut request: Request, next: Next) 
 
 async fn detach(counted: Option<limits::in_flight::InFlight>, request: Request, next: Next) -> Response {
     // It keeps its place among the requests under way, and among its account's, until then.
-    let place = request.extensions().get::<Arc<Place>>().cloned();
+    let place = request.extensions().get::<Arc<InFlightPermit>>().cloned();
     let handler = async move {
         let _places = (place, counted);
         next.run(request).await

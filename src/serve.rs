@@ -51,7 +51,7 @@ const HTTP_SHARE: f64 = 0.5;
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Role {
+pub enum ProcessRole {
     /// Answers the API.
     Api,
     /// Runs background tasks.
@@ -60,7 +60,7 @@ pub enum Role {
     Scheduler,
 }
 
-impl Role {
+impl ProcessRole {
     /// The names of those among `roles`, each once: `api,worker`.
     pub fn names(roles: &[Self]) -> String {
         let named = [(Self::Api, "api"), (Self::Worker, "worker"), (Self::Scheduler, "scheduler")];
@@ -80,23 +80,23 @@ pub struct Serving {
 impl Serving {
     /// Starts what `roles` name, and the HTTP server: with the API where that is among them, else with health,
     /// readiness and metrics alone; and the operators' own listener, where the settings name one.
-    pub async fn start(app: &App, listener: TcpListener, roles: &[Role]) -> anyhow::Result<Self> {
+    pub async fn start(app: &App, listener: TcpListener, roles: &[ProcessRole]) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("reading the address that is listened on")?;
         ops::clocks::start(app).await;
-        let router = if roles.contains(&Role::Api) {
+        let router = if roles.contains(&ProcessRole::Api) {
             start_listening(app);
             warn_if_nobody_is_trusted(&app.config.http.public_url, &app.config.http.trusted_proxies);
             routes::router(app)
         } else {
             routes::operations_router(app)
         };
-        if roles.contains(&Role::Worker) {
+        if roles.contains(&ProcessRole::Worker) {
             engine::Worker::start(app.engine.clone(), jobs::registry(&app.config), app.clone(), &app.loops);
         }
-        if roles.contains(&Role::Scheduler) {
+        if roles.contains(&ProcessRole::Scheduler) {
             jobs::start_periodic(app);
         }
-        if roles.contains(&Role::Worker) || roles.contains(&Role::Scheduler) {
+        if roles.contains(&ProcessRole::Worker) || roles.contains(&ProcessRole::Scheduler) {
             jobs::start_watching(app);
         }
         let watched = app.clone();

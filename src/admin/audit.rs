@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::app::App;
-use crate::audit::{self, AuditId, Row};
+use crate::audit::{self, AuditId, AuditRow};
 use crate::auth::{Admin, UserId};
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
@@ -58,8 +58,8 @@ pub struct AuditView {
     pub at: At,
 }
 
-impl From<Row> for AuditView {
-    fn from(row: Row) -> Self {
+impl From<AuditRow> for AuditView {
+    fn from(row: AuditRow) -> Self {
         let json = |text: &str| serde_json::from_str(text).unwrap_or_default();
         Self {
             id: row.id,

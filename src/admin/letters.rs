@@ -33,7 +33,7 @@ pub struct LettersQuery {
     /// `next_cursor` of the page before; absent for the first page.
     #[garde(skip)]
     #[param(value_type = Option<String>, pattern = "^[0-9]{1,19}-[0-9]{1,19}$")]
-    cursor: Option<Entry>,
+    cursor: Option<LetterEntry>,
     /// Items of a page, 1..100.
     #[garde(range(min = 1, max = 100))]
     #[param(minimum = 1, maximum = 100)]
@@ -43,9 +43,9 @@ pub struct LettersQuery {
 /// The id of a letter among those of its queue, as Redis gives it to entries of a stream.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Entry(String);
+pub struct LetterEntry(String);
 
-impl TryFrom<String> for Entry {
+impl TryFrom<String> for LetterEntry {
     type Error = &'static str;
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let number = |part: &str| (1..=19).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
@@ -119,7 +119,7 @@ pub async fn list(
     let queue = queue_at(&app, queue).await?;
     let size = query.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize);
     let mut letters =
-        app.engine.letters(&queue, query.cursor.as_ref().map(|Entry(entry)| entry.as_str()), size + 1).await?;
+        app.engine.letters(&queue, query.cursor.as_ref().map(|LetterEntry(entry)| entry.as_str()), size + 1).await?;
     let more = letters.len() > size;
     letters.truncate(size);
     let registry = jobs::registry(&app.config);
@@ -144,7 +144,7 @@ pub struct RetryLetters {
     /// These; absent for all, the newest 1000 at once. What is not there any more is left out.
     #[garde(inner(length(min = 1, max = 1000)))]
     #[schema(schema_with = entries_schema)]
-    entries: Option<Vec<Entry>>,
+    entries: Option<Vec<LetterEntry>>,
 }
 
 impl Shape<App> for LettersQuery {}
@@ -175,7 +175,7 @@ pub async fn retry_many(
     Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<RetryLetters>>,
 ) -> Result<Answer<RetriedLetters>> {
     let queue = queue_at(&app, queue).await?;
-    retry(&app, admin, &queue, body.entries.map(|all| all.into_iter().map(|Entry(entry)| entry).collect())).await
+    retry(&app, admin, &queue, body.entries.map(|all| all.into_iter().map(|LetterEntry(entry)| entry).collect())).await
 }
 
 /// Runs a dead letter again, from its first attempt; it is no letter any more. A repeat does no harm.
@@ -190,7 +190,7 @@ pub async fn retry_many(
 pub async fn retry_one(
     State(app): State<App>,
     admin: Admin,
-    Input(Path((queue, entry))): Input<Path<(Segment, Entry)>>,
+    Input(Path((queue, entry))): Input<Path<(Segment, LetterEntry)>>,
 ) -> Result<Answer<RetriedLetters>> {
     let queue = queue_at(&app, queue).await?;
     retry(&app, admin, &queue, Some(vec![entry.0])).await
@@ -229,9 +229,9 @@ async fn retry(
 pub async fn delete(
     State(app): State<App>,
     Admin(admin): Admin,
-    Input(Path((queue, entry))): Input<Path<(Segment, Entry)>>,
+    Input(Path((queue, entry))): Input<Path<(Segment, LetterEntry)>>,
 ) -> Result<StatusCode> {
-    let (queue, Entry(entry)) = (queue_at(&app, queue).await?, entry);
+    let (queue, LetterEntry(entry)) = (queue_at(&app, queue).await?, entry);
     let act = Act { by: admin.id, action: "dead.delete", target: &segment(&queue) };
     let delete = async { Ok(json!({ "deleted": u8::from(app.engine.delete_letter(&queue, &entry).await?) })) };
     audit::around(&app, act, &json!({ "entries": [entry] }), delete).await?;

@@ -2,12 +2,12 @@
 
 use serde::Deserialize;
 
-use crate::platform::traces::Settings;
+use crate::platform::traces::TraceSettings;
 
 /// `ONRUSH_TRACES__*`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Traces {
+pub struct TracesConfig {
     /// The OpenTelemetry collector that spans are sent to, by OTLP over HTTP, without `/v1/traces`; empty: traces are off.
     pub endpoint: String,
     /// The part of the traces that begin here which is recorded, from 0 to 1.
@@ -18,10 +18,10 @@ pub struct Traces {
     pub service_name: String,
 }
 
-impl Traces {
+impl TracesConfig {
     /// As the exporter takes them; `None` while traces are off.
-    pub fn settings(&self) -> Option<Settings> {
-        (!self.endpoint.is_empty()).then(|| Settings {
+    pub fn settings(&self) -> Option<TraceSettings> {
+        (!self.endpoint.is_empty()).then(|| TraceSettings {
             endpoint: self.endpoint.clone(),
             sample_ratio: self.sample_ratio,
             service: self.service_name.clone(),

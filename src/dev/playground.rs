@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::platform::clock::Clock;
 use crate::platform::output::say;
 use crate::platform::{db, telemetry};
-use crate::serve::{Role, Serving, until_told_to_stop};
+use crate::serve::{ProcessRole, Serving, until_told_to_stop};
 
 /// The database of the playground.
 const DATABASE: &str = "onrush";
@@ -75,7 +75,7 @@ async fn serve(
     let app = App::connect(config, Clock::System).await?;
     db::migrate(&app.db).await?;
     demo::load(&app).await.context("loading the demo data")?;
-    let serving = Serving::start(&app, listener, &[Role::Api, Role::Worker, Role::Scheduler]).await?;
+    let serving = Serving::start(&app, listener, &[ProcessRole::Api, ProcessRole::Worker, ProcessRole::Scheduler]).await?;
     write_owner(lock, &base)?;
     let reviving = tokio::spawn(revive(servers.clone()));
     let mut welcome = demo::welcome(&base, &options.dir, app.config.orders.pay_deadline_s);

@@ -18,7 +18,7 @@ const DOCS: HeaderValue = HeaderValue::from_static(
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
 /// Puts them on. `is_https`: clients come by TLS, to whatever ends it. What a handler says itself stays.
-pub fn dress(headers: &mut HeaderMap, status: StatusCode, route: &str, asked: Asked, is_https: bool) {
+pub fn dress(headers: &mut HeaderMap, status: StatusCode, route: &str, asked: RequestFacts, is_https: bool) {
     headers.reserve(8);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
     headers.insert(header::REFERRER_POLICY, NO_REFERRER);
@@ -38,7 +38,7 @@ pub fn dress(headers: &mut HeaderMap, status: StatusCode, route: &str, asked: As
 
 /// What of a request decides about its answer's headers.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct RequestFacts {
     /// It was GET or HEAD.
     pub is_read: bool,
     /// It said who asks.

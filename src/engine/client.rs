@@ -16,7 +16,7 @@ use super::envelope::{Envelope, Record};
 use super::keys::{GROUP, Keys, QueueName};
 use super::task::{State, Task, TaskId};
 use super::waiters::Waiters;
-use super::{Settings, scripts};
+use super::{EngineSettings, scripts};
 use crate::platform::clock::{At, Clock};
 use crate::platform::redis::Redis;
 use crate::platform::together::Together;
@@ -76,7 +76,7 @@ pub enum Revoked {
 
 /// What Redis knows of a task.
 #[derive(Debug, Clone)]
-pub struct Status {
+pub struct TaskStatus {
     /// Its state.
     pub state: State,
     /// Who enqueued it, where that matters: the only one who may ask.
@@ -89,7 +89,7 @@ pub struct Status {
     pub ahead: u64,
 }
 
-impl Status {
+impl TaskStatus {
     fn pending(owner: Option<String>, ahead: u64) -> Self {
         Self { state: State::Pending, owner, result: Value::Null, progress: None, ahead }
     }
@@ -112,9 +112,9 @@ impl Status {
 pub struct Engine {
     pub(super) redis: Redis,
     pub(super) clock: Clock,
-    pub(super) settings: Settings,
+    pub(super) settings: EngineSettings,
     waiters: Arc<Waiters>,
-    statuses: Arc<Together<QueueName, Uuid, Option<Status>, RedisError>>,
+    statuses: Arc<Together<QueueName, Uuid, Option<TaskStatus>, RedisError>>,
     is_held: Arc<AtomicBool>,
     /// Queues that a worker of this process found idle no more. It consumes them, which bounds their number.
     woken: Arc<Mutex<HashSet<QueueName>>>,
@@ -122,7 +122,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine on `redis`.
-    pub fn new(redis: Redis, clock: Clock, settings: Settings) -> Self {
+    pub fn new(redis: Redis, clock: Clock, settings: EngineSettings) -> Self {
         let (waiters, statuses, is_held, woken) = Default::default();
         Self { redis, clock, settings, waiters, statuses, is_held, woken }
     }
@@ -157,7 +157,7 @@ impl Engine {
     }
 
     /// The settings.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &EngineSettings {
         &self.settings
     }
 
@@ -338,7 +338,7 @@ impl Engine {
 
     /// What Redis knows of a task, in one round trip (two for one that waits for its time); `None` when it knows
     /// nothing. Who asks at the same time is answered together.
-    pub async fn status(&self, id: &TaskId) -> anyhow::Result<Option<Status>> {
+    pub async fn status(&self, id: &TaskId) -> anyhow::Result<Option<TaskStatus>> {
         let (engine, queue) = (self.clone(), id.queue.clone());
         let look = move |keys| {
             let (engine, queue) = (engine.clone(), queue.clone());
@@ -348,7 +348,7 @@ impl Engine {
     }
 
     /// What Redis knows of tasks of one queue, in the order of their keys.
-    async fn look(&self, queue: &QueueName, task_keys: Vec<Uuid>) -> Result<Vec<Option<Status>>, RedisError> {
+    async fn look(&self, queue: &QueueName, task_keys: Vec<Uuid>) -> Result<Vec<Option<TaskStatus>>, RedisError> {
         let keys = self.keys(queue);
         let mut asked = redis::pipe();
         // Who waits first: a task that ends between the two answers is then found twice, and not missed.
@@ -365,7 +365,7 @@ impl Engine {
         let done = meta.first().cloned().flatten().and_then(|done| done.parse().ok()).unwrap_or(0);
         let waiting = meta.into_iter().skip(1);
         let mut found: Vec<_> =
-            records.into_iter().zip(waiting).map(|(record, waiting)| Status::read(record, waiting, done)).collect();
+            records.into_iter().zip(waiting).map(|(record, waiting)| TaskStatus::read(record, waiting, done)).collect();
         let missing: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_none()).collect();
         if !missing.is_empty() {
             let mut asked = redis::cmd("ZMSCORE");
@@ -375,14 +375,14 @@ impl Engine {
             }
             let due: Vec<Option<f64>> = asked.query_async(&mut self.redis.commands()).await?;
             for (at, _) in missing.into_iter().zip(due).filter(|(_, due)| due.is_some()) {
-                found[at] = Some(Status::pending(None, 0));
+                found[at] = Some(TaskStatus::pending(None, 0));
             }
         }
         Ok(found)
     }
 
     /// As [`Engine::status`], but waits up to `patience` for the task to end.
-    pub async fn wait(&self, id: &TaskId, patience: Duration) -> anyhow::Result<Option<Status>> {
+    pub async fn wait(&self, id: &TaskId, patience: Duration) -> anyhow::Result<Option<TaskStatus>> {
         self.waiters.wait(self, id, patience).await
     }
 

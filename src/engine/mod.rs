@@ -3,11 +3,11 @@
 //! What it promises
 //!
 //! * **At least once.** A task is acknowledged after its handler has returned; a worker that dies leaves it to be
-//!   taken over within [`Settings::lease`]. Handlers are idempotent.
+//!   taken over within [`EngineSettings::lease`]. Handlers are idempotent.
 //! * **One owner counts.** Result, acknowledgement and follow-ups are written by one script that first checks that
 //!   this worker still owns the delivery (`finish.lua`): a worker that lost its lease changes nothing.
 //! * **Nothing blocks a queue.** A task that kills its worker is delivered again on its own, and after
-//!   [`Settings::max_deliveries`] goes to the dead letters with the reason.
+//!   [`EngineSettings::max_deliveries`] goes to the dead letters with the reason.
 //! * **Everything is bounded**: batches, concurrency, retries, results (they expire), dead letters (the oldest go).
 //!
 //! A **queue** may be partitioned (`seckill/<activity>`): each partition has its own keys, all with one hash tag, so
@@ -35,7 +35,7 @@ mod waiters;
 mod worker;
 
 pub use call::{Call, Member, Unique};
-pub use client::{Engine, Item, Revoked, Status, envelope_of};
+pub use client::{Engine, Item, Revoked, TaskStatus, envelope_of};
 pub use control::Control;
 pub use envelope::{Envelope, Failed, Record};
 pub use keys::{Keys, QueueName};
@@ -50,7 +50,7 @@ use std::time::Duration;
 
 /// The engine's settings.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct EngineSettings {
     /// How long the record of a task, with its result, is kept after its last change.
     pub result_ttl: Duration,
     /// A delivery whose worker gave no sign for this long is taken over.

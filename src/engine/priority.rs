@@ -104,13 +104,13 @@ impl Levels {
 /// An entry of one of a queue's streams, as its [`meta`](super::Keys::meta) names it: `<id>` of the stream of the default
 /// priority, `<id>:<priority>` of another one's. (`lua/streams.lua` reads and writes the same.)
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct StreamEntry {
     pub level: Priority,
     /// The stream's id of it.
     pub id: String,
 }
 
-impl Entry {
+impl StreamEntry {
     /// The entry of this name; `None` when its priority is none.
     pub fn named(name: &str) -> Option<Self> {
         let (id, level) = match name.split_once(':') {
@@ -121,7 +121,7 @@ impl Entry {
     }
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for StreamEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.level.is_default() {
             true => f.write_str(&self.id),
@@ -157,11 +157,11 @@ mod tests {
     #[test]
     fn an_entry_survives_its_name() {
         for name in ["17-0", "17-0:0", "17-3:9", "-"] {
-            assert_eq!(Entry::named(name).unwrap().to_string(), name);
+            assert_eq!(StreamEntry::named(name).unwrap().to_string(), name);
         }
-        assert_eq!(Entry::named("17-0:5").unwrap().to_string(), "17-0");
+        assert_eq!(StreamEntry::named("17-0:5").unwrap().to_string(), "17-0");
         for name in ["17-0:", "17-0:10", "17-0:x"] {
-            assert_eq!(Entry::named(name), None, "{name}");
+            assert_eq!(StreamEntry::named(name), None, "{name}");
         }
     }
 }

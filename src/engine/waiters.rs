@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use super::client::{Engine, Status};
+use super::client::{Engine, TaskStatus};
 use super::keys::echo;
 use super::task::TaskId;
 use crate::platform::loops::Pulse;
@@ -30,13 +30,13 @@ const SILENCE: Duration = Duration::from_secs(3);
 pub(super) struct Waiters(Mutex<HashMap<Uuid, (usize, Arc<Notify>)>>);
 
 /// One waiter; leaves when dropped.
-struct Place<'w> {
+struct WaitingPlace<'w> {
     waiters: &'w Waiters,
     key: Uuid,
     bell: Arc<Notify>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitingPlace<'_> {
     fn drop(&mut self) {
         let mut map = self.waiters.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((count, _)) = map.get_mut(&self.key) {
@@ -49,11 +49,11 @@ impl Drop for Place<'_> {
 }
 
 impl Waiters {
-    fn enter(&self, key: Uuid) -> Place<'_> {
+    fn enter(&self, key: Uuid) -> WaitingPlace<'_> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, bell) = map.entry(key).or_default();
         *count += 1;
-        Place { waiters: self, key, bell: bell.clone() }
+        WaitingPlace { waiters: self, key, bell: bell.clone() }
     }
 
     fn ring(&self, key: Uuid) {
@@ -67,7 +67,7 @@ impl Waiters {
         engine: &Engine,
         id: &TaskId,
         patience: Duration,
-    ) -> anyhow::Result<Option<Status>> {
+    ) -> anyhow::Result<Option<TaskStatus>> {
         let place = self.enter(id.key);
         let deadline = Instant::now() + patience;
         loop {

@@ -36,8 +36,8 @@ use uuid::Uuid;
 
 pub use self::missing::Missing;
 
-use self::fault::Told;
-use self::heartbeat::Seat;
+use self::fault::FaultNotices;
+use self::heartbeat::WorkerSeat;
 use self::idle::{Idle, Lanes};
 use self::throttle::Throttle;
 use super::client::Engine;
@@ -66,7 +66,7 @@ pub struct Worker<C> {
     started_at: At,
     stopping: CancellationToken,
     /// The queues and partitions that it consumes.
-    seats: Mutex<BTreeMap<QueueName, Seat>>,
+    seats: Mutex<BTreeMap<QueueName, WorkerSeat>>,
     lanes: Lanes,
 }
 
@@ -88,7 +88,7 @@ struct Lane<C> {
     /// Whether tasks have moved since the counters were last noted.
     moved: Arc<AtomicBool>,
     idle: Arc<Idle>,
-    told: Arc<Told>,
+    told: Arc<FaultNotices>,
     stop: CancellationToken,
 }
 
@@ -183,7 +183,7 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     fn open(self: Arc<Self>, spec: QueueSpec, queue: QueueName, stop: CancellationToken, loops: &Loops) {
         let keys = self.engine.keys(&queue);
         let (throttle, running) = (Arc::new(Throttle::new(spec.concurrency)), Arc::default());
-        self.take_seat(queue.clone(), Seat::new(&throttle, &running, &stop));
+        self.take_seat(queue.clone(), WorkerSeat::new(&throttle, &running, &stop));
         let (level, levels) = (Priority::DEFAULT, Arc::new(AtomicU16::new(Levels::default().bits())));
         let (worker, name, end) = (self, queue.clone(), stop.clone());
         let (moved, told, idle) = (Arc::default(), Arc::default(), Arc::new(Idle::new(name.clone(), keys.clone())));

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, failed};
 use crate::config::Config;
-use crate::engine::schedule::{CatchUp, Definition, Kind, Tasks};
+use crate::engine::schedule::{CatchUp, Definition, ScheduleKind, Tasks};
 use crate::engine::{Job, Outcome, QueueSpec, Registry, Retry, Task};
 use crate::error::Error;
 use crate::platform::clock::At;
@@ -163,12 +163,12 @@ async fn check_invariants(app: &App) -> anyhow::Result<Value> {
 pub fn own_schedules(config: &Config, now: At) -> Vec<Definition> {
     let zone = &config.time_zone;
     let every = |task: &str, seconds: u64| Definition {
-        kind: Kind::Interval,
+        kind: ScheduleKind::Interval,
         every_s: i64::try_from(seconds).ok(),
         ..schedule(task, zone, now)
     };
     let daily = |task: &str, crontab: &str| Definition {
-        kind: Kind::Crontab,
+        kind: ScheduleKind::Crontab,
         crontab: Some(crontab.to_owned()),
         ..schedule(task, zone, now)
     };
@@ -194,7 +194,7 @@ fn schedule(task: &str, time_zone: &str, now: At) -> Definition {
         name: task.to_owned(),
         task: task.to_owned(),
         args: "{}".to_owned(),
-        kind: Kind::Interval,
+        kind: ScheduleKind::Interval,
         every_s: None,
         crontab: None,
         run_at: None,

@@ -42,7 +42,7 @@ impl Default for Table {
 
 /// What adding a request came to: for how long, in microseconds, the bucket now is not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Added {
+pub(super) enum AddedInMemory {
     Yes(i64),
     Full(i64),
 }
@@ -54,17 +54,17 @@ impl Table {
     }
 
     /// Adds a request to a bucket, if it takes one.
-    pub(super) fn add(&self, action: Action, who: Who, rate: Rate, now_us: i64) -> Added {
+    pub(super) fn add(&self, action: Action, who: Who, rate: Rate, now_us: i64) -> AddedInMemory {
         let key = (action, who);
         let mut part = self.part(&key);
         let before = part.empty_us.get(&key).copied();
         let Some(empty) = rate.add(before.unwrap_or(now_us), now_us) else {
-            return Added::Full(before.unwrap_or(now_us) - now_us);
+            return AddedInMemory::Full(before.unwrap_or(now_us) - now_us);
         };
         if before.is_some() || part.has_room(now_us) {
             part.empty_us.insert(key, empty);
         }
-        Added::Yes(empty - now_us)
+        AddedInMemory::Yes(empty - now_us)
     }
 
     /// Takes a request back that another bucket refused.
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn each_account_and_each_action_has_a_bucket_of_its_own() {
         let (buckets, rate) = (Table::default(), Rate::of(2).unwrap());
-        let add = |action, who| matches!(buckets.add(action, who, rate, NOW), Added::Yes(_));
+        let add = |action, who| matches!(buckets.add(action, who, rate, NOW), AddedInMemory::Yes(_));
         assert!(add(Action::Poll, Who::Account(1)) && add(Action::Poll, Who::Account(1)));
         assert!(!add(Action::Poll, Who::Account(1)));
         assert!(add(Action::Poll, Who::Account(2)) && add(Action::Poll, Who::Address(1)));
@@ -110,16 +110,16 @@ mod tests {
         let crowd = 2 * BUCKETS as u128;
         let kept = || buckets.parts.iter().map(|part| part.lock().unwrap().empty_us.len()).sum::<usize>();
         for who in 0..crowd {
-            assert!(matches!(buckets.add(Action::Poll, Who::Address(who), rate, NOW), Added::Yes(_)));
+            assert!(matches!(buckets.add(Action::Poll, Who::Address(who), rate, NOW), AddedInMemory::Yes(_)));
         }
         assert!(kept() <= BUCKETS);
         // Who is known is limited however full it is.
         let refused =
-            (0..crowd).filter(|who| matches!(buckets.add(Action::Poll, Who::Address(*who), rate, NOW), Added::Full(_)));
+            (0..crowd).filter(|who| matches!(buckets.add(Action::Poll, Who::Address(*who), rate, NOW), AddedInMemory::Full(_)));
         assert_eq!(refused.count(), kept());
         // A minute later all of them are empty, and others have room.
         let later = NOW + 60_000_000;
-        assert!(matches!(buckets.add(Action::Poll, Who::Account(1), rate, later), Added::Yes(_)));
-        assert!(matches!(buckets.add(Action::Poll, Who::Account(1), rate, later), Added::Full(_)));
+        assert!(matches!(buckets.add(Action::Poll, Who::Account(1), rate, later), AddedInMemory::Yes(_)));
+        assert!(matches!(buckets.add(Action::Poll, Who::Account(1), rate, later), AddedInMemory::Full(_)));
     }
 }

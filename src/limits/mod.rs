@@ -266,8 +266,8 @@ fn count_here(app: &App, buckets: &[Bucket]) -> Counted {
     let mut used_us = SmallVec::new();
     for (at, bucket) in buckets.iter().enumerate() {
         match table.add(bucket.action, bucket.who, bucket.rate, now_us) {
-            memory::Added::Yes(used) => used_us.push(used),
-            memory::Added::Full(used) => {
+            memory::AddedInMemory::Yes(used) => used_us.push(used),
+            memory::AddedInMemory::Full(used) => {
                 for before in &buckets[..at] {
                     table.take_back(before.action, before.who, before.rate);
                 }

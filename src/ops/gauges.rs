@@ -7,7 +7,7 @@ use metrics::{counter, gauge};
 
 use crate::app::App;
 use crate::auth;
-use crate::platform::crowd::Crowd;
+use crate::platform::crowd::InFlightLimit;
 use crate::platform::loops::{LoopHealth, shared_name};
 
 /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
@@ -44,7 +44,7 @@ pub fn prepare_counters() {
 }
 
 /// Measures what changes by itself.
-pub fn measure(app: &App, crowd: &Crowd) {
+pub fn measure(app: &App, crowd: &InFlightLimit) {
     gauge!("onrush_http_requests_in_flight").set(crowd.taken() as f64);
     gauge!("onrush_http_waiting_limit").set(app.config.http.max_waiting as f64);
     counter!("onrush_password_hashes_total").absolute(auth::password_hashes(app));
@@ -61,11 +61,11 @@ pub fn measure(app: &App, crowd: &Crowd) {
 
 /// Names of loops that were told, so that one which has ended is told to be well.
 #[derive(Default)]
-struct Told(Mutex<BTreeSet<String>>);
+struct ReportedGauges(Mutex<BTreeSet<String>>);
 
 fn stalled_loops(app: &App) {
     let found = stalled(&app.loops.health());
-    let told = app.local::<Told>();
+    let told = app.local::<ReportedGauges>();
     let mut told = told.0.lock().unwrap_or_else(PoisonError::into_inner);
     told.extend(found.keys().cloned());
     for name in told.iter() {

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::model::{Item, NewOrder, Order, OrderId, OrderKind, Status};
-use super::pricing::{self, Line, Priced, Rules, Unpriceable};
+use super::model::{OrderItem, NewOrder, Order, OrderId, OrderKind, Status};
+use super::pricing::{self, PricedLine, Priced, Rules, Unpriceable};
 use super::{Whole, announce_created, bought, store};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::{self, CourseForSale, CourseId};
 use crate::error::{Error, Kind, Result, refuse, retrying};
-use crate::idempotency::{self, Answer, Key};
+use crate::idempotency::{self, StoredAnswer, Key};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
@@ -21,7 +21,7 @@ use anyhow::Context;
 #[derive(Debug, Clone)]
 pub struct Quote {
     /// What would be ordered, each course with its share of every discount.
-    pub items: Vec<Item>,
+    pub items: Vec<OrderItem>,
     /// The sums.
     pub priced: Priced,
     /// The user's points.
@@ -46,8 +46,8 @@ pub async fn create(
     user: UserId,
     key: &Key,
     new: &NewOrder,
-    render: impl Fn(&Whole, At) -> Result<Answer>,
-) -> Result<Answer> {
+    render: impl Fn(&Whole, At) -> Result<StoredAnswer>,
+) -> Result<StoredAnswer> {
     let fingerprint = idempotency::fingerprint("POST /orders", new)?;
     let (answer, made) = retrying(|| async {
         let now = app.clock.now();
@@ -132,7 +132,7 @@ async fn assess(
             Some(coupon.terms)
         }
     };
-    let lines: Vec<Line> = courses.iter().map(|course| Line { price: course.price, discountable: true }).collect();
+    let lines: Vec<PricedLine> = courses.iter().map(|course| PricedLine { price: course.price, discountable: true }).collect();
     let priced = pricing::price(&lines, coupon.as_ref(), new.points, Rules::from(&app.config.orders))?;
     refuse_another_price(new.expected_payable, priced.payable)?;
     if priced.payable > Money::ZERO {
@@ -232,8 +232,8 @@ impl From<Unpriceable> for Error {
     }
 }
 
-fn items_of(order_id: OrderId, courses: Vec<CourseForSale>, priced: &Priced) -> Vec<Item> {
-    let item = |(position, (course, share)): (i32, (CourseForSale, &pricing::Share))| Item {
+fn items_of(order_id: OrderId, courses: Vec<CourseForSale>, priced: &Priced) -> Vec<OrderItem> {
+    let item = |(position, (course, share)): (i32, (CourseForSale, &pricing::Share))| OrderItem {
         order_id,
         position,
         course_id: course.id,

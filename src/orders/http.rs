@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::auth::LiveUser;
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
-use crate::idempotency::{Answer, Key};
+use crate::idempotency::{StoredAnswer, Key};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Shape};
 use crate::platform::money::{CURRENCY, Money};
@@ -129,8 +129,8 @@ pub async fn create(
     State(app): State<App>,
     LiveUser(user): LiveUser,
     Inputs(key, Json(request)): Inputs<Key, Json<OrderRequest>>,
-) -> Result<Answer> {
+) -> Result<StoredAnswer> {
     let render =
-        |made: &Whole, now: At| Answer::json(StatusCode::CREATED, &OrderView::new(&made.order, &made.items, now));
+        |made: &Whole, now: At| StoredAnswer::json(StatusCode::CREATED, &OrderView::new(&made.order, &made.items, now));
     super::create(&app, user.id, &key, &request.into(), render).await
 }

@@ -18,7 +18,7 @@ mod views;
 pub use create::{Quote, amount_too_large, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
 pub use model::{
-    Closing, Expire, Grant, Item, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
+    Closing, Expire, Grant, OrderItem, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
     SeckillOrder, Status, WhichOrders,
 };
 pub use refund::{
@@ -51,7 +51,7 @@ pub struct Whole {
     /// The order.
     pub order: Order,
     /// Its items, by place.
-    pub items: Vec<Item>,
+    pub items: Vec<OrderItem>,
 }
 
 /// The points that paying `payable` earns.
@@ -61,7 +61,7 @@ pub fn points_earned(config: &config::Orders, payable: Money) -> Result<i64> {
 
 /// Inserts orders that were won in a seckill, with their items; a price of nothing is inserted as paid.
 pub async fn insert_seckill(conn: &mut Conn, orders: &[SeckillOrder], now: At) -> Result<()> {
-    let (rows, items): (Vec<Order>, Vec<Item>) = orders.iter().map(|order| order.rows(now)).unzip();
+    let (rows, items): (Vec<Order>, Vec<OrderItem>) = orders.iter().map(|order| order.rows(now)).unzip();
     store::insert_orders(conn, &rows).await?;
     store::insert_items(conn, &items).await
 }
@@ -77,7 +77,7 @@ pub async fn lock(conn: &mut Conn, id: OrderId) -> Result<Option<Order>> {
 }
 
 /// The items of an order, by place.
-pub async fn items(conn: &mut Conn, id: OrderId) -> Result<Vec<Item>> {
+pub async fn items(conn: &mut Conn, id: OrderId) -> Result<Vec<OrderItem>> {
     store::items(conn, &[id]).await
 }
 

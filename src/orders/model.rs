@@ -189,7 +189,7 @@ pub struct Order {
 
 /// One course of an order, with its share of every discount.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Item {
+pub struct OrderItem {
     /// The order.
     pub order_id: OrderId,
     /// Its place in the order, from 0.
@@ -256,7 +256,7 @@ pub struct SeckillOrder {
 
 impl SeckillOrder {
     /// Its rows: no coupon, no points; a price of nothing is paid at once.
-    pub fn rows(&self, now: At) -> (Order, Item) {
+    pub fn rows(&self, now: At) -> (Order, OrderItem) {
         let free = self.price == Money::ZERO;
         let order = Order {
             id: self.id,
@@ -279,7 +279,7 @@ impl SeckillOrder {
             granted_at: None,
             released_at: None,
         };
-        let item = Item {
+        let item = OrderItem {
             order_id: self.id,
             position: 0,
             course_id: self.course,

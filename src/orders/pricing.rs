@@ -30,7 +30,7 @@ impl From<&crate::config::Orders> for Rules {
 
 /// One item to price.
 #[derive(Debug, Clone, Copy)]
-pub struct Line {
+pub struct PricedLine {
     /// Its price, not negative.
     pub price: Money,
     /// Whether coupon and points apply to it: not to a seckill item.
@@ -86,7 +86,7 @@ pub enum Unpriceable {
 
 /// Prices an order. `points` is what the user wants to spend, not negative; whether the coupon is valid now and the
 /// points are there is not this function's to know.
-pub fn price(lines: &[Line], coupon: Option<&Terms>, points: i64, rules: Rules) -> Result<Priced, Unpriceable> {
+pub fn price(lines: &[PricedLine], coupon: Option<&Terms>, points: i64, rules: Rules) -> Result<Priced, Unpriceable> {
     let total = Money::sum(lines.iter().map(|line| line.price))?;
     let open: Vec<Money> = lines.iter().map(|line| if line.discountable { line.price } else { Money::ZERO }).collect();
     let spend = Money::sum(open.iter().copied())?;
@@ -175,8 +175,8 @@ mod tests {
 
     const RULES: Rules = Rules { points_per_yuan: 100, points_max_percent: 50, points_earned_per_yuan: 1 };
 
-    fn lines(prices: &[i64]) -> Vec<Line> {
-        prices.iter().map(|fen| Line { price: Money::fen(*fen), discountable: true }).collect()
+    fn lines(prices: &[i64]) -> Vec<PricedLine> {
+        prices.iter().map(|fen| PricedLine { price: Money::fen(*fen), discountable: true }).collect()
     }
 
     fn coupon(kind: CouponKind, amount: i64, percent_off: i32, cap: i64, min_spend: i64) -> Terms {
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_seckill_item_takes_no_discount_and_does_not_count_as_spend() {
         let mut items = lines(&[5000]);
-        items.push(Line { price: Money::fen(9900), discountable: false });
+        items.push(PricedLine { price: Money::fen(9900), discountable: false });
         let amount = coupon(CouponKind::Amount, 1000, 0, 0, 5001);
         assert_eq!(price(&items, Some(&amount), 0, RULES), Err(CouponFault::SpendTooSmall.into()));
         let amount = coupon(CouponKind::Amount, 1000, 0, 0, 5000);
@@ -252,12 +252,12 @@ mod tests {
         }
     }
 
-    fn any_lines() -> impl Strategy<Value = Vec<Line>> {
+    fn any_lines() -> impl Strategy<Value = Vec<PricedLine>> {
         let line = (0..1_000_000i64, prop::bool::weighted(0.8));
-        let line = line.prop_map(|(fen, discountable)| Line { price: Money::fen(fen), discountable });
+        let line = line.prop_map(|(fen, discountable)| PricedLine { price: Money::fen(fen), discountable });
         // one discountable item of at least a fen, so that every coupon applies
         (prop::collection::vec(line, 0..50), 1..1_000_000i64).prop_map(|(mut lines, fen)| {
-            lines.push(Line { price: Money::fen(fen), discountable: true });
+            lines.push(PricedLine { price: Money::fen(fen), discountable: true });
             lines
         })
     }

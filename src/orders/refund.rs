@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::jobs;
-use super::model::{Item, Order, OrderId, OrderRefundId, Status};
+use super::model::{OrderItem, Order, OrderId, OrderRefundId, Status};
 use super::pricing;
 use super::store::refund as store;
 pub use super::store::refund::TakenBack;
@@ -55,7 +55,7 @@ pub async fn take_back(conn: &mut Conn, order: &Order, what: &TakeBack, now: At)
 }
 
 /// The points that an order had spent on these courses of it.
-pub fn points_spent_on(order: &Order, items: &[Item], courses: &[CourseId]) -> Result<i64> {
+pub fn points_spent_on(order: &Order, items: &[OrderItem], courses: &[CourseId]) -> Result<i64> {
     let discounts: Vec<Money> = items.iter().map(|item| item.points_discount).collect();
     let points = pricing::points_by_item(order.points_used, &discounts)?;
     Ok(items.iter().zip(points).filter(|(item, _)| courses.contains(&item.course_id)).map(|(_, points)| points).sum())
@@ -122,7 +122,7 @@ fn moved(moved: bool, order: &Order) -> Result<()> {
     if moved { Ok(()) } else { Err(anyhow::anyhow!("order {} changed under its lock", order.id).into()) }
 }
 
-impl Item {
+impl OrderItem {
     /// Whether its course was taken back.
     pub fn is_refunded(&self) -> bool {
         self.refund_id.is_some()

@@ -6,7 +6,7 @@ pub mod refund;
 use anyhow::Context;
 use sqlx::{Executor, QueryBuilder};
 
-use super::model::{Closing, Item, Order, OrderId, OrderKind, Status, WhichOrders};
+use super::model::{Closing, OrderItem, Order, OrderId, OrderKind, Status, WhichOrders};
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::Result;
@@ -59,7 +59,7 @@ pub async fn insert_orders(conn: &mut Conn, orders: &[Order]) -> Result<()> {
 }
 
 /// Adds items, many in a statement.
-pub async fn insert_items(conn: &mut Conn, items: &[Item]) -> Result<()> {
+pub async fn insert_items(conn: &mut Conn, items: &[OrderItem]) -> Result<()> {
     for part in insert_parts(items) {
         let mut query = QueryBuilder::new(
             "INSERT INTO order_items (order_id, position, course_id, title, price_fen, coupon_discount_fen,
@@ -138,7 +138,7 @@ pub async fn list_of_kind(conn: &mut Conn, which: &WhichOrders, before: OrderId,
 }
 
 /// The items of these orders, by order and place. The list must not be empty.
-pub async fn items(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<Item>> {
+pub async fn items(conn: &mut Conn, orders: &[OrderId]) -> Result<Vec<OrderItem>> {
     let mut query = QueryBuilder::new(
         "SELECT order_id, position, course_id, title, price_fen, coupon_discount_fen, points_discount_fen, payable_fen,
             refund_id FROM order_items WHERE order_id IN ",

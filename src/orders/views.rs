@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Item, Order, OrderId, OrderKind, Status};
+use super::{OrderItem, Order, OrderId, OrderKind, Status};
 use crate::catalogue::CourseId;
 use crate::platform::clock::At;
 use crate::platform::money::{CURRENCY, Money};
@@ -27,8 +27,8 @@ pub struct ItemView {
     pub refunded: bool,
 }
 
-impl From<&Item> for ItemView {
-    fn from(item: &Item) -> Self {
+impl From<&OrderItem> for ItemView {
+    fn from(item: &OrderItem) -> Self {
         Self {
             course_id: item.course_id,
             title: item.title.clone(),
@@ -121,7 +121,7 @@ pub struct OrderFacts {
 
 impl OrderFacts {
     /// The order as its user sees it at `now`.
-    pub fn of(order: &Order, items: &[Item], now: At) -> Self {
+    pub fn of(order: &Order, items: &[OrderItem], now: At) -> Self {
         Self {
             order_no: order.id,
             kind: order.kind,
@@ -198,7 +198,7 @@ pub struct OrderView {
 
 impl OrderView {
     /// An order that was made just now: nothing has gone back.
-    pub fn new(order: &Order, items: &[Item], now: At) -> Self {
+    pub fn new(order: &Order, items: &[OrderItem], now: At) -> Self {
         Self { facts: OrderFacts::of(order, items, now), refunded_fen: Money::ZERO, refunds: Vec::new() }
     }
 }

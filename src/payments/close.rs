@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 
-use super::gateway::{self, Asked, CloseAnswer};
+use super::gateway::{self, PaymentOutcome, CloseAnswer};
 use super::model::{Gateway, Payment, PaymentId, PaymentStatus};
 use super::{settle, store};
 use crate::app::App;
@@ -142,14 +142,14 @@ impl Task for EndTrade {
 pub(super) async fn end_at_gateway(app: &App, payment: &Payment) -> Result<bool> {
     match gateway::query(app, payment).await? {
         // Flagged money does not pay the order, so the order goes its way; a person decides about the money.
-        Asked::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
-        Asked::Over => Ok(true),
-        Asked::Waiting => match gateway::close(app, payment).await? {
+        PaymentOutcome::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
+        PaymentOutcome::Over => Ok(true),
+        PaymentOutcome::Waiting => match gateway::close(app, payment).await? {
             CloseAnswer::Closed => Ok(true),
             CloseAnswer::Unknown => Ok(false),
             // Paid between the question and the close.
             CloseAnswer::AlreadyPaid => match gateway::query(app, payment).await? {
-                Asked::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
+                PaymentOutcome::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
                 _ => Err(gateway::unavailable(payment.gateway, "it calls a trade paid and then not")),
             },
         },
@@ -178,7 +178,7 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
         drop(conn);
         count += due.len() as u64;
         let ids: Vec<OrderId> = due.iter().map(|(_, id)| *id).collect();
-        let page = Due::read(app, &ids).await?;
+        let page = DueOrder::read(app, &ids).await?;
         let each = async |id: OrderId| {
             // Tried again by the next sweep.
             if let Some(Err(error)) = page.time_out(app, &gateways, id).await {
@@ -225,11 +225,11 @@ impl Gateways {
 }
 
 /// Orders that are due, and at which gateways payments of theirs were started.
-pub(super) struct Due {
+pub(super) struct DueOrder {
     gateways: HashMap<OrderId, Vec<Gateway>>,
 }
 
-impl Due {
+impl DueOrder {
     pub(super) async fn read(app: &App, orders: &[OrderId]) -> Result<Self> {
         let mut due = Self { gateways: HashMap::new() };
         if !orders.is_empty() {

@@ -23,7 +23,7 @@ use crate::platform::day;
 
 /// What became of a payment at its gateway.
 #[derive(Debug)]
-pub(super) enum Asked {
+pub(super) enum PaymentOutcome {
     /// Money came in: to be settled, with the answer to keep.
     Paid(Message, Vec<u8>),
     /// The buyer may still pay, or the gateway has not heard of it.
@@ -108,7 +108,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response {
 
 /// Opens the payment at its gateway: how the buyer goes on, and what became of it. The same payment again is the same
 /// trade, also after a crash between the two.
-pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, Asked)> {
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, PaymentOutcome)> {
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::create(app, payment, subject).await,
@@ -119,7 +119,7 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
 }
 
 /// What became of the payment.
-pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
+pub(super) async fn query(app: &App, payment: &Payment) -> Result<PaymentOutcome> {
     require_on(app, payment.gateway)?;
     match payment.gateway {
         Gateway::Sandbox => sandbox::query(app, payment).await,

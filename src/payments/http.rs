@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, Way, close_order, gateway};
+use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, PaymentMethod, close_order, gateway};
 use crate::app::App;
 use crate::auth::{ClientIp, LiveUser};
 use crate::error::{Kind, Problem, Result, refuse};
@@ -129,7 +129,7 @@ pub async fn pay(
 ) -> Result<Reply<PayView>> {
     let (gateway, channel) = request.way(&app)?;
     let address = address.filter(|_| channel == Channel::H5).map(|address| address.to_string());
-    let way = Way { gateway, channel, openid: request.openid, address };
+    let way = PaymentMethod { gateway, channel, openid: request.openid, address };
     let started = super::pay(&app, user.id, order, &way).await?;
     Ok(Reply(PayView::new(gateway, channel, started)))
 }

@@ -40,10 +40,10 @@ pub use model::{
 };
 pub use off::{OpenAtOff, abandon as abandon_payment, open_at_off, watch as watch_switched_off};
 pub use reconcile::{BillOf, FetchBill, Reconciled, fetch_bill, prune as prune_bills, reconcile};
-pub use refund::order::{Asked as OrderRefundAsked, OrderRefundKind, OrderRefundView, Part, refund_order};
+pub use refund::order::{RefundApplication, OrderRefundKind, OrderRefundView, RefundPart, refund_order};
 pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};
-pub use views::{Outcome as NotificationOutcome, PaymentState, Resolution};
+pub use views::{NotificationOutcome as NotificationOutcome, PaymentState, Resolution};
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ use crate::orders::{self, OrderId, Status};
 use crate::platform::clock::At;
 use crate::platform::money::CURRENCY;
 use asks::Opening;
-use gateway::Asked;
+use gateway::PaymentOutcome;
 use model::{Payment, PaymentStatus};
 
 /// Attempts that one request makes when the gateway says that the one before is over.
@@ -97,7 +97,7 @@ pub struct Started {
 
 /// How and by whom an order is to be paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub struct PaymentMethod {
     /// Where.
     pub gateway: Gateway,
     /// Which way.
@@ -108,7 +108,7 @@ pub struct Way {
     pub address: Option<String>,
 }
 
-impl Way {
+impl PaymentMethod {
     /// Whether a payment goes this way: only then can it be gone on with. One whose buyer only changed places is.
     fn is_of(&self, payment: &Payment) -> bool {
         payment.gateway == self.gateway && payment.channel == self.channel && payment.payer_openid == self.openid
@@ -117,7 +117,7 @@ impl Way {
 
 /// Starts to pay an order of `user`, or goes on with the attempt that is under way there. An attempt at the same gateway
 /// that goes another way is ended first: at a gateway an order has one attempt that can be paid.
-pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Started> {
+pub async fn pay(app: &App, user: UserId, order: OrderId, way: &PaymentMethod) -> Result<Started> {
     let gateway = way.gateway;
     if way.channel == Channel::H5 && way.address.is_none() {
         // WeChat Pay takes no such trade without it, and a wrong one would be refused when the buyer pays.
@@ -160,17 +160,17 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<S
             }
         };
         match asked {
-            Asked::Waiting if asks::keep_opened(app, payment.id, &with).await? => {
+            PaymentOutcome::Waiting if asks::keep_opened(app, payment.id, &with).await? => {
                 return Ok(Started { payment_no: payment.id, with, expires_at: payment.expires_at });
             }
             // The order was closed before its trade was opened: nobody is to pay for it (`close::end`).
-            Asked::Waiting => {
+            PaymentOutcome::Waiting => {
                 if let Err(error) = close::end_at_gateway(app, &payment).await {
                     end_if_closed(app, &payment).await;
                     return Err(error);
                 }
             }
-            Asked::Paid(message, body) => {
+            PaymentOutcome::Paid(message, body) => {
                 let why = match settle::settle(app, gateway, &message, &body).await? {
                     Settled::Late(_) => {
                         "it has been paid, too late or twice: the money goes back, or the order is opened again"
@@ -179,7 +179,7 @@ pub async fn pay(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<S
                 };
                 return Err(refuse(Kind::OrderState, why).into());
             }
-            Asked::Over => close::close_payment(app, payment.id).await?,
+            PaymentOutcome::Over => close::close_payment(app, payment.id).await?,
         }
     }
     Err(gateway::unavailable(gateway, "it opens no new trade"))
@@ -219,7 +219,7 @@ enum Begun {
     InTheWay(Box<Payment>),
 }
 
-async fn begin(app: &App, user: UserId, order: OrderId, way: &Way) -> Result<Begun> {
+async fn begin(app: &App, user: UserId, order: OrderId, way: &PaymentMethod) -> Result<Begun> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
     let order = orders::lock(&mut tx, order).await?.filter(|order| order.user_id == user).ok_or(Kind::NotFound)?;

@@ -51,11 +51,11 @@ async fn count(app: &App) -> Result<Vec<OpenAtOff>> {
 
 /// Gateways of which this process has told.
 #[derive(Default)]
-struct Told(Mutex<HashSet<Gateway>>);
+struct ReportedGateways(Mutex<HashSet<Gateway>>);
 
 /// Says loudly, once, where something is open at a gateway that is switched off, and keeps its gauge.
 pub async fn watch(app: &App) -> anyhow::Result<()> {
-    let told = app.local::<Told>();
+    let told = app.local::<ReportedGateways>();
     for OpenAtOff { gateway, payments, refunds } in count(app).await? {
         for (what, open) in [("payments", payments), ("refunds", refunds)] {
             metrics::gauge!("onrush_gateway_off_open", "gateway" => gateway.as_str(), "what" => what).set(open as f64);

@@ -40,13 +40,13 @@ use crate::error::{Kind, Result};
 use crate::platform::day::Day;
 use crate::platform::id::Id;
 use crate::platform::text::Text;
-use fetch::{Fetched, For};
-use store::bills::Which;
+use fetch::{Fetched, FetchReason};
+use store::bills::BillKey;
 use store::{bills, differences, fetches};
 
 pub use prune::prune;
 
-pub use compare::{DifferenceKind, DifferenceStatus, What};
+pub use compare::{DifferenceKind, DifferenceStatus, BillSubject};
 
 /// Names bills.
 pub struct BillName;
@@ -122,16 +122,16 @@ pub async fn fetch_bill(app: App, job: Job<FetchBill>) -> Outcome {
 }
 
 /// `None`: not now, and not here.
-async fn fetch_and_compare(app: &App, bill: BillOf, key: Uuid) -> Result<Option<examine::Told>> {
+async fn fetch_and_compare(app: &App, bill: BillOf, key: Uuid) -> Result<Option<examine::ExamineReport>> {
     let BillOf { gateway, day } = bill;
-    if fetch::fetch(app, gateway, day, For::Task(key)).await? == Fetched::NotNow {
+    if fetch::fetch(app, gateway, day, FetchReason::Task(key)).await? == Fetched::NotNow {
         return Ok(None);
     }
     let mut conn = app.db.acquire().await?;
     let believed = bills::believed(&mut conn, gateway, day).await.context("reading a bill")?;
     drop(conn);
     let (id, _) = believed.context("a kept bill vanished")?;
-    let told = walk::compare(app, Which { id, gateway, day }).await?;
+    let told = walk::compare(app, BillKey { id, gateway, day }).await?;
     fetch::clear(app).await?;
     show_open(app).await?;
     Ok(Some(told))
@@ -190,7 +190,7 @@ async fn fetch_due(app: &App, gateway: Gateway, done: &mut Reconciled) -> anyhow
     drop(conn);
     missing.retain(|day| !there.contains(day));
     for day in missing {
-        fetch_one(app, BillOf { gateway, day }, For::Schedule, day == first, done).await?;
+        fetch_one(app, BillOf { gateway, day }, FetchReason::Schedule, day == first, done).await?;
     }
     Ok(())
 }
@@ -203,13 +203,13 @@ async fn fetch_lost(app: &App, done: &mut Reconciled) -> anyhow::Result<()> {
     drop(conn);
     for (name, day) in lost {
         let gateway = name.parse().with_context(|| format!("reading the gateway {name:?}"))?;
-        fetch_one(app, BillOf { gateway, day }, For::Lost, false, done).await?;
+        fetch_one(app, BillOf { gateway, day }, FetchReason::Lost, false, done).await?;
     }
     Ok(())
 }
 
 /// Fetches a bill. One that never comes (of a day before the account was opened, say) holds up no other.
-async fn fetch_one(app: &App, bill: BillOf, by: For, is_last: bool, done: &mut Reconciled) -> anyhow::Result<()> {
+async fn fetch_one(app: &App, bill: BillOf, by: FetchReason, is_last: bool, done: &mut Reconciled) -> anyhow::Result<()> {
     let BillOf { gateway, day } = bill;
     let error = match fetch::fetch(app, gateway, day, by).await {
         Ok(Fetched::Kept) => {

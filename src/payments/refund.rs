@@ -124,7 +124,7 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
     match answer {
         Ok(answer) => {
             // As the claim left it.
-            let asked = Asked { status: RefundStatus::Pending, attempts: refund.attempts.saturating_add(1) };
+            let asked = AskedState { status: RefundStatus::Pending, attempts: refund.attempts.saturating_add(1) };
             let heard = retrying(|| take(app, refund, asked, &answer)).await?;
             tell(refund.id, &heard);
         }
@@ -153,7 +153,7 @@ pub(super) async fn attempt(app: &App, refund: &Refund) -> Result<()> {
 pub(super) async fn ask(app: &App, refund: &Refund) -> Result<()> {
     let answer = gateway::query_refund(app, refund).await?;
     if answer == RefundAnswer::Confirmed {
-        let asked = Asked { status: refund.status, attempts: refund.attempts };
+        let asked = AskedState { status: refund.status, attempts: refund.attempts };
         let heard = retrying(|| take(app, refund, asked, &answer)).await?;
         tell(refund.id, &heard);
     }
@@ -163,18 +163,18 @@ pub(super) async fn ask(app: &App, refund: &Refund) -> Result<()> {
 /// How a refund stood when its gateway was asked. Every question to the gateway and every retry by a person counts as an
 /// attempt, so the same again means that nothing was heard meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Asked {
+struct AskedState {
     status: RefundStatus,
     attempts: i32,
 }
 
 /// Takes the answer to our own question into the books.
-async fn take(app: &App, refund: &Refund, asked: Asked, answer: &RefundAnswer) -> Result<Heard> {
+async fn take(app: &App, refund: &Refund, asked: AskedState, answer: &RefundAnswer) -> Result<Heard> {
     let mut tx = app.db.begin().await?;
     let (order, payment) = late::lock(&mut tx, refund.payment_id).await?;
     // Locked, so that no other try of it is claimed between this look and what is written.
     let now = refunds::lock(&mut tx, refund.id).await.context("locking a refund")?.context("a refund vanished")?;
-    let overtaken = asked != Asked { status: now.status, attempts: now.attempts };
+    let overtaken = asked != AskedState { status: now.status, attempts: now.attempts };
     // What it says may be older than what was heard while it was on its way: that the refund has failed, say. Only where a
     // refund that was made stays made is a yes worth the same at any time.
     if overtaken && (payment.gateway.may_fail_made_refunds() || *answer != RefundAnswer::Confirmed) {

@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use serde_json::json;
 
 use super::close;
-use super::gateway::{self, Asked};
+use super::gateway::{self, PaymentOutcome};
 use super::late::ResolveLate;
 use super::model::{
     Gateway, Message, NotificationId, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge,
@@ -96,9 +96,9 @@ fn announce(app: &App, settled: Settled) {
 /// Asks the gateway about a started payment and acts on the answer.
 pub(super) async fn ask(app: &App, payment: &Payment) -> Result<()> {
     match gateway::query(app, payment).await? {
-        Asked::Paid(message, body) => settle(app, payment.gateway, &message, &body).await.map(|_| ()),
-        Asked::Waiting => Ok(()),
-        Asked::Over => close::close_payment(app, payment.id).await,
+        PaymentOutcome::Paid(message, body) => settle(app, payment.gateway, &message, &body).await.map(|_| ()),
+        PaymentOutcome::Waiting => Ok(()),
+        PaymentOutcome::Over => close::close_payment(app, payment.id).await,
     }
 }
 

@@ -50,7 +50,7 @@ pub enum Resolution {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = NotificationOutcome)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum NotificationOutcome {
     /// It paid the order.
     Settled,
     /// Its money came too late or twice.
@@ -145,7 +145,7 @@ pub struct PaymentDetail {
 
 /// Which payments.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Which {
+pub(super) struct PaymentFilter {
     pub order: Option<OrderId>,
     pub gateway: Option<Gateway>,
     pub status: Option<PaymentState>,
@@ -153,7 +153,7 @@ pub(super) struct Which {
 }
 
 /// A page of payments.
-pub(super) async fn payments(app: &App, which: &Which, page: &PageQuery) -> Result<Page<PaymentView>> {
+pub(super) async fn payments(app: &App, which: &PaymentFilter, page: &PageQuery) -> Result<Page<PaymentView>> {
     let (status, resolution) = (which.status.and_then(|it| word(&it)), which.resolution.and_then(|it| word(&it)));
     let filter = WhichPayments {
         order: which.order,
@@ -215,7 +215,7 @@ pub(super) async fn notifications(
     app: &App,
     payment: Option<PaymentId>,
     gateway: Option<Gateway>,
-    outcome: Option<Outcome>,
+    outcome: Option<NotificationOutcome>,
     page: &PageQuery,
 ) -> Result<Page<NotificationView>> {
     let outcome = outcome.and_then(|it| word(&it));

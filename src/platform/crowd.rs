@@ -9,29 +9,29 @@ use axum::http::request::Parts;
 
 /// All places; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Crowd {
+pub struct InFlightLimit {
     most: usize,
     taken: Arc<AtomicUsize>,
 }
 
-/// The place of one request. It is given up by [`Place::leave`], or when all that hold it are gone: the request itself,
+/// The place of one request. It is given up by [`InFlightPermit::leave`], or when all that hold it are gone: the request itself,
 /// and what goes on for it when its client has left.
 #[derive(Debug)]
-pub struct Place {
+pub struct InFlightPermit {
     taken: Arc<AtomicUsize>,
     left: AtomicBool,
 }
 
-impl Crowd {
+impl InFlightLimit {
     /// With so many places.
     pub fn new(most: usize) -> Self {
         Self { most, taken: Arc::default() }
     }
 
     /// A place, if one is free.
-    pub fn enter(&self) -> Option<Arc<Place>> {
+    pub fn enter(&self) -> Option<Arc<InFlightPermit>> {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
-        let place = Arc::new(Place { taken: self.taken.clone(), left: AtomicBool::new(false) });
+        let place = Arc::new(InFlightPermit { taken: self.taken.clone(), left: AtomicBool::new(false) });
         (before < self.most).then_some(place)
     }
 
@@ -41,7 +41,7 @@ impl Crowd {
     }
 }
 
-impl Place {
+impl InFlightPermit {
     /// Gives the place up before the request has ended: it only waits, within a bound of its own.
     pub fn leave(&self) {
         if !self.left.swap(true, Ordering::Relaxed) {
@@ -50,7 +50,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
         self.leave();
     }
@@ -58,13 +58,13 @@ impl Drop for Place {
 
 /// The place of the request at hand, where it has one.
 #[derive(Debug, Clone)]
-pub struct OwnPlace(pub Option<Arc<Place>>);
+pub struct OwnPermit(pub Option<Arc<InFlightPermit>>);
 
-impl<S: Send + Sync> FromRequestParts<S> for OwnPlace {
+impl<S: Send + Sync> FromRequestParts<S> for OwnPermit {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(parts.extensions.get::<Arc<Place>>().cloned()))
+        Ok(Self(parts.extensions.get::<Arc<InFlightPermit>>().cloned()))
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_place_is_given_up_once() {
-        let crowd = Crowd::new(1);
+        let crowd = InFlightLimit::new(1);
         let first = crowd.enter().unwrap();
         assert!(crowd.enter().is_none());
         first.leave();

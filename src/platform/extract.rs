@@ -48,7 +48,7 @@ impl FieldFault {
 
 /// What kind of refusal the faults make; of several the last one here. The error table (`error.rs`) gives each its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
+pub enum FaultClass {
     /// The header that makes a request safe to repeat is missing.
     KeyMissing,
     /// That header is not valid.
@@ -76,7 +76,7 @@ const MAX_FAULTS_OF_A_LIST: usize = 20;
 /// The faults of a request that were found so far.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    why: Option<Why>,
+    why: Option<FaultClass>,
     /// What the refusal says in one line: of a field's fault nothing, since its list says it all.
     detail: String,
     told: Vec<FieldFault>,
@@ -85,15 +85,15 @@ pub struct Faults {
 impl Faults {
     /// Adds a fault of `field`, unless one of it, or of what it is in, is told already.
     pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.because(Why::Invalid, field, message);
+        self.because(FaultClass::Invalid, field, message);
     }
 
     /// Adds a fault that makes another refusal than that of a field.
-    pub fn because(&mut self, why: Why, field: impl Into<String>, message: impl Into<String>) {
+    pub fn because(&mut self, why: FaultClass, field: impl Into<String>, message: impl Into<String>) {
         let (field, message) = (field.into(), message.into());
         if self.why < Some(why) {
             let what = if field.is_empty() { "the body" } else { &field };
-            self.detail = if why == Why::Invalid { String::new() } else { format!("{what} {message}") };
+            self.detail = if why == FaultClass::Invalid { String::new() } else { format!("{what} {message}") };
             self.why = Some(why);
         }
         if self.told.len() >= MAX_FAULTS || self.told.iter().any(|told| lies_in(&field, &told.field)) {
@@ -127,7 +127,7 @@ impl Faults {
     }
 
     /// What they amount to, in one line where a list does not say it, and all of them.
-    pub fn into_told(self) -> (Option<Why>, String, Vec<FieldFault>) {
+    pub fn into_told(self) -> (Option<FaultClass>, String, Vec<FieldFault>) {
         (self.why, self.detail, self.told)
     }
 }
@@ -156,13 +156,13 @@ pub trait Shape<S>: DeserializeOwned + garde::Validate<Context = ()> + Send {
 }
 
 /// A request while its parts are read.
-pub struct Asked {
+pub struct UnreadRequest {
     /// Its head.
     pub head: Parts,
     body: Body,
 }
 
-impl From<Request> for Asked {
+impl From<Request> for UnreadRequest {
     fn from(request: Request) -> Self {
         let (head, body) = request.into_parts();
         Self { head, body }
@@ -173,7 +173,7 @@ impl From<Request> for Asked {
 pub trait Part<S>: Sized {
     /// Reads it. Its faults are added; with any of them what is read is of no use, and `None` where there is not even
     /// something of its type. A part with the body comes last.
-    fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> impl Future<Output = Option<Self>> + Send;
+    fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> impl Future<Output = Option<Self>> + Send;
 }
 
 /// All that a handler reads of a request.
@@ -192,7 +192,7 @@ impl<S: Send + Sync, A: Part<S> + Send> FromRequest<S> for Input<A> {
     type Rejection = Faults;
 
     async fn from_request(request: Request, service: &S) -> Result<Self, Faults> {
-        let (mut asked, mut faults) = (Asked::from(request), Faults::default());
+        let (mut asked, mut faults) = (UnreadRequest::from(request), Faults::default());
         let a = A::read(&mut asked, service, &mut faults).await;
         a.filter(|_| faults.is_empty()).map(Self).ok_or(faults)
     }
@@ -202,7 +202,7 @@ impl<S: Send + Sync, A: Part<S> + Send, B: Part<S> + Send> FromRequest<S> for In
     type Rejection = Faults;
 
     async fn from_request(request: Request, service: &S) -> Result<Self, Faults> {
-        let (mut asked, mut faults) = (Asked::from(request), Faults::default());
+        let (mut asked, mut faults) = (UnreadRequest::from(request), Faults::default());
         let a = A::read(&mut asked, service, &mut faults).await;
         let b = B::read(&mut asked, service, &mut faults).await;
         a.zip(b).filter(|_| faults.is_empty()).map(|(a, b)| Self(a, b)).ok_or(faults)
@@ -219,7 +219,7 @@ where
     type Rejection = Faults;
 
     async fn from_request(request: Request, service: &S) -> Result<Self, Faults> {
-        let (mut asked, mut faults) = (Asked::from(request), Faults::default());
+        let (mut asked, mut faults) = (UnreadRequest::from(request), Faults::default());
         let a = A::read(&mut asked, service, &mut faults).await;
         let b = B::read(&mut asked, service, &mut faults).await;
         let c = C::read(&mut asked, service, &mut faults).await;
@@ -232,7 +232,7 @@ where
 pub struct Path<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> Part<S> for Path<T> {
-    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+    async fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> Option<Self> {
         if let Ok(axum::extract::Path(value)) = axum::extract::Path::from_request_parts(&mut asked.head, service).await
         {
             return Some(Self(value));
@@ -263,7 +263,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> Part<S> for Path<T> {
 pub struct Query<T>(pub T);
 
 impl<S: Sync, T: Shape<S>> Part<S> for Query<T> {
-    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+    async fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> Option<Self> {
         // Most requests have none, and the polls of a sale are many.
         let none = asked.head.uri.query().is_none_or(str::is_empty);
         let nothing = || MapDeserializer::<_, ValueError>::new(std::iter::empty::<(&str, &str)>());
@@ -280,7 +280,7 @@ impl<S: Sync, T: Shape<S>> Part<S> for Query<T> {
 }
 
 /// What the query string has, each parameter once.
-fn parameters(asked: &Asked, faults: &mut Faults) -> Map<String, Value> {
+fn parameters(asked: &UnreadRequest, faults: &mut Faults) -> Map<String, Value> {
     // Reading this form of text never fails: what is not UTF-8 comes out as U+FFFD.
     let given: Vec<(String, String)> =
         serde_urlencoded::from_str(asked.head.uri.query().unwrap_or("")).unwrap_or_default();
@@ -304,7 +304,7 @@ fn parameters(asked: &Asked, faults: &mut Faults) -> Map<String, Value> {
 pub struct Paged<T>(pub T, pub PageQuery);
 
 impl<S: Sync, T: Shape<S>> Part<S> for Paged<T> {
-    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+    async fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> Option<Self> {
         let (page, asked_for) =
             parameters(asked, faults).into_iter().partition(|(name, _)| PageQuery::FIELDS.contains(&name.as_str()));
         let asked_for = checked(Value::Object(asked_for), true, service, faults);
@@ -318,10 +318,10 @@ impl<S: Sync, T: Shape<S>> Part<S> for Paged<T> {
 pub struct Json<T>(pub T);
 
 impl<S: Sync, T: Shape<S>> Part<S> for Json<T> {
-    async fn read(asked: &mut Asked, service: &S, faults: &mut Faults) -> Option<Self> {
+    async fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> Option<Self> {
         if let Some(message) = json::not_declared(&asked.head.headers) {
             // Its own faults are told all the same: most such bodies are JSON that was sent under another name.
-            faults.because(Why::NotJson, "Content-Type", message);
+            faults.because(FaultClass::NotJson, "Content-Type", message);
         }
         let RawBody(bytes) = <RawBody as Part<S>>::read(asked, service, faults).await?;
         let value = json::read(&bytes, faults)?;
@@ -337,7 +337,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(8);
 pub struct RawBody(pub axum::body::Bytes);
 
 impl<S: Sync> Part<S> for RawBody {
-    async fn read(asked: &mut Asked, _: &S, faults: &mut Faults) -> Option<Self> {
+    async fn read(asked: &mut UnreadRequest, _: &S, faults: &mut Faults) -> Option<Self> {
         // The limit is in the head. No part behind the body needs it.
         let head = std::mem::replace(&mut asked.head, Request::new(()).into_parts().0);
         let whole = Request::from_parts(head, std::mem::take(&mut asked.body));
@@ -345,10 +345,10 @@ impl<S: Sync> Part<S> for RawBody {
         let (why, message) = match tokio::time::timeout(BODY_TIMEOUT, arriving).await {
             Ok(Ok(bytes)) => return Some(Self(bytes)),
             Ok(Err(refused)) if refused.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                (Why::TooLarge, "is longer than the limit")
+                (FaultClass::TooLarge, "is longer than the limit")
             }
-            Ok(Err(_)) => (Why::Incomplete, "did not arrive whole"),
-            Err(_) => (Why::TooSlow, "took too long to arrive"),
+            Ok(Err(_)) => (FaultClass::Incomplete, "did not arrive whole"),
+            Err(_) => (FaultClass::TooSlow, "took too long to arrive"),
         };
         faults.because(why, "", message);
         None

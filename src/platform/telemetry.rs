@@ -38,7 +38,7 @@ pub fn is_filter(text: &str) -> bool {
 pub const LINES_ALONE: &str = "onrush::line";
 
 /// Starts logs, and traces where settings of them are given.
-pub fn init(format: LogFormat, filter: &str, traced: Option<&traces::Settings>) -> anyhow::Result<Option<Traces>> {
+pub fn init(format: LogFormat, filter: &str, traced: Option<&traces::TraceSettings>) -> anyhow::Result<Option<Traces>> {
     let Some(settings) = traced else { return init_logs(format, filter).map(|()| None) };
     let filter = parse(filter)?;
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {

@@ -52,7 +52,7 @@ pub fn is_on() -> bool {
 
 /// Where spans go.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct TraceSettings {
     /// The collector, without a trailing slash.
     pub endpoint: String,
     /// The part of all traces that is recorded, from 0 to 1.
@@ -66,7 +66,7 @@ pub struct Traces(SdkTracerProvider);
 
 impl Traces {
     /// Begins it. The tracer makes spans of `tracing`'s.
-    pub fn start(settings: &Settings) -> anyhow::Result<(Self, SdkTracer)> {
+    pub fn start(settings: &TraceSettings) -> anyhow::Result<(Self, SdkTracer)> {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_endpoint(format!("{}{PATH}", settings.endpoint))

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::model::{Activity, ActivityId, Phase};
-use super::redis::{Gate, Written};
+use super::redis::{Gate, OwnerProgress};
 use super::telling;
 use crate::app::App;
 use crate::error::Result;
@@ -28,7 +28,7 @@ pub struct Glance {
     /// Its counters.
     pub counts: Counts,
     /// How far those who have the course are written.
-    pub written: Written,
+    pub written: OwnerProgress,
 }
 
 /// The counters of a gate: nothing was admitted, placed, put back or corrected as long as they stay as they are.
@@ -46,14 +46,14 @@ pub struct Counts {
 
 /// What MySQL says of an activity, as far as its gate depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
+pub struct ActivityRow {
     left: i64,
     stock: i64,
     returns: u32,
     phase: Phase,
 }
 
-impl Row {
+impl ActivityRow {
     /// As it is at `now`.
     pub fn of(activity: &Activity, now: At) -> Self {
         let Activity { stock_left: left, stock, returns, .. } = *activity;
@@ -65,11 +65,11 @@ impl Row {
 #[derive(Debug, Clone, Copy)]
 pub struct Looked {
     /// The row as it was.
-    pub row: Row,
+    pub row: ActivityRow,
     /// The counters, when the two agreed and nothing was under way.
     pub agreed: Option<Counts>,
     /// How far those who have the course are written.
-    pub written: Written,
+    pub written: OwnerProgress,
 }
 
 impl Looked {
@@ -109,7 +109,7 @@ impl Known {
         self.gates.retain(|id, _| there.contains(id));
         let due = |activity: &&Activity| {
             let rests =
-                self.gates.get(&activity.id).is_some_and(|last| last.rests() && last.row == Row::of(activity, now));
+                self.gates.get(&activity.id).is_some_and(|last| last.rests() && last.row == ActivityRow::of(activity, now));
             // Spread over the passes, so that each costs the same.
             !rests || (self.passes + turn_of(activity.id)).is_multiple_of(REST_PASSES)
         };
@@ -194,7 +194,7 @@ mod tests {
 
     fn looked(sale: &Activity, after: Option<UserId>) -> Looked {
         let agreed = Some(Counts { stock: 7, admitted: 2, ended: 2, is_closed: false });
-        Looked { row: Row::of(sale, start()), agreed, written: Written { after, marks: 0, taken_off: None } }
+        Looked { row: ActivityRow::of(sale, start()), agreed, written: OwnerProgress { after, marks: 0, taken_off: None } }
     }
 
     /// In how many of as many passes as a gate may rest it is looked at.
@@ -207,7 +207,7 @@ mod tests {
         let of = |marks, admitted| {
             let looked = looked(&sale(), None);
             let agreed = looked.agreed.map(|counts| Counts { admitted, ..counts });
-            Looked { agreed, written: Written { marks, ..looked.written }, ..looked }
+            Looked { agreed, written: OwnerProgress { marks, ..looked.written }, ..looked }
         };
         assert!(!of(0, 0).may_have_marks());
         assert!(of(1, 0).may_have_marks() && of(0, 1).may_have_marks());

@@ -5,7 +5,7 @@ use std::future::{Future, ready};
 use futures_util::stream::{self, Stream, TryStreamExt};
 
 use super::model::{ActivityId, Phase};
-use super::redis::{Gate, Holder, PLACES_AT_ONCE};
+use super::redis::{Gate, UnitHolder, PLACES_AT_ONCE};
 use super::{ahead, owners, reconcile, store, telling};
 use crate::app::App;
 use crate::auth::UserId;
@@ -29,7 +29,7 @@ pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
     drop(conn);
     // In any order, and several at once: each call asks whether the lock is still this builder's, and renews it.
     let (token, mut holders) = (token.as_str(), 0);
-    let writing = calls(app, activity, |users: Vec<Holder>| async move {
+    let writing = calls(app, activity, |users: Vec<UnitHolder>| async move {
         let ours = gate.write_users(app, token, &users).await?;
         Ok((ours, users.len()))
     });
@@ -54,7 +54,7 @@ pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
 /// What `call` gives for everybody with entries in an activity, [`PLACES_AT_ONCE`] of them a call, several calls at once.
 pub fn calls<T, F, Fut>(app: &App, activity: ActivityId, call: F) -> impl Stream<Item = Result<T>>
 where
-    F: FnMut(Vec<Holder>) -> Fut,
+    F: FnMut(Vec<UnitHolder>) -> Fut,
     Fut: Future<Output = Result<T>>,
 {
     let app = app.clone();
@@ -62,7 +62,7 @@ where
         let app = app.clone();
         async move { users_after(&app, activity, after).await }
     };
-    let parts = |users: Vec<Holder>| {
+    let parts = |users: Vec<UnitHolder>| {
         let parts: Vec<Result<_, Error>> = users.chunks(PLACES_AT_ONCE).map(|part| Ok(part.to_vec())).collect();
         stream::iter(parts)
     };
@@ -70,7 +70,7 @@ where
 }
 
 /// A page of users with entries, and after whom the next one begins.
-async fn users_after(app: &App, activity: ActivityId, after: UserId) -> Result<(Vec<Holder>, Option<UserId>)> {
+async fn users_after(app: &App, activity: ActivityId, after: UserId) -> Result<(Vec<UnitHolder>, Option<UserId>)> {
     let mut conn = app.db.acquire().await?;
     let users = store::users_of(&mut conn, activity, after, USERS_PAGE).await?;
     let last = users.last().map(|(user, ..)| *user).filter(|_| users.len() == USERS_PAGE as usize);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::apart::each;
-use super::model::{ActivityId, EntryId, Held, Place, Placement};
+use super::model::{ActivityId, EntryId, Held, PlaceSubmission, Placement};
 use super::redis::{Gate, KEEP_AFTER_END, activity_of, queue};
 use super::{placing, reconcile, store};
 use crate::app::{App, failed};
@@ -135,7 +135,7 @@ fn count_placed(outcome: &'static str, placed: u64) {
 }
 
 /// Places a batch of submissions of one activity.
-pub async fn place(app: App, jobs: Vec<Job<Place>>) -> Vec<Outcome> {
+pub async fn place(app: App, jobs: Vec<Job<PlaceSubmission>>) -> Vec<Outcome> {
     let activity = jobs.first().and_then(|job| activity_of(&job.id.queue));
     let Some(activity) = activity else {
         return jobs.iter().map(|job| Outcome::Retry(anyhow::anyhow!("{} names no activity", job.id))).collect();

@@ -72,16 +72,16 @@ impl Default for Memory {
 /// An activity that was seen sold out.
 struct SoldOut {
     seen: Instant,
-    told: Arc<Told>,
+    told: Arc<Countdown>,
 }
 
 /// Whom this process has told so from memory, roughly.
-struct Told {
+struct Countdown {
     since: Instant,
     bits: Box<[AtomicU64]>,
 }
 
-impl Told {
+impl Countdown {
     fn new() -> Self {
         let bits = (0..TOLD_BITS / 64).map(|_| AtomicU64::new(0)).collect();
         Self { since: Instant::now(), bits }
@@ -118,7 +118,7 @@ impl Memory {
             memory.clear();
         }
         let kept = memory.get(&activity).filter(|known| known.told.since.elapsed() < TOLD_FOR);
-        let told = kept.map_or_else(|| Arc::new(Told::new()), |known| known.told.clone());
+        let told = kept.map_or_else(|| Arc::new(Countdown::new()), |known| known.told.clone());
         memory.insert(activity, Arc::new(SoldOut { seen: Instant::now(), told }));
     }
 

@@ -35,7 +35,7 @@ mod turn;
 mod watcher;
 
 pub use building::open_gate;
-pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, Place, Placement};
+pub use model::{Activity, ActivityId, ActivityMark, EntryId, Phase, PlaceSubmission, Placement};
 pub use placing::{give_back, place, retake};
 pub use reconcile::{Correction, confirmed_difference, kept, look_after_gates, reconcile, return_units, watch_gates};
 pub use redis::{KEEP_AFTER_END, queue};

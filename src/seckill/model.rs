@@ -101,13 +101,13 @@ impl Activity {
 
 /// The task that places an admitted submission. Its queue's partition names the activity, its key the entry.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct Place {
+pub struct PlaceSubmission {
     /// Whose submission.
     pub user: UserId,
 }
 
 /// Of the default priority for ever: the gate counts what is admitted in the stream of that one.
-impl Task for Place {
+impl Task for PlaceSubmission {
     const NAME: &'static str = "seckill.place";
     const QUEUE: &'static str = QUEUE;
     // Its buyer polls.

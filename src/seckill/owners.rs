@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 
 use super::apart::{Troubles, all, each, put_off};
 use super::model::{Activity, ActivityId, EntryId, Held, undone};
-use super::redis::{Gate, Written, queue};
+use super::redis::{Gate, OwnerProgress, queue};
 use super::{ahead, store};
 use crate::app::App;
 use crate::auth::UserId;
@@ -64,7 +64,7 @@ struct TooMany(Seldom);
 pub async fn write_some(
     app: &App,
     activities: &[Activity],
-    written: &HashMap<ActivityId, Written>,
+    written: &HashMap<ActivityId, OwnerProgress>,
     beat: &(dyn Fn() + Send + Sync),
 ) -> Result<()> {
     let (mut marks, mut pages) = (written.values().map(|written| written.marks).sum::<u64>(), PAGES_OF_A_PASS);
@@ -89,7 +89,7 @@ pub async fn write_some(
 }
 
 /// How far the owners are written into the gates of these activities, of those that can be read.
-pub async fn how_far(app: &App, activities: Vec<ActivityId>) -> (Vec<(ActivityId, Written)>, Result<()>) {
+pub async fn how_far(app: &App, activities: Vec<ActivityId>) -> (Vec<(ActivityId, OwnerProgress)>, Result<()>) {
     let gates = activities.into_iter().map(|activity| (activity, activity)).collect();
     let read = |activity| async move { Ok(Gate::of(&app.engine, activity).owners_written(app).await?) };
     each(app, "reading which owners its gate knows", gates, &|| (), read).await

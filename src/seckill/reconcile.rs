@@ -6,9 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::apart::{all, each, is_partly, put_off};
-use super::attention::{self, Attention, Counts, Glance, Looked, Row};
+use super::attention::{self, Attention, Counts, Glance, Looked, ActivityRow};
 use super::model::{Activity, ActivityId, EntryId, Look, Phase};
-use super::redis::{Gate, KEEP_AFTER_END, Written};
+use super::redis::{Gate, KEEP_AFTER_END, OwnerProgress};
 use super::{owners, store, turn};
 use crate::app::App;
 use crate::auth::UserId;
@@ -128,7 +128,7 @@ async fn pass(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let returned = return_again(app, now.minus(RETURN_AGAIN), beat).await;
     let refunds = owners::tell_of_refunds(app, &activities, beat).await;
     let on_sale: Vec<Activity> = activities.iter().filter(|a| a.phase(now) != Phase::Ended).cloned().collect();
-    let written: HashMap<ActivityId, Written> =
+    let written: HashMap<ActivityId, OwnerProgress> =
         on_sale.iter().filter_map(|a| Some((a.id, attention.last(a.id)?.written))).collect();
     let written = owners::write_some(app, &on_sale, &written, beat).await;
     let is_marked = |a: &Activity| attention.last(a.id).is_some_and(|last| last.may_have_marks());
@@ -156,7 +156,7 @@ async fn look_after_gate(app: &App, activity: &Activity, now: At) -> Result<Opti
         // Redis may have come back as it was before the close.
         gate.close(app).await?;
     }
-    let row = Row::of(activity, now);
+    let row = ActivityRow::of(activity, now);
     let last = app.local::<Attention>().last(activity.id).filter(|last| last.row == row);
     let agreed = match last.and_then(|last| last.agreed).filter(|last| *last == counts) {
         Some(still) => Some(still),

@@ -9,7 +9,7 @@ use anyhow::Context;
 use redis::{ErrorKind, Script};
 
 use super::attention::{Counts, Glance};
-use super::model::{Activity, ActivityId, Admission, EntryId, Held, Place, QUEUE};
+use super::model::{Activity, ActivityId, Admission, EntryId, Held, PlaceSubmission, QUEUE};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::engine::{Effect, Engine, Keys, QueueName, envelope_of};
@@ -57,11 +57,11 @@ pub fn activity_of(queue: &QueueName) -> Option<ActivityId> {
 }
 
 /// Somebody with entries in an activity: (user, tries, live entry).
-pub type Holder = (UserId, i64, Option<EntryId>);
+pub type UnitHolder = (UserId, i64, Option<EntryId>);
 
 /// How far those who have the course are written into a gate.
 #[derive(Debug, Clone, Copy)]
-pub struct Written {
+pub struct OwnerProgress {
     /// Whose place is the last that was written, `min` before the first one; `None` when no more are to be, and without a
     /// gate.
     pub after: Option<UserId>,
@@ -82,7 +82,7 @@ pub struct Submission {
     pub trace: Option<TraceParent>,
 }
 
-impl Written {
+impl OwnerProgress {
     fn read(starts: Option<&str>, owners: Option<&str>, marks: Option<u64>) -> Self {
         let off = owners.and_then(|at| at.strip_prefix(TAKEN_OFF)?.parse().ok());
         let marks = marks.unwrap_or(0);
@@ -118,7 +118,7 @@ impl Gate {
         for submission in submissions {
             let (user, entry) = (submission.user, submission.entry);
             let owner = user.to_string();
-            let mut envelope = envelope_of(entry.uuid(), &Place { user }, now, Some(owner.clone()));
+            let mut envelope = envelope_of(entry.uuid(), &PlaceSubmission { user }, now, Some(owner.clone()));
             envelope.trace.clone_from(&submission.trace);
             call.arg(owner).arg(entry.to_string()).arg(envelope.text());
         }
@@ -156,7 +156,7 @@ impl Gate {
     }
 
     /// Writes who holds a unit, [`PLACES_AT_ONCE`] at most. False when the right to build is lost.
-    pub async fn write_users(&self, app: &App, token: &str, users: &[Holder]) -> anyhow::Result<bool> {
+    pub async fn write_users(&self, app: &App, token: &str, users: &[UnitHolder]) -> anyhow::Result<bool> {
         let mut call = WARM_USERS.prepare_invoke();
         call.key(self.lock()).key(self.gate()).arg(token).arg(LOCK_MS);
         for (user, tries, entry) in users {
@@ -166,7 +166,7 @@ impl Gate {
     }
 
     /// Writes who holds a unit where the gate does not know, [`PLACES_AT_ONCE`] at most. Returns how many it had forgotten.
-    pub async fn remember_users(&self, app: &App, users: &[Holder]) -> anyhow::Result<i64> {
+    pub async fn remember_users(&self, app: &App, users: &[UnitHolder]) -> anyhow::Result<i64> {
         let mut call = REMEMBER.prepare_invoke();
         call.key(self.gate());
         for (user, ..) in users {
@@ -214,12 +214,12 @@ impl Gate {
     }
 
     /// How far those who have the course are written.
-    pub async fn owners_written(&self, app: &App) -> anyhow::Result<Written> {
+    pub async fn owners_written(&self, app: &App) -> anyhow::Result<OwnerProgress> {
         let mut read = redis::cmd("HMGET");
         read.arg(self.gate()).arg("starts").arg("owners").arg("marks");
         let (starts, owners, marks): (Option<String>, Option<String>, Option<u64>) =
             read.query_async(&mut app.redis.commands()).await.context("reading how far the owners are written")?;
-        Ok(Written::read(starts.as_deref(), owners.as_deref(), marks))
+        Ok(OwnerProgress::read(starts.as_deref(), owners.as_deref(), marks))
     }
 
     /// What one command tells; `None` without a gate.
@@ -231,7 +231,7 @@ impl Gate {
             read.query_async(&mut app.redis.commands()).await.context("glancing at a gate")?;
         let (Some(_), Some(stock)) = (&starts, stock) else { return Ok(None) };
         let (admitted, ended, is_closed) = (admitted.unwrap_or(0), ended.unwrap_or(0), closed == Some(1));
-        let written = Written::read(starts.as_deref(), owners.as_deref(), marks);
+        let written = OwnerProgress::read(starts.as_deref(), owners.as_deref(), marks);
         Ok(Some(Glance { counts: Counts { stock, admitted, ended, is_closed }, written }))
     }
 

@@ -21,10 +21,10 @@ use super::seats::{Seat, With};
 use super::watcher::Watcher;
 use crate::app::App;
 use crate::auth::{CurrentUser, Role};
-use crate::engine::{State, Status, TaskId};
+use crate::engine::{State, TaskStatus, TaskId};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::orders::OrderId;
-use crate::platform::crowd::OwnPlace;
+use crate::platform::crowd::OwnPermit;
 use crate::platform::described::numbers;
 use crate::platform::extract::{Inputs, Path, Query, Shape};
 use crate::platform::lang::Lang;
@@ -104,7 +104,7 @@ fn lost(kind: Kind, msg: &'static str, order: Option<OrderId>) -> TaskAnswer {
 }
 
 /// By its record.
-fn answer(status: &Status, lang: Lang) -> TaskAnswer {
+fn answer(status: &TaskStatus, lang: Lang) -> TaskAnswer {
     let text = |name: &str| status.result.get(name).and_then(Value::as_str);
     match status.state {
         State::Success => TaskAnswer {
@@ -151,7 +151,7 @@ impl Asker {
 }
 
 /// How a task stands once it has ended, or after `patience`.
-async fn wait(app: &App, id: &TaskId, patience: Duration) -> anyhow::Result<Option<Status>> {
+async fn wait(app: &App, id: &TaskId, patience: Duration) -> anyhow::Result<Option<TaskStatus>> {
     tokio::select! {
         known = app.engine.wait(id, patience) => known,
         // Stopping: the poller hears how things stand now and asks again, at another process.
@@ -206,7 +206,7 @@ pub async fn poll_task(
     AppState(app): AppState<App>,
     user: CurrentUser,
     lang: Lang,
-    OwnPlace(place): OwnPlace,
+    OwnPermit(place): OwnPermit,
     Inputs(Path(id), Query(query)): Inputs<Path<TaskId>, Query<WaitQuery>>,
 ) -> Result<Json<TaskAnswer>> {
     let wait = query.wait.filter(|wait| *wait > 0);
@@ -277,7 +277,7 @@ pub async fn task_events(
     AppState(app): AppState<App>,
     Watcher(user): Watcher,
     lang: Lang,
-    OwnPlace(place): OwnPlace,
+    OwnPermit(place): OwnPermit,
     headers: HeaderMap,
     Inputs(Path(id), Query(_)): Inputs<Path<TaskId>, Query<EventsQuery>>,
 ) -> Result<Response> {

@@ -15,7 +15,7 @@ use redis::Script;
 
 use super::apart::{Troubles, all, is_partly};
 use super::model::ActivityId;
-use super::redis::{Gate, Holder};
+use super::redis::{Gate, UnitHolder};
 use super::{building, owners, reconcile};
 use crate::app::App;
 use crate::error::Result;
@@ -68,13 +68,13 @@ impl Seen {
 }
 
 /// Which run was told, as the key says it: `<how often> <when, ms> <run>`.
-struct Told {
+struct TellingRecord {
     times: u8,
     at: At,
     run: String,
 }
 
-impl Told {
+impl TellingRecord {
     fn read(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, ' ');
         let (times, at, run) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
@@ -98,7 +98,7 @@ enum Step {
 }
 
 fn step(told: &str, run: &str, now: At) -> Step {
-    match Told::read(told).filter(|told| told.run == run) {
+    match TellingRecord::read(told).filter(|told| told.run == run) {
         None => Step::Tell(1),
         Some(told) if told.times >= 2 => Step::Nothing,
         Some(told) if now < told.at.plus(SETTLED) => Step::Wait,
@@ -117,14 +117,14 @@ pub async fn tell_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()
     let found = step(&told(app).await?, &run, now);
     let since = app.local::<Seen>().look(&run, found == Step::Nothing, now);
     let Step::Tell(_) = found else { return Ok(()) };
-    let Some(lease) = Lease::take(app).await? else { return Ok(()) };
+    let Some(lease) = TellingLease::take(app).await? else { return Ok(()) };
     // Looked at once more: the one before may have ended in between.
     let before = told(app).await?;
     let Step::Tell(times) = step(&before, &run, now) else { return lease.give_back().await };
     let telling = tell(&lease, since, beat).await;
     if telling.as_ref().err().is_none_or(is_partly) {
         // A gate that could not be told is another run's by the time it can, or is built anew, or has forgotten nothing.
-        lease.end(&before, &Told::text(times, app.clock.now(), &run)).await?;
+        lease.end(&before, &TellingRecord::text(times, app.clock.now(), &run)).await?;
     } else {
         lease.give_back().await?;
     }
@@ -133,7 +133,7 @@ pub async fn tell_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()
 
 /// Has everything told once more, also where it is being told now: a gate was built anew, and knows of no refund.
 pub async fn owe(app: &App) -> Result<()> {
-    let owed = Told::text(0, app.clock.now(), &Id::<()>::new().to_string());
+    let owed = TellingRecord::text(0, app.clock.now(), &Id::<()>::new().to_string());
     let forget = redis::cmd("SET").arg(told_key(app)).arg(owed).to_owned();
     Ok(forget.query_async(&mut app.redis.commands()).await.context("having the gates told")?)
 }
@@ -150,7 +150,7 @@ fn told_key(app: &App) -> String {
     format!("{}:{{.gates}}:told", app.redis.prefix())
 }
 
-async fn tell(lease: &Lease<'_>, returned_since: At, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
+async fn tell(lease: &TellingLease<'_>, returned_since: At, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let app = lease.app;
     let (activities, _) = reconcile::looked_after(app).await?;
     let returned = reconcile::return_again(app, returned_since, beat).await;
@@ -170,13 +170,13 @@ async fn tell(lease: &Lease<'_>, returned_since: At, beat: &(dyn Fn() + Send + S
 }
 
 /// Tells one gate who holds a unit; false when the right to tell was lost.
-async fn remember(lease: &Lease<'_>, activity: ActivityId, beat: &(dyn Fn() + Send + Sync)) -> Result<bool> {
+async fn remember(lease: &TellingLease<'_>, activity: ActivityId, beat: &(dyn Fn() + Send + Sync)) -> Result<bool> {
     let (app, mut forgotten) = (lease.app, 0);
     let gate = &Gate::of(&app.engine, activity);
     if !lease.renew().await? {
         return Ok(false);
     }
-    let telling = building::calls(app, activity, |users: Vec<Holder>| async move {
+    let telling = building::calls(app, activity, |users: Vec<UnitHolder>| async move {
         let forgotten = gate.remember_users(app, &users).await?;
         beat();
         Ok((lease.renew().await?, forgotten))
@@ -193,13 +193,13 @@ async fn remember(lease: &Lease<'_>, activity: ActivityId, beat: &(dyn Fn() + Se
 }
 
 /// The right to tell.
-struct Lease<'a> {
+struct TellingLease<'a> {
     app: &'a App,
     key: String,
     token: String,
 }
 
-impl<'a> Lease<'a> {
+impl<'a> TellingLease<'a> {
     /// `None` when another process has it.
     async fn take(app: &'a App) -> Result<Option<Self>> {
         let lease =
@@ -243,10 +243,10 @@ mod tests {
     fn a_run_is_told_at_once_and_again_when_what_was_under_way_is_over() {
         let now = At::from_ms(1_700_000_000_000);
         assert_eq!(step("", "a", now), Step::Tell(1));
-        assert_eq!(step(&Told::text(2, now, "a b"), "a c", now), Step::Tell(1));
-        assert_eq!(step(&Told::text(1, now, "a b"), "a b", now), Step::Wait);
-        assert_eq!(step(&Told::text(1, now, "a"), "a", now.plus(SETTLED)), Step::Tell(2));
-        assert_eq!(step(&Told::text(2, now, "a"), "a", now.plus(SETTLED * 9)), Step::Nothing);
+        assert_eq!(step(&TellingRecord::text(2, now, "a b"), "a c", now), Step::Tell(1));
+        assert_eq!(step(&TellingRecord::text(1, now, "a b"), "a b", now), Step::Wait);
+        assert_eq!(step(&TellingRecord::text(1, now, "a"), "a", now.plus(SETTLED)), Step::Tell(2));
+        assert_eq!(step(&TellingRecord::text(2, now, "a"), "a", now.plus(SETTLED * 9)), Step::Nothing);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::head::Known;
+use super::head::ConnectionState;
 use super::stream::{Guarded, Version, WRITE_TIMEOUT};
 
 /// The longest until a connection's first request has begun, and to send the head of a later one.
@@ -35,7 +35,7 @@ const STREAM_LIFE: Duration = Duration::from_secs(360);
 pub async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, watcher: Watcher, stop: CancellationToken) {
     // Only a hint to the system; a connection without it works.
     let _ = stream.set_nodelay(true);
-    let known = Arc::new(Known::default());
+    let known = Arc::new(ConnectionState::default());
     let mut stream = Guarded::new(stream, known.clone(), WRITE_TIMEOUT);
     let serving = async {
         let version = tokio::select! {
@@ -58,7 +58,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, watcher:
 }
 
 /// Ends when nobody asks anything on the connection. Between the requests of HTTP/1 the bound on their heads does that.
-async fn abandoned(known: &Known) {
+async fn abandoned(known: &ConnectionState) {
     tokio::time::sleep(HEAD_TIMEOUT).await;
     if !known.has_begun() {
         return;
@@ -82,7 +82,7 @@ async fn http_1(
     peer: SocketAddr,
     router: Router,
     watcher: Watcher,
-    known: Arc<Known>,
+    known: Arc<ConnectionState>,
 ) -> hyper::Result<()> {
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         // Before anything else is read of the connection.
@@ -99,7 +99,7 @@ async fn http_2(
     peer: SocketAddr,
     router: Router,
     watcher: Watcher,
-    known: Arc<Known>,
+    known: Arc<ConnectionState>,
 ) -> hyper::Result<()> {
     let streams = Streams(known.clone());
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
@@ -120,7 +120,7 @@ async fn answer(router: Router, peer: SocketAddr, request: hyper::Request<Incomi
 
 /// Runs the streams of an HTTP/2 connection, each for as long as one may last.
 #[derive(Clone)]
-struct Streams(Arc<Known>);
+struct Streams(Arc<ConnectionState>);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// What is known of a connection by those who serve its requests, and is asked by those who read and watch it.
 #[derive(Debug)]
-pub struct Known {
+pub struct ConnectionState {
     /// The length of the body whose head was read last; one of the two below when there is none to tell.
     body: AtomicU64,
     begun: AtomicBool,
@@ -20,7 +20,7 @@ pub struct Known {
 const NOT_TOLD: u64 = u64::MAX;
 const IN_CHUNKS: u64 = u64::MAX - 1;
 
-impl Default for Known {
+impl Default for ConnectionState {
     fn default() -> Self {
         Self {
             body: AtomicU64::new(NOT_TOLD),
@@ -31,7 +31,7 @@ impl Default for Known {
     }
 }
 
-impl Known {
+impl ConnectionState {
     /// A request begins, with a body of this length; of none that is known before its end it comes in chunks.
     pub fn begins(&self, body: Option<u64>) {
         self.body.store(body.unwrap_or(IN_CHUNKS), Ordering::Release);
@@ -63,7 +63,7 @@ impl Known {
 
 /// A stream of HTTP/2 that is open.
 #[derive(Debug)]
-pub struct OpenStream(std::sync::Arc<Known>);
+pub struct OpenStream(std::sync::Arc<ConnectionState>);
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
@@ -123,7 +123,7 @@ impl Default for Heads {
 impl Heads {
     /// Takes the next bytes; how many of them may go on. Behind a head it is those up to its end, until `known` says how
     /// long its body is: what was left out is to be given again.
-    pub fn take(&mut self, bytes: &[u8], known: &Known) -> Result<usize, BareLf> {
+    pub fn take(&mut self, bytes: &[u8], known: &ConnectionState) -> Result<usize, BareLf> {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
@@ -237,7 +237,7 @@ mod tests {
 
     /// Reads `bytes` in pieces of this size, as hyper would: it tells the bodies' lengths when a head is whole.
     fn read(bytes: &str, piece: usize, bodies: &[Option<u64>]) -> Result<usize, usize> {
-        let (mut heads, known, mut bodies) = (Heads::default(), Known::default(), bodies.iter());
+        let (mut heads, known, mut bodies) = (Heads::default(), ConnectionState::default(), bodies.iter());
         let (mut held, mut passed) = (Vec::new(), 0);
         for piece in bytes.as_bytes().chunks(piece) {
             held.extend_from_slice(piece);
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_head_goes_on_by_itself_until_the_length_of_its_body_is_known() {
-        let (mut heads, known) = (Heads::default(), Known::default());
+        let (mut heads, known) = (Heads::default(), ConnectionState::default());
         let two = format!("{GET}{GET}");
         assert_eq!(heads.take(two.as_bytes(), &known), Ok(GET.len()));
         assert_eq!(heads.take(GET.as_bytes(), &known), Ok(0));
@@ -326,7 +326,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_following_them_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), body in any::<Option<u64>>()) {
-            let (mut heads, known) = (Heads::default(), Known::default());
+            let (mut heads, known) = (Heads::default(), ConnectionState::default());
             let mut rest = &bytes[..];
             while let Ok(taken) = heads.take(rest, &known) {
                 if rest.is_empty() || (taken == 0 && known.has_begun()) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::head::{BareLf, Heads, Known};
+use super::head::{BareLf, Heads, ConnectionState};
 
 /// A client that is to take bytes takes [`ENOUGH_BYTES`] in this long, or all there are. One that does not is cut off.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,7 +30,7 @@ pub enum Version {
 /// One connection.
 pub struct Guarded<S> {
     stream: S,
-    known: Arc<Known>,
+    known: Arc<ConnectionState>,
     /// Read from the stream, and not given on yet.
     held: Vec<u8>,
     /// None: nothing is looked at.
@@ -44,7 +44,7 @@ pub struct Guarded<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
-    pub fn new(stream: S, known: Arc<Known>, patience: Duration) -> Self {
+    pub fn new(stream: S, known: Arc<ConnectionState>, patience: Duration) -> Self {
         let heads = Some(Heads::default());
         Self { stream, known, held: Vec::new(), heads, refused: false, patience, stall: None, taken: 0 }
     }
@@ -188,7 +188,7 @@ mod tests {
     /// What hyper would read of bytes that a client sends in these pieces.
     async fn read(pieces: &[&[u8]]) -> (Version, Vec<u8>) {
         let (mut client, server) = tokio::io::duplex(16);
-        let known = Arc::new(Known::default());
+        let known = Arc::new(ConnectionState::default());
         let mut guarded = Guarded::new(server, known.clone(), LONG);
         let sending = async {
             for piece in pieces {

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::{Admin, LiveUser};
 use crate::error::{Problem, Result, retrying};
-use crate::idempotency::{self, Answer, Key};
+use crate::idempotency::{self, StoredAnswer, Key};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::money::Money;
@@ -274,7 +274,7 @@ pub async fn create_coupon(
     State(app): State<App>,
     Admin(admin): Admin,
     Inputs(key, Json(request)): Inputs<Key, Json<CouponRequest>>,
-) -> Result<Answer> {
+) -> Result<StoredAnswer> {
     let fingerprint = idempotency::fingerprint("POST /admin/coupons", &request)?;
     let now = app.clock.now();
     retrying(|| async {
@@ -287,7 +287,7 @@ pub async fn create_coupon(
         let act = Act { by: admin.id, action: "coupon.create", target: &id.to_string() };
         let details = serde_json::json!({ "title": request.title, "quantity": request.quantity });
         audit::done(&mut tx, act, &details, now).await?;
-        let answer = Answer::json(StatusCode::CREATED, &CouponCreated { id })?;
+        let answer = StoredAnswer::json(StatusCode::CREATED, &CouponCreated { id })?;
         idempotency::keep(&mut tx, admin.id.uuid(), &key, &answer).await?;
         tx.commit().await.context("committing")?;
         Ok(answer)

@@ -178,8 +178,8 @@ pub async fn give_points(conn: &mut Conn, credits: &[Credit], now: At) -> Result
 }
 
 /// Has a user pay points that they owe. Their account is held: it was just added to.
-async fn pay_owed(conn: &mut Conn, due: store::Due, now: At) -> Result<()> {
-    let store::Due { user_id, credit, due } = due;
+async fn pay_owed(conn: &mut Conn, due: store::DuePoints, now: At) -> Result<()> {
+    let store::DuePoints { user_id, credit, due } = due;
     if !store::pay_owed(conn, user_id, due).await? {
         return Err(anyhow::anyhow!("the points that {user_id} owes changed under their lock").into());
     }

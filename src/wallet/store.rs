@@ -225,7 +225,7 @@ pub async fn pay_owed(conn: &mut Conn, user: UserId, points: i64) -> Result<bool
 
 /// Points to take from a user who owes some and was given some.
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
-pub struct Due {
+pub struct DuePoints {
     /// Who.
     pub user_id: UserId,
     /// The first of the ledger lines that gave them points.
@@ -236,7 +236,7 @@ pub struct Due {
 
 /// What is due of those whom the ledger lines with these ids gave points; ids that were not written are nobody's. The list
 /// must not be empty.
-pub async fn dues(conn: &mut Conn, ids: impl IntoIterator<Item = Id<LedgerLine>>) -> Result<Vec<Due>> {
+pub async fn dues(conn: &mut Conn, ids: impl IntoIterator<Item = Id<LedgerLine>>) -> Result<Vec<DuePoints>> {
     let mut query = QueryBuilder::new(
         "SELECT a.user_id, MIN(l.id) AS credit, LEAST(a.owed, a.balance) AS due
          FROM points_ledger l JOIN points_accounts a ON a.user_id = l.user_id

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onrush::engine::{
-    Call, Effect, Engine, Envelope, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, Status,
+    Call, Effect, Engine, Envelope, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, TaskStatus,
     Task, TaskId, TimeLimit, Unique, Worker,
 };
 use onrush::platform::loops::Loops;
@@ -137,7 +137,7 @@ impl Setup {
         TaskId { key, queue: queue() }
     }
 
-    async fn ended(&self, id: &TaskId) -> Status {
+    async fn ended(&self, id: &TaskId) -> TaskStatus {
         let status = self.bench.engine.wait(id, Duration::from_secs(20)).await.unwrap().expect("a record");
         assert!(status.state.is_final(), "{status:?}");
         status
@@ -637,7 +637,7 @@ impl Setup {
     }
 
     /// Waits also for a task that is not known yet.
-    async fn end_of(&self, call: &Call) -> Status {
+    async fn end_of(&self, call: &Call) -> TaskStatus {
         let id = call.id();
         self.h
             .eventually(async || self.bench.engine.status(&id).await.unwrap().is_some_and(|s| s.state.is_final()))

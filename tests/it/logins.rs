@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use onrush::auth::{self, Role};
-use onrush::platform::db::{Lease, for_requests};
+use onrush::platform::db::{ConnectionLease, for_requests};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -282,7 +282,7 @@ async fn only_failed_logins_count_against_an_address() {
 }
 
 /// Both connections of a pool of two, however long a busy machine needs to open them.
-async fn both_connections(h: &Harness) -> (Lease, Lease) {
+async fn both_connections(h: &Harness) -> (ConnectionLease, ConnectionLease) {
     let works = async || loop {
         if let Ok(lease) = h.app.db.acquire().await {
             return lease;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use onrush::engine::{
-    Call, Item, Job, Outcome, Priority, QueueName, QueueSpec, Registry, Retry, State, Status, Task, TaskId, Unique,
+    Call, Item, Job, Outcome, Priority, QueueName, QueueSpec, Registry, Retry, State, TaskStatus, Task, TaskId, Unique,
     Worker,
 };
 use onrush::platform::loops::Loops;
@@ -131,11 +131,11 @@ impl Desk {
         TaskId { key, queue: late() }
     }
 
-    async fn status(&self, id: &TaskId) -> Status {
+    async fn status(&self, id: &TaskId) -> TaskStatus {
         self.h.app.engine.status(id).await.unwrap().expect("a task")
     }
 
-    async fn ended(&self, id: &TaskId) -> Status {
+    async fn ended(&self, id: &TaskId) -> TaskStatus {
         let status = self.h.app.engine.wait(id, Duration::from_secs(20)).await.unwrap().expect("a task");
         assert!(status.state.is_final(), "{status:?}");
         status

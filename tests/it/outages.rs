@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use onrush::engine::{
-    Call, Effect, Engine, Job, Outcome, QueueName, QueueSpec, Registry, State, Status, Task, Unique, Worker,
+    Call, Effect, Engine, Job, Outcome, QueueName, QueueSpec, Registry, State, TaskStatus, Task, Unique, Worker,
 };
 use onrush::platform::loops::Loops;
 use onrush::platform::redis::Redis;
@@ -110,7 +110,7 @@ async fn consumption_survives(outage: Outage) {
     enqueue(&h, &calls[200..]).await;
     let left = async || {
         let all = join_all(calls.iter().map(async |call| engine.status(&call.id()).await)).await;
-        let ended = |status: &_| matches!(status, Ok(Some(Status { state: State::Success, .. })));
+        let ended = |status: &_| matches!(status, Ok(Some(TaskStatus { state: State::Success, .. })));
         all.into_iter().enumerate().filter(|(_, status)| !ended(status)).collect::<Vec<_>>()
     };
     let ended = AssertUnwindSafe(h.eventually(async || left().await.is_empty())).catch_unwind().await;

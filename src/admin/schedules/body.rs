@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::app::App;
-use crate::engine::schedule::{CatchUp, Crontab, Definition, Kind, ScheduleId, crontab_faults};
+use crate::engine::schedule::{CatchUp, Crontab, Definition, ScheduleKind, ScheduleId, crontab_faults};
 use crate::jobs;
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;
@@ -36,7 +36,7 @@ pub struct CreateSchedule {
     /// How its times are given: `interval`, `crontab` or `once`.
     #[garde(skip)]
     #[schema(value_type = String, pattern = "^(interval|crontab|once)$")]
-    kind: Kind,
+    kind: ScheduleKind,
     /// For an interval: the pause in seconds.
     #[garde(inner(range(min = 1, max = 31_622_400)))]
     #[schema(minimum = 1, maximum = 31_622_400)]
@@ -94,7 +94,7 @@ pub struct ChangeSchedule {
     /// How its times are given: `interval`, `crontab` or `once`.
     #[garde(skip)]
     #[schema(value_type = Option<String>, pattern = "^(interval|crontab|once)$")]
-    kind: Option<Kind>,
+    kind: Option<ScheduleKind>,
     /// For an interval: the pause in seconds.
     #[garde(inner(range(min = 1, max = 31_622_400)))]
     #[schema(minimum = 1, maximum = 31_622_400)]
@@ -173,7 +173,7 @@ impl CreateSchedule {
             name: self.name.clone(),
             task: self.task.clone(),
             args: "{}".to_owned(),
-            kind: Kind::Interval,
+            kind: ScheduleKind::Interval,
             every_s: None,
             crontab: None,
             run_at: None,
@@ -207,11 +207,11 @@ impl ChangeSchedule {
     /// A schedule that it could change, and without a fault where it leaves it as it is.
     fn plausible(&self, app: &App) -> Definition {
         let given = [
-            (Kind::Crontab, self.crontab.is_some()),
-            (Kind::Once, self.run_at.is_some()),
-            (Kind::Interval, self.every_s.is_some()),
+            (ScheduleKind::Crontab, self.crontab.is_some()),
+            (ScheduleKind::Once, self.run_at.is_some()),
+            (ScheduleKind::Interval, self.every_s.is_some()),
         ];
-        let kind = given.into_iter().find(|(_, given)| *given).map_or(Kind::Interval, |(kind, _)| kind);
+        let kind = given.into_iter().find(|(_, given)| *given).map_or(ScheduleKind::Interval, |(kind, _)| kind);
         let kind = self.kind.unwrap_or(kind);
         let now = app.clock.now();
         Definition {
@@ -219,9 +219,9 @@ impl ChangeSchedule {
             task: jobs::schedulable().names().first().copied().unwrap_or_default().to_owned(),
             args: "{}".to_owned(),
             kind,
-            every_s: Some(60).filter(|_| kind == Kind::Interval),
-            crontab: Some("* * * * *".to_owned()).filter(|_| kind == Kind::Crontab),
-            run_at: Some(now).filter(|_| kind == Kind::Once),
+            every_s: Some(60).filter(|_| kind == ScheduleKind::Interval),
+            crontab: Some("* * * * *".to_owned()).filter(|_| kind == ScheduleKind::Crontab),
+            run_at: Some(now).filter(|_| kind == ScheduleKind::Once),
             time_zone: app.config.time_zone.clone(),
             starts_at: now,
             enabled: true,

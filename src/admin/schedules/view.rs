@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::app::App;
-use crate::engine::schedule::{CatchUp, Kind, Schedule, ScheduleId};
+use crate::engine::schedule::{CatchUp, ScheduleKind, Schedule, ScheduleId};
 use crate::engine::{State, TaskId};
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;
@@ -25,7 +25,7 @@ pub struct ScheduleView {
     #[schema(value_type = AnyObject)]
     pub args: Value,
     /// How its times are given.
-    pub kind: Kind,
+    pub kind: ScheduleKind,
     /// Of an interval: the pause in seconds.
     pub every_s: Option<i64>,
     /// Of a crontab: `minute hour day_of_month month_of_year day_of_week`.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::app::App;
-use crate::engine::operate::{Filter, Place};
+use crate::engine::operate::{TaskFilter, ListPosition};
 use crate::engine::{QueueName, Registry, State};
 use crate::jobs;
 use crate::platform::clock::At;
@@ -53,18 +53,18 @@ pub struct TasksQuery {
 /// What is asked for.
 pub struct Wanted {
     pub queue: Option<QueueName>,
-    pub filter: Filter,
+    pub filter: TaskFilter,
     /// Where the page before ended.
-    pub from: Option<(QueueName, Place)>,
+    pub from: Option<(QueueName, ListPosition)>,
     pub limit: usize,
 }
 
 /// Where a page ends, for the next one.
-pub fn cursor(queue: &QueueName, place: &Place) -> String {
+pub fn cursor(queue: &QueueName, place: &ListPosition) -> String {
     format!("{place}~{}", super::super::segment(queue))
 }
 
-fn read_cursor(text: &str) -> Option<(QueueName, Place)> {
+fn read_cursor(text: &str) -> Option<(QueueName, ListPosition)> {
     let (place, queue) = text.split_once('~')?;
     Some((queue_of(queue)?, place.parse().ok()?))
 }
@@ -105,7 +105,7 @@ impl TasksQuery {
         }
         Ok(Wanted {
             queue,
-            filter: Filter { state: self.state, name: self.name.clone(), since: self.since, until: self.until },
+            filter: TaskFilter { state: self.state, name: self.name.clone(), since: self.since, until: self.until },
             from: from.flatten(),
             limit: self.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize),
         })

@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
-use super::model::{Act, Action, Answer, No, Refunding, Request, TradeNo, TradeStatus};
-use super::store::{self, StoredNotify, Trade};
+use super::model::{BuyerAct, BuyerAction, SandboxAnswer, No, Refunding, Request, TradeNo, TradeStatus};
+use super::store::{self, StoredNotify, SandboxTrade};
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Path, RawBody};
@@ -44,14 +44,14 @@ async fn api(State(app): State<App>, headers: HeaderMap, Input(RawBody(body)): I
         Ok(Request::Create(wanted)) => super::create(&app, &wanted).await?,
         Ok(Request::Query { merchant_no }) => super::query(&app, &merchant_no).await?,
         Ok(Request::Close { merchant_no }) => super::close(&app, &merchant_no).await?,
-        Ok(Request::Refund(wanted)) => super::refund(&app, &wanted).await?,
+        Ok(Request::SandboxRefund(wanted)) => super::refund(&app, &wanted).await?,
         Ok(Request::QueryRefund { refund_no }) => super::query_refund(&app, &refund_no).await?,
-        Ok(Request::Bill(wanted)) => super::bill(&app, &wanted).await?,
+        Ok(Request::SandboxBill(wanted)) => super::bill(&app, &wanted).await?,
     };
     signed(&app, StatusCode::OK, answer)
 }
 
-fn signed(app: &App, status: StatusCode, answer: Result<Answer, No>) -> Result<Response> {
+fn signed(app: &App, status: StatusCode, answer: Result<SandboxAnswer, No>) -> Result<Response> {
     let value = match answer {
         Ok(answer) => json!({ "code": super::model::SUCCESS, "message": "ok", "data": answer }),
         Err(no) => refusal(no),
@@ -102,7 +102,7 @@ async fn pay(
     headers: HeaderMap,
     Inputs(Path(trade_no), RawBody(body)): Inputs<Path<TradeNo>, RawBody>,
 ) -> Result<Response> {
-    let act = match Act::parse(&body) {
+    let act = match BuyerAct::parse(&body) {
         Ok(act) => act,
         Err(no) => return Ok(declined(no)),
     };
@@ -124,7 +124,7 @@ async fn pay(
 
 const PAGE: &str = include_str!("page.html");
 
-fn render(trade: &Trade, notifies: &[StoredNotify], expired: bool) -> String {
+fn render(trade: &SandboxTrade, notifies: &[StoredNotify], expired: bool) -> String {
     let (state, zh, en) = match trade.status {
         TradeStatus::Waiting if expired => ("over", "已过期", "expired"),
         TradeStatus::Waiting => ("open", "待支付", "waiting for payment"),
@@ -152,50 +152,50 @@ fn render(trade: &Trade, notifies: &[StoredNotify], expired: bool) -> String {
 
 /// One form of the page.
 struct Button {
-    action: Action,
+    action: BuyerAction,
     zh: &'static str,
     en: &'static str,
 }
 
-const PAY: Button = Button { action: Action::Pay, zh: "确认支付", en: "Pay" };
-const FAIL: Button = Button { action: Action::Fail, zh: "支付失败", en: "Fail" };
+const PAY: Button = Button { action: BuyerAction::Pay, zh: "确认支付", en: "Pay" };
+const FAIL: Button = Button { action: BuyerAction::Fail, zh: "支付失败", en: "Fail" };
 const FAIL_AFTER_PAY: Button =
     Button {
-        action: Action::Fail, zh: "支付后再发失败通知", en: "Send a failure message although it was paid"
+        action: BuyerAction::Fail, zh: "支付后再发失败通知", en: "Send a failure message although it was paid"
     };
 const PAY_TWICE: Button =
-    Button { action: Action::PayTwice, zh: "支付并通知两次", en: "Pay, told twice (two notify ids)" };
+    Button { action: BuyerAction::PayTwice, zh: "支付并通知两次", en: "Pay, told twice (two notify ids)" };
 const PAY_WRONG_AMOUNT: Button =
-    Button { action: Action::PayWrongAmount, zh: "支付错误金额", en: "Pay a wrong amount" };
+    Button { action: BuyerAction::PayWrongAmount, zh: "支付错误金额", en: "Pay a wrong amount" };
 const PAY_LATE: Button =
     Button {
-        action: Action::PayLate, zh: "延迟到账", en: "Pay late (the money comes even if the trade is closed)"
+        action: BuyerAction::PayLate, zh: "延迟到账", en: "Pay late (the money comes even if the trade is closed)"
     };
 
 const REFUNDS_SLOWLY: Button =
-    Button { action: Action::Refunds(Refunding::Slowly), zh: "退款处理中", en: "Let refunds take their time" };
+    Button { action: BuyerAction::Refunds(Refunding::Slowly), zh: "退款处理中", en: "Let refunds take their time" };
 const REFUNDS_NEVER: Button =
-    Button { action: Action::Refunds(Refunding::Never), zh: "拒绝退款", en: "Decline refunds" };
+    Button { action: BuyerAction::Refunds(Refunding::Never), zh: "拒绝退款", en: "Decline refunds" };
 const REFUNDS_AT_ONCE: Button =
-    Button { action: Action::Refunds(Refunding::AtOnce), zh: "完成退款", en: "Make refunds, at once" };
+    Button { action: BuyerAction::Refunds(Refunding::AtOnce), zh: "完成退款", en: "Make refunds, at once" };
 
 impl Button {
     fn html(&self) -> String {
         let (name, field) = match self.action {
-            Action::Pay => ("pay", ""),
-            Action::Fail => ("fail", ""),
-            Action::PayTwice => ("pay_twice", ""),
-            Action::PayWrongAmount => (
+            BuyerAction::Pay => ("pay", ""),
+            BuyerAction::Fail => ("fail", ""),
+            BuyerAction::PayTwice => ("pay_twice", ""),
+            BuyerAction::PayWrongAmount => (
                 "pay_wrong_amount",
                 "<label>金额（分） amount, fen <input name=\"amount_fen\" type=\"number\" min=\"1\" placeholder=\"-1\"></label>",
             ),
-            Action::PayLate => (
+            BuyerAction::PayLate => (
                 "pay_late",
                 "<label>延迟（秒） delay, seconds <input name=\"delay_s\" type=\"number\" min=\"0\" value=\"60\"></label>",
             ),
-            Action::Refunds(Refunding::AtOnce) => ("refunds_at_once", ""),
-            Action::Refunds(Refunding::Slowly) => ("refunds_slowly", ""),
-            Action::Refunds(Refunding::Never) => ("refunds_never", ""),
+            BuyerAction::Refunds(Refunding::AtOnce) => ("refunds_at_once", ""),
+            BuyerAction::Refunds(Refunding::Slowly) => ("refunds_slowly", ""),
+            BuyerAction::Refunds(Refunding::Never) => ("refunds_never", ""),
         };
         format!(
             "<form method=\"post\"><input type=\"hidden\" name=\"action\" value=\"{name}\">\
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_page_shows_the_subject_as_text() {
-        let trade = Trade {
+        let trade = SandboxTrade {
             trade_no: TradeNo::new(),
             merchant_no: "m1".to_owned(),
             amount_fen: 1999,

@@ -7,7 +7,7 @@
 //! * `POST /sandbox/api`: for the merchant. One JSON request with its `action` inside, so that the signature covers
 //!   what is asked: create, query, close, refund, query_refund, bill. See [`model::Request`].
 //! * `GET /sandbox/pay/{trade_no}`: the cashier's page, for the buyer's phone.
-//! * `POST /sandbox/pay/{trade_no}`: what its buttons do, and `curl -d action=pay` too. See [`model::Action`].
+//! * `POST /sandbox/pay/{trade_no}`: what its buttons do, and `curl -d action=pay` too. See [`model::BuyerAction`].
 //! * [`deliver`]: sends the notifies that are due.
 //!
 //! It lets a person make what goes wrong with real gateways: a payment that fails, is told twice, is of another amount,
@@ -34,9 +34,9 @@ use crate::platform::db::Conn;
 use crate::platform::id::Id;
 use crate::platform::signed::SharedSecret;
 use model::{
-    Act, Action, Answer, Bill, BillKind, BillLine, Create, No, Refund, RefundStatus, Refunding, TradeNo, TradeStatus,
+    BuyerAct, BuyerAction, SandboxAnswer, SandboxBill, BillKind, SandboxBillLine, Create, No, SandboxRefund, SandboxRefundStatus, Refunding, TradeNo, TradeStatus,
 };
-use store::{StoredRefund, Trade};
+use store::{StoredRefund, SandboxTrade};
 
 /// Lines of one page of a bill.
 const BILL_PAGE: u32 = 200;
@@ -56,7 +56,7 @@ fn pay_url(app: &App, trade_no: TradeNo) -> String {
 }
 
 /// Opens a trade; the same merchant number again is the same trade.
-async fn create(app: &App, wanted: &Create) -> Result<Result<Answer, No>> {
+async fn create(app: &App, wanted: &Create) -> Result<Result<SandboxAnswer, No>> {
     if let Err(no) = wanted.check() {
         return Ok(Err(no));
     }
@@ -73,7 +73,7 @@ async fn create(app: &App, wanted: &Create) -> Result<Result<Answer, No>> {
 }
 
 /// What became of a trade.
-async fn query(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
+async fn query(app: &App, merchant_no: &str) -> Result<Result<SandboxAnswer, No>> {
     let mut conn = app.db.acquire().await.context("taking a connection")?;
     let trade = store::trade_of_merchant(&mut conn, merchant_no).await?;
     Ok(trade.map(|trade| answer(app, &trade)).ok_or(No::TradeNotFound))
@@ -81,7 +81,7 @@ async fn query(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
 
 /// Ends a trade that nobody paid; one that is over already stays as it is. What is answered is what was seen under the
 /// lock: a trade that is opened meanwhile is not found, and not called closed.
-async fn close(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
+async fn close(app: &App, merchant_no: &str) -> Result<Result<SandboxAnswer, No>> {
     retrying(|| async {
         let mut tx = app.db.begin().await?;
         let Some(mut trade) = store::lock_trade_of_merchant(&mut tx, merchant_no).await? else {
@@ -101,7 +101,7 @@ async fn close(app: &App, merchant_no: &str) -> Result<Result<Answer, No>> {
 }
 
 /// Gives money back; the same refund number again is the same refund. Never more than was paid.
-async fn refund(app: &App, wanted: &Refund) -> Result<Result<Answer, No>> {
+async fn refund(app: &App, wanted: &SandboxRefund) -> Result<Result<SandboxAnswer, No>> {
     if let Err(no) = wanted.check() {
         return Ok(Err(no));
     }
@@ -117,7 +117,7 @@ async fn refund(app: &App, wanted: &Refund) -> Result<Result<Answer, No>> {
                 return Ok(Err(No::Conflict));
             }
             // One that was declined is decided anew.
-            Some(known) if known.status != RefundStatus::Declined => return Ok(Ok(Answer::Refund(known.clone()))),
+            Some(known) if known.status != SandboxRefundStatus::Declined => return Ok(Ok(SandboxAnswer::SandboxRefund(known.clone()))),
             _ => {}
         }
         let left = trade.paid_fen - store::refunded_fen(&mut tx, trade.trade_no).await?;
@@ -133,22 +133,22 @@ async fn refund(app: &App, wanted: &Refund) -> Result<Result<Answer, No>> {
         store::put_refund(&mut tx, &refund, trade.trade_no, app.clock.now()).await?;
         store::mark_if_refunded(&mut tx, trade.trade_no).await?;
         tx.commit().await.context("committing")?;
-        Ok(Ok(Answer::Refund(refund)))
+        Ok(Ok(SandboxAnswer::SandboxRefund(refund)))
     })
     .await
 }
 
 /// What became of a refund.
-async fn query_refund(app: &App, refund_no: &str) -> Result<Result<Answer, No>> {
+async fn query_refund(app: &App, refund_no: &str) -> Result<Result<SandboxAnswer, No>> {
     let mut conn = app.db.acquire().await.context("taking a connection")?;
     let refund = store::refund_by_no(&mut conn, refund_no).await?;
-    Ok(refund.map(Answer::Refund).ok_or(No::RefundNotFound))
+    Ok(refund.map(SandboxAnswer::SandboxRefund).ok_or(No::RefundNotFound))
 }
 
 /// Decides about the refunds of a trade: those to come and those that are under way, of which the merchant is told.
-async fn decide_refunds(conn: &mut Conn, trade: &Trade, refunding: Refunding, now: At) -> Result<()> {
+async fn decide_refunds(conn: &mut Conn, trade: &SandboxTrade, refunding: Refunding, now: At) -> Result<()> {
     store::set_refunding(conn, trade.trade_no, refunding).await?;
-    for refund in store::refunds_of(conn, trade.trade_no, RefundStatus::Pending, REFUNDS_DECIDED).await? {
+    for refund in store::refunds_of(conn, trade.trade_no, SandboxRefundStatus::Pending, REFUNDS_DECIDED).await? {
         let decided = StoredRefund { status: refunding.leads_to(), ..refund };
         store::put_refund(conn, &decided, trade.trade_no, now).await?;
         if let Some(notify) = trade.refund_notify(&decided) {
@@ -159,21 +159,21 @@ async fn decide_refunds(conn: &mut Conn, trade: &Trade, refunding: Refunding, no
 }
 
 /// One page of a day's bill, in the business time zone.
-async fn bill(app: &App, wanted: &Bill) -> Result<Result<Answer, No>> {
+async fn bill(app: &App, wanted: &SandboxBill) -> Result<Result<SandboxAnswer, No>> {
     let Some((from, until)) = wanted.day(&app.config.time_zone) else { return Ok(Err(No::InvalidRequest)) };
     let mut conn = app.db.acquire().await.context("taking a connection")?;
-    let mut lines: Vec<BillLine> = match wanted.kind {
+    let mut lines: Vec<SandboxBillLine> = match wanted.kind {
         BillKind::Payments => store::bill_payments(&mut conn, from, until, &wanted.after, BILL_PAGE + 1).await?,
         BillKind::Refunds => store::bill_refunds(&mut conn, from, until, &wanted.after, BILL_PAGE + 1).await?,
     };
     let more = lines.len() > BILL_PAGE as usize;
     lines.truncate(BILL_PAGE as usize);
     let next = if more { lines.last().map(|line| line.number.clone()) } else { None };
-    Ok(Ok(Answer::Bill { lines, next }))
+    Ok(Ok(SandboxAnswer::SandboxBill { lines, next }))
 }
 
 /// What the buyer does on the cashier's page.
-async fn act(app: &App, trade_no: TradeNo, act: &Act) -> Result<Result<Trade, No>> {
+async fn act(app: &App, trade_no: TradeNo, act: &BuyerAct) -> Result<Result<SandboxTrade, No>> {
     let acted = retrying(|| async {
         let mut tx = app.db.begin().await?;
         let Some(trade) = store::lock_trade(&mut tx, trade_no).await? else { return Ok(Err(No::TradeNotFound)) };
@@ -193,32 +193,32 @@ async fn act(app: &App, trade_no: TradeNo, act: &Act) -> Result<Result<Trade, No
 }
 
 /// The buyer's action on a locked trade: what moves, and which messages go out.
-async fn apply(conn: &mut Conn, trade: &Trade, act: &Act, now: At) -> Result<Result<(), No>> {
+async fn apply(conn: &mut Conn, trade: &SandboxTrade, act: &BuyerAct, now: At) -> Result<Result<(), No>> {
     let open = trade.status == TradeStatus::Waiting && trade.expires_at > now;
     let amount_fen = act.amount_fen(trade.amount_fen);
     let (paid_body, failed_body) = (trade.notify_body(model::SUCCESS, amount_fen), trade.notify_body(model::FAILED, 0));
     match act.action {
-        Action::Pay | Action::PayTwice | Action::PayWrongAmount if !open => return Ok(Err(No::TradeOver)),
-        Action::Pay | Action::PayTwice | Action::PayWrongAmount => {
+        BuyerAction::Pay | BuyerAction::PayTwice | BuyerAction::PayWrongAmount if !open => return Ok(Err(No::TradeOver)),
+        BuyerAction::Pay | BuyerAction::PayTwice | BuyerAction::PayWrongAmount => {
             store::mark_paid(conn, trade.trade_no, amount_fen, now).await?;
             store::insert_notify(conn, trade, &paid_body(Id::new()), now).await?;
-            if act.action == Action::PayTwice {
+            if act.action == BuyerAction::PayTwice {
                 store::insert_notify(conn, trade, &paid_body(Id::new()), now).await?;
             }
         }
         // The money moves when the message does (see `notify`), also when the trade has been closed by then.
-        Action::PayLate if trade.status.has_money() => return Ok(Err(No::AlreadyPaid)),
-        Action::PayLate => {
+        BuyerAction::PayLate if trade.status.has_money() => return Ok(Err(No::AlreadyPaid)),
+        BuyerAction::PayLate => {
             let due = now.plus(act.delay().unwrap_or(LATE));
             store::insert_notify(conn, trade, &paid_body(Id::new()), due).await?;
         }
         // A paid trade stays paid: only the message is sent, as some gateways do.
-        Action::Fail if trade.status.has_money() => {
+        BuyerAction::Fail if trade.status.has_money() => {
             store::insert_notify(conn, trade, &failed_body(Id::new()), now).await?;
         }
-        Action::Refunds(refunding) => decide_refunds(conn, trade, refunding, now).await?,
-        Action::Fail if !open => return Ok(Err(No::TradeOver)),
-        Action::Fail => {
+        BuyerAction::Refunds(refunding) => decide_refunds(conn, trade, refunding, now).await?,
+        BuyerAction::Fail if !open => return Ok(Err(No::TradeOver)),
+        BuyerAction::Fail => {
             store::mark_failed(conn, trade.trade_no).await?;
             store::insert_notify(conn, trade, &failed_body(Id::new()), now).await?;
         }
@@ -226,8 +226,8 @@ async fn apply(conn: &mut Conn, trade: &Trade, act: &Act, now: At) -> Result<Res
     Ok(Ok(()))
 }
 
-fn answer(app: &App, trade: &Trade) -> Answer {
-    Answer::Trade {
+fn answer(app: &App, trade: &SandboxTrade) -> SandboxAnswer {
+    SandboxAnswer::SandboxTrade {
         merchant_no: trade.merchant_no.clone(),
         trade_no: trade.trade_no,
         status: trade.status,

@@ -4,7 +4,7 @@ mod notify;
 mod refund;
 
 pub use notify::{Notify, repeat_after};
-pub use refund::{RefundStatus, Refunding};
+pub use refund::{SandboxRefundStatus, Refunding};
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -65,14 +65,14 @@ pub enum Request {
         merchant_no: String,
     },
     /// Give money back.
-    Refund(Refund),
+    SandboxRefund(SandboxRefund),
     /// What became of a refund?
     QueryRefund {
         /// The merchant's number of the refund.
         refund_no: String,
     },
     /// A day's payments or refunds.
-    Bill(Bill),
+    SandboxBill(SandboxBill),
 }
 
 /// A trade to open.
@@ -109,7 +109,7 @@ impl Create {
 
 /// Money to give back.
 #[derive(Debug, Deserialize)]
-pub struct Refund {
+pub struct SandboxRefund {
     /// The merchant's number of the trade.
     pub merchant_no: String,
     /// The merchant's number of the refund: the same number again is the same refund.
@@ -118,7 +118,7 @@ pub struct Refund {
     pub amount_fen: i64,
 }
 
-impl Refund {
+impl SandboxRefund {
     /// Whether every field is within its bounds.
     pub fn check(&self) -> Result<(), No> {
         let good = is_number(&self.merchant_no)
@@ -134,7 +134,7 @@ fn is_number(text: &str) -> bool {
 
 /// Which page of which bill.
 #[derive(Debug, Deserialize)]
-pub struct Bill {
+pub struct SandboxBill {
     /// The day, `2026-11-20`.
     pub date: String,
     /// Its payments or its refunds.
@@ -143,7 +143,7 @@ pub struct Bill {
     pub after: String,
 }
 
-impl Bill {
+impl SandboxBill {
     /// The day's first instant and the next day's, in `zone`.
     pub fn day(&self, zone: &str) -> Option<(At, At)> {
         let day: Day = self.date.parse().ok()?;
@@ -163,7 +163,7 @@ pub enum BillKind {
 
 /// One line of a bill.
 #[derive(Debug, Serialize, sqlx::FromRow)]
-pub struct BillLine {
+pub struct SandboxBillLine {
     /// The merchant's number of the trade or of the refund.
     #[sqlx(try_from = "Text")]
     pub number: String,
@@ -179,9 +179,9 @@ pub struct BillLine {
 /// What a merchant hears when it was carried out.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub enum Answer {
+pub enum SandboxAnswer {
     /// A trade as it is now.
-    Trade {
+    SandboxTrade {
         /// The merchant's number.
         merchant_no: String,
         /// The gateway's number.
@@ -200,11 +200,11 @@ pub enum Answer {
         pay_url: String,
     },
     /// A refund as it is now.
-    Refund(StoredRefund),
+    SandboxRefund(StoredRefund),
     /// A page of a bill.
-    Bill {
+    SandboxBill {
         /// Its lines.
-        lines: Vec<BillLine>,
+        lines: Vec<SandboxBillLine>,
         /// `after` of the next page, if there is one.
         next: Option<String>,
     },
@@ -286,7 +286,7 @@ impl TryFrom<Text> for TradeStatus {
 
 /// What a buyer can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub enum BuyerAction {
     /// Pay.
     Pay,
     /// The payment fails; on a paid trade: a message that says so, although it was paid.
@@ -301,7 +301,7 @@ pub enum Action {
     Refunds(Refunding),
 }
 
-impl FromStr for Action {
+impl FromStr for BuyerAction {
     type Err = No;
     fn from_str(text: &str) -> Result<Self, No> {
         Ok(match text {
@@ -331,14 +331,14 @@ pub struct ActForm {
 
 /// What a buyer does.
 #[derive(Debug)]
-pub struct Act {
+pub struct BuyerAct {
     /// Which.
-    pub action: Action,
+    pub action: BuyerAction,
     delay_s: Option<u64>,
     amount_fen: Option<i64>,
 }
 
-impl Act {
+impl BuyerAct {
     /// Reads the form.
     pub fn parse(body: &[u8]) -> Result<Self, No> {
         let form: ActForm = serde_urlencoded::from_bytes(body).map_err(|_| No::InvalidRequest)?;
@@ -358,7 +358,7 @@ impl Act {
     /// What the buyer pays for a trade of `due_fen`: the wrong amount is the chosen one, or a fen beside it.
     pub fn amount_fen(&self, due_fen: i64) -> i64 {
         match self.action {
-            Action::PayWrongAmount => self.amount_fen.unwrap_or(if due_fen > 1 { due_fen - 1 } else { due_fen + 1 }),
+            BuyerAction::PayWrongAmount => self.amount_fen.unwrap_or(if due_fen > 1 { due_fen - 1 } else { due_fen + 1 }),
             _ => due_fen,
         }
     }
@@ -382,8 +382,8 @@ mod tests {
     #[test]
     fn the_wrong_amount_is_never_the_right_one_by_itself() {
         for due in [1, 2, 100] {
-            assert_ne!(Act::parse(b"action=pay_wrong_amount").unwrap().amount_fen(due), due);
-            assert_eq!(Act::parse(b"action=pay&amount_fen=7").unwrap().amount_fen(due), due);
+            assert_ne!(BuyerAct::parse(b"action=pay_wrong_amount").unwrap().amount_fen(due), due);
+            assert_eq!(BuyerAct::parse(b"action=pay&amount_fen=7").unwrap().amount_fen(due), due);
         }
     }
 
@@ -392,14 +392,14 @@ mod tests {
         for bad in
             ["", "action=steal", "action=pay&x=1", "action=pay_late&delay_s=-1", "action=pay_late&delay_s=9999999"]
         {
-            assert_eq!(Act::parse(bad.as_bytes()).unwrap_err(), No::InvalidRequest, "{bad}");
+            assert_eq!(BuyerAct::parse(bad.as_bytes()).unwrap_err(), No::InvalidRequest, "{bad}");
         }
-        assert!(Act::parse(b"action=pay_late&delay_s=").unwrap().delay().is_none());
+        assert!(BuyerAct::parse(b"action=pay_late&delay_s=").unwrap().delay().is_none());
     }
 
     #[test]
     fn a_bills_day_is_the_business_day() {
-        let bill = Bill { date: "2026-11-20".to_owned(), kind: BillKind::Payments, after: String::new() };
+        let bill = SandboxBill { date: "2026-11-20".to_owned(), kind: BillKind::Payments, after: String::new() };
         let (from, until) = bill.day("Asia/Shanghai").unwrap();
         assert_eq!(from.to_string(), "2026-11-19T16:00:00.000Z");
         assert_eq!(until.since(from), Duration::from_secs(24 * 3600));

@@ -2,7 +2,7 @@
 
 use sqlx::{query, query_as, query_scalar};
 
-use super::model::{BillLine, Create, Notify, NotifyId, RefundStatus, Refunding, TradeNo, TradeStatus};
+use super::model::{SandboxBillLine, Create, Notify, NotifyId, SandboxRefundStatus, Refunding, TradeNo, TradeStatus};
 use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -10,7 +10,7 @@ use crate::platform::text::Text;
 
 /// A trade.
 #[derive(Debug, sqlx::FromRow)]
-pub struct Trade {
+pub struct SandboxTrade {
     /// The gateway's number.
     pub trade_no: TradeNo,
     /// The merchant's number.
@@ -52,7 +52,7 @@ pub struct StoredRefund {
     pub amount_fen: i64,
     /// How far it is.
     #[sqlx(try_from = "Text")]
-    pub status: RefundStatus,
+    pub status: SandboxRefundStatus,
 }
 
 /// A notify that is to be sent or was.
@@ -98,7 +98,7 @@ pub async fn insert_trade(conn: &mut Conn, trade_no: TradeNo, wanted: &Create, n
 }
 
 /// A trade by the merchant's number.
-pub async fn trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Option<Trade>> {
+pub async fn trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Option<SandboxTrade>> {
     Ok(query_as(
         "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
          refunding \
@@ -110,7 +110,7 @@ pub async fn trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Opt
 }
 
 /// As [`trade_of_merchant`], locked.
-pub async fn lock_trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Option<Trade>> {
+pub async fn lock_trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Result<Option<SandboxTrade>> {
     Ok(query_as(
         "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
          refunding \
@@ -122,7 +122,7 @@ pub async fn lock_trade_of_merchant(conn: &mut Conn, merchant_no: &str) -> Resul
 }
 
 /// A trade by the gateway's number.
-pub async fn trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Trade>> {
+pub async fn trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<SandboxTrade>> {
     Ok(query_as(
         "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
          refunding \
@@ -134,7 +134,7 @@ pub async fn trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Trade>> 
 }
 
 /// As [`trade`], locked.
-pub async fn lock_trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<Trade>> {
+pub async fn lock_trade(conn: &mut Conn, trade_no: TradeNo) -> Result<Option<SandboxTrade>> {
     Ok(query_as(
         "SELECT trade_no, merchant_no, amount_fen, paid_fen, status, subject, notify_url, return_url, expires_at, \
          refunding \
@@ -204,7 +204,7 @@ pub async fn refund_by_no(conn: &mut Conn, refund_no: &str) -> Result<Option<Sto
 pub async fn refunds_of(
     conn: &mut Conn,
     trade_no: TradeNo,
-    status: RefundStatus,
+    status: SandboxRefundStatus,
     limit: u32,
 ) -> Result<Vec<StoredRefund>> {
     Ok(query_as(
@@ -257,7 +257,7 @@ pub async fn set_refunding(conn: &mut Conn, trade_no: TradeNo, refunding: Refund
 }
 
 /// Notes a notify that is to go out at `due`.
-pub async fn insert_notify(conn: &mut Conn, trade: &Trade, notify: &Notify, due: At) -> Result<()> {
+pub async fn insert_notify(conn: &mut Conn, trade: &SandboxTrade, notify: &Notify, due: At) -> Result<()> {
     let body = serde_json::to_string(notify).map_err(anyhow::Error::from)?;
     query("INSERT INTO sandbox_notifies (id, trade_no, notify_url, body, next_at) VALUES (?, ?, ?, ?, ?)")
         .bind(notify.notify_id)
@@ -324,7 +324,7 @@ pub async fn notifies_of(conn: &mut Conn, trade_no: TradeNo, limit: u32) -> Resu
 }
 
 /// Money that came in, by the merchant's number. The books of a sandbox are small: no index serves this.
-pub async fn bill_payments(conn: &mut Conn, from: At, until: At, after: &str, limit: u32) -> Result<Vec<BillLine>> {
+pub async fn bill_payments(conn: &mut Conn, from: At, until: At, after: &str, limit: u32) -> Result<Vec<SandboxBillLine>> {
     Ok(query_as(
         "SELECT merchant_no AS number, merchant_no, paid_fen AS amount_fen, paid_at AS at FROM sandbox_trades \
          WHERE paid_at >= ? AND paid_at < ? AND merchant_no > ? ORDER BY merchant_no LIMIT ?",
@@ -338,7 +338,7 @@ pub async fn bill_payments(conn: &mut Conn, from: At, until: At, after: &str, li
 }
 
 /// Money that went back, by the refund's number.
-pub async fn bill_refunds(conn: &mut Conn, from: At, until: At, after: &str, limit: u32) -> Result<Vec<BillLine>> {
+pub async fn bill_refunds(conn: &mut Conn, from: At, until: At, after: &str, limit: u32) -> Result<Vec<SandboxBillLine>> {
     Ok(query_as(
         "SELECT r.refund_no AS number, t.merchant_no, r.amount_fen, r.created_at AS at FROM sandbox_refunds r \
          JOIN sandbox_trades t ON t.trade_no = r.trade_no \

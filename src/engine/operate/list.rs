@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::super::client::Engine;
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
-use super::super::priority::{Entry, Priority};
+use super::super::priority::{StreamEntry, Priority};
 use super::super::task::{State, TaskId};
 use super::tasks::waiting_state;
 use crate::platform::clock::At;
@@ -22,7 +22,7 @@ const STEP: usize = 100;
 
 /// Which tasks are wanted.
 #[derive(Debug, Clone, Default)]
-pub struct Filter {
+pub struct TaskFilter {
     /// In this state.
     pub state: Option<State>,
     /// Of this name.
@@ -95,7 +95,7 @@ impl Source {
 
 /// How far a list of a queue's tasks was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ListPosition {
     source: Source,
     /// What was seen last there; empty at its beginning. The name of an entry, `:<priority>` at the beginning of that one's
     /// stream; `<due, ms>.<key>`; for what ended
@@ -103,25 +103,25 @@ pub struct Place {
     seen: String,
 }
 
-impl Default for Place {
+impl Default for ListPosition {
     fn default() -> Self {
         Self::start_of(Source::Running)
     }
 }
 
-impl Place {
+impl ListPosition {
     fn start_of(source: Source) -> Self {
         Self { source, seen: String::new() }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ListPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.source.letter(), self.seen)
     }
 }
 
-impl FromStr for Place {
+impl FromStr for ListPosition {
     type Err = ();
     fn from_str(text: &str) -> Result<Self, ()> {
         let source = Source::ALL.into_iter().find(|source| text.starts_with(source.letter())).ok_or(())?;
@@ -132,7 +132,7 @@ impl FromStr for Place {
         let good = seen.is_empty()
             || match (source, seen.split_once('.')) {
                 (Source::Running | Source::Waiting, None) => {
-                    Entry::named(seen).is_some_and(|entry| entry.id.is_empty() || is_entry(&entry.id))
+                    StreamEntry::named(seen).is_some_and(|entry| entry.id.is_empty() || is_entry(&entry.id))
                 }
                 (Source::Delayed, Some((due, key))) => number(due) && Uuid::try_parse(key).is_ok(),
                 (Source::Ended, Some((entry, count))) => is_entry(entry) && number(count),
@@ -151,12 +151,12 @@ impl Engine {
     pub async fn list_tasks(
         &self,
         queue: &QueueName,
-        filter: &Filter,
-        place: &Place,
+        filter: &TaskFilter,
+        place: &ListPosition,
         limit: usize,
-    ) -> anyhow::Result<(Vec<ListedTask>, Option<Place>)> {
+    ) -> anyhow::Result<(Vec<ListedTask>, Option<ListPosition>)> {
         let (source, seen) = (place.source, place.seen.as_str());
-        let following = source.next().map(Place::start_of);
+        let following = source.next().map(ListPosition::start_of);
         if filter.state.is_some_and(|state| !source.may_have(state)) {
             return Ok((Vec::new(), following));
         }
@@ -167,21 +167,21 @@ impl Engine {
             Source::Ended => self.ended(queue, seen, count, filter).await?,
         };
         tasks.retain(|task| wanted(task, filter));
-        Ok((tasks, seen.map(|seen| Place { source, seen }).or(following)))
+        Ok((tasks, seen.map(|seen| ListPosition { source, seen }).or(following)))
     }
 
     /// What runs or waits, stream by stream, the most urgent priority first.
     async fn in_streams(&self, queue: &QueueName, source: Source, seen: &str, count: usize) -> anyhow::Result<Step> {
         let levels = self.levels(queue).await?;
         let first = levels.iter().next().unwrap_or_default();
-        let seen = Entry::named(seen).filter(|_| !seen.is_empty());
-        let Entry { level, id } = seen.unwrap_or(Entry { level: first, id: String::new() });
+        let seen = StreamEntry::named(seen).filter(|_| !seen.is_empty());
+        let StreamEntry { level, id } = seen.unwrap_or(StreamEntry { level: first, id: String::new() });
         let (tasks, last) = match source {
             Source::Running => self.running(queue, level, &id, count).await?,
             _ => self.waiting_in(queue, level, &id, count).await?,
         };
         let next = levels.iter().find(|next| *next > level);
-        let seen = last.map(|id| Entry { level, id }.to_string()).or(next.map(|next| format!(":{next}")));
+        let seen = last.map(|id| StreamEntry { level, id }.to_string()).or(next.map(|next| format!(":{next}")));
         Ok((tasks, seen))
     }
 
@@ -276,7 +276,7 @@ impl Engine {
         Ok((whole.collect(), last))
     }
 
-    async fn ended(&self, queue: &QueueName, seen: &str, count: usize, filter: &Filter) -> anyhow::Result<Step> {
+    async fn ended(&self, queue: &QueueName, seen: &str, count: usize, filter: &TaskFilter) -> anyhow::Result<Step> {
         let (from, mut skip) = match seen.split_once('.') {
             Some((entry, skip)) => (entry.to_owned(), skip.parse::<usize>().unwrap_or(0)),
             None => (filter.until.map_or_else(|| "+".to_owned(), |until| until.ms().max(0).to_string()), 0),
@@ -372,7 +372,7 @@ fn batch_of(queue: &QueueName, entry: &StreamId) -> Vec<ListedTask> {
     keys.split(' ').filter_map(task).collect()
 }
 
-fn wanted(task: &ListedTask, filter: &Filter) -> bool {
+fn wanted(task: &ListedTask, filter: &TaskFilter) -> bool {
     let at = task.ended_at.or(task.enqueued_at);
     filter.state.is_none_or(|state| task.state == state)
         && filter.name.as_ref().is_none_or(|name| task.name == *name)
@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn a_place_survives_its_text_and_nothing_else_is_one() {
         for good in ["r", "w17-0", "w17-0:3", "r:5", "d17.01936f3c7a3b70008000000000000001", "e17-3.400"] {
-            assert_eq!(good.parse::<Place>().unwrap().to_string(), good);
+            assert_eq!(good.parse::<ListPosition>().unwrap().to_string(), good);
         }
         for bad in [
             "",
@@ -406,7 +406,7 @@ mod tests {
             "e99999999999999999999-1.0",
             "w18446744073709551615-0",
         ] {
-            assert!(bad.parse::<Place>().is_err(), "{bad}");
+            assert!(bad.parse::<ListPosition>().is_err(), "{bad}");
         }
     }
 }

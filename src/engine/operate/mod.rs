@@ -16,8 +16,8 @@ mod tasks;
 mod workers;
 
 pub use letters::Letter;
-pub use list::{Filter, ListedTask, Place};
+pub use list::{TaskFilter, ListedTask, ListPosition};
 pub use queues::{QueueDepth, QueueState};
-pub use tasks::{Found, Held, Retried};
+pub use tasks::{Found, HeldTask, Retried};
 pub use workers::{ConsumedQueue, RunningTask, SeenWorker, WorkerReport};
 pub(super) use workers::{RUNNING_SHOWN, WORKER_LIFE};

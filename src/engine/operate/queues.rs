@@ -9,7 +9,7 @@ use super::super::call::Follow;
 use super::super::client::{ENDED_ENTRIES, Engine, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
-use super::super::priority::{Entry, Levels, Priority};
+use super::super::priority::{StreamEntry, Levels, Priority};
 use super::super::scripts;
 
 /// The counters of a queue are noted this often, at most.
@@ -248,7 +248,7 @@ impl Engine {
             if !entries.ids.is_empty() {
                 let waits = |entry: StreamId| {
                     let text = entry.get("e").unwrap_or_default();
-                    (Entry { level, id: entry.id }.to_string(), envelope(text))
+                    (StreamEntry { level, id: entry.id }.to_string(), envelope(text))
                 };
                 return Ok(entries.ids.into_iter().map(waits).collect());
             }

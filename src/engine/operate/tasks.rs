@@ -8,7 +8,7 @@ use super::super::call::{Call, Unique};
 use super::super::client::Engine;
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::GROUP;
-use super::super::priority::Entry;
+use super::super::priority::StreamEntry;
 use super::super::task::{State, TaskId};
 use crate::platform::clock::At;
 use crate::platform::traces::TraceParent;
@@ -23,12 +23,12 @@ pub struct Found {
     /// When it is due, while it waits for its time.
     pub due: Option<At>,
     /// Who has it, while somebody does.
-    pub held: Option<Held>,
+    pub held: Option<HeldTask>,
 }
 
 /// Who has a task.
 #[derive(Debug, Clone)]
-pub struct Held {
+pub struct HeldTask {
     /// The worker's instance.
     pub worker: String,
     /// How often it was delivered.
@@ -95,7 +95,7 @@ impl Engine {
             found.due = Some(At::from_ms(due as i64));
             found.envelope = delayed.and_then(|text| Envelope::parse(&text).ok()).or(Some(Envelope::nameless(id.key)));
         } else if let Some(entry) =
-            waiting.as_deref().and_then(|waiting| waiting.split(' ').nth(2)).and_then(Entry::named)
+            waiting.as_deref().and_then(|waiting| waiting.split(' ').nth(2)).and_then(StreamEntry::named)
         {
             let stored: StreamRangeReply = redis::cmd("XRANGE")
                 .arg(keys.stream_of(entry.level))
@@ -112,7 +112,7 @@ impl Engine {
         Ok(known.then_some(found))
     }
 
-    async fn holder(&self, id: &TaskId, entry: &Entry) -> anyhow::Result<Option<Held>> {
+    async fn holder(&self, id: &TaskId, entry: &StreamEntry) -> anyhow::Result<Option<HeldTask>> {
         let pending: Result<Reply, redis::RedisError> = redis::cmd("XPENDING")
             .arg(self.keys(&id.queue).stream_of(entry.level))
             .arg(GROUP)
@@ -126,7 +126,7 @@ impl Engine {
             // No group: nobody has read yet. An entry that is no id: it waits for its time.
             Err(_) => Vec::new(),
         };
-        Ok(rows.into_iter().next().map(|(_, worker, _, deliveries)| Held { worker, deliveries }))
+        Ok(rows.into_iter().next().map(|(_, worker, _, deliveries)| HeldTask { worker, deliveries }))
     }
 
     /// Runs a task again that has ended, or died, from its first attempt. It runs alone: what came before and after it

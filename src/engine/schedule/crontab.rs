@@ -20,7 +20,7 @@ use std::str::FromStr;
 
 /// What is wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct CrontabFault {
     /// Its name, by Celery's word: `minute` … `day_of_week`; `expression` when there are not five.
     pub field: &'static str,
     /// Why, for a person.
@@ -29,7 +29,7 @@ pub struct Fault {
 
 /// The text is not a crontab expression: every bad field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotACrontab(pub Vec<Fault>);
+pub struct NotACrontab(pub Vec<CrontabFault>);
 
 impl fmt::Display for NotACrontab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,19 +133,19 @@ impl FromStr for Crontab {
         if parts.len() != FIELDS.len() {
             let names = FIELDS.map(|field| field.name).join(" ");
             let reason = format!("must have the five fields `{names}`, and has {}", parts.len());
-            return Err(NotACrontab(vec![Fault { field: "expression", reason }]));
+            return Err(NotACrontab(vec![CrontabFault { field: "expression", reason }]));
         }
         let (mut faults, mut values) = (Vec::new(), [Values(0); 5]);
         for ((field, part), slot) in FIELDS.iter().zip(&parts).zip(&mut values) {
             match field.parse(part) {
                 Ok(found) => *slot = found,
-                Err(reason) => faults.push(Fault { field: field.name, reason }),
+                Err(reason) => faults.push(CrontabFault { field: field.name, reason }),
             }
         }
         let [minutes, hours, days, months, weekdays] = values;
         if faults.is_empty() && !some_month_has(days, months) {
             let reason = format!("`{}` never occurs in month_of_year `{}`", parts[2], parts[3]);
-            faults.push(Fault { field: "day_of_month", reason });
+            faults.push(CrontabFault { field: "day_of_month", reason });
         }
         if faults.is_empty() {
             Ok(Self { text: parts.join(" "), minutes, hours, days, months, weekdays })

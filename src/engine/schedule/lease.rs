@@ -18,7 +18,7 @@ const RENEW_AFTER: Duration = Duration::from_secs(2);
 pub const ATTEMPT_PERIOD: Duration = Duration::from_secs(1);
 
 /// A process's view of one lease.
-pub struct Lease {
+pub struct SchedulerLease {
     db: Db,
     name: &'static str,
     holder: String,
@@ -26,7 +26,7 @@ pub struct Lease {
     held: Option<(i64, Instant)>,
 }
 
-impl Lease {
+impl SchedulerLease {
     /// A lease by its name, and who wants it: a name that no other process has.
     pub fn new(db: Db, name: &'static str, holder: String) -> Self {
         Self { db, name, holder, held: None }

@@ -23,8 +23,8 @@ mod store;
 mod tasks;
 mod timing;
 
-pub use crontab::{Crontab, Fault, NotACrontab};
-pub use model::{CatchUp, Definition, Kind, MAX_CATCH_UP, Schedule, ScheduleId, crontab_faults};
+pub use crontab::{Crontab, CrontabFault, NotACrontab};
+pub use model::{CatchUp, Definition, ScheduleKind, MAX_CATCH_UP, Schedule, ScheduleId, crontab_faults};
 pub use run::{RunHere, Scheduler};
 pub use store::{Written, delete, enabled_of, find, list};
 pub use tasks::Tasks;

@@ -29,7 +29,7 @@ pub const MAX_CATCH_UP: i32 = 1000;
 /// How a schedule's times are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ScheduleKind {
     /// Every so many seconds.
     Interval,
     /// By a crontab expression.
@@ -38,7 +38,7 @@ pub enum Kind {
     Once,
 }
 
-impl Kind {
+impl ScheduleKind {
     /// As MySQL and JSON have it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -91,7 +91,7 @@ impl CatchUp {
     }
 }
 
-impl TryFrom<Text> for Kind {
+impl TryFrom<Text> for ScheduleKind {
     type Error = String;
     fn try_from(Text(text): Text) -> Result<Self, String> {
         Self::parse(&text).ok_or_else(|| format!("`{text}` is not a kind of schedule"))
@@ -118,13 +118,13 @@ pub struct Definition {
     pub args: String,
     /// How its times are given.
     #[sqlx(try_from = "Text")]
-    pub kind: Kind,
-    /// [`Kind::Interval`]: the pause, in seconds.
+    pub kind: ScheduleKind,
+    /// [`ScheduleKind::Interval`]: the pause, in seconds.
     pub every_s: Option<i64>,
-    /// [`Kind::Crontab`]: the expression.
+    /// [`ScheduleKind::Crontab`]: the expression.
     #[sqlx(try_from = "OptionalText")]
     pub crontab: Option<String>,
-    /// [`Kind::Once`]: the instant.
+    /// [`ScheduleKind::Once`]: the instant.
     pub run_at: Option<At>,
     /// The zone whose wall clock a crontab means, by its IANA name.
     #[sqlx(try_from = "Text")]
@@ -182,9 +182,9 @@ impl Definition {
     pub fn faults(&self, tasks: &Tasks) -> Vec<FieldFault> {
         let mut faults = self.timing().err().unwrap_or_default();
         let given = [
-            (Kind::Interval, self.every_s.is_some()),
-            (Kind::Crontab, self.crontab.is_some()),
-            (Kind::Once, self.run_at.is_some()),
+            (ScheduleKind::Interval, self.every_s.is_some()),
+            (ScheduleKind::Crontab, self.crontab.is_some()),
+            (ScheduleKind::Once, self.run_at.is_some()),
         ];
         for (kind, _) in given.into_iter().filter(|(kind, given)| *given && *kind != self.kind) {
             faults.push(FieldFault::new(kind.field(), format!("goes with the kind `{}` alone", kind.as_str())));
@@ -204,29 +204,29 @@ impl Definition {
             .ok();
         let start = self.starts_at;
         let timing = match (self.kind, self.every_s, &self.crontab, self.run_at) {
-            (Kind::Interval, Some(seconds), ..) if (1..=MAX_EVERY_S).contains(&seconds) => {
+            (ScheduleKind::Interval, Some(seconds), ..) if (1..=MAX_EVERY_S).contains(&seconds) => {
                 Some(Timing::Interval { every: Duration::from_secs(seconds.unsigned_abs()), start })
             }
-            (Kind::Interval, ..) => {
+            (ScheduleKind::Interval, ..) => {
                 faults.push(FieldFault::new("every_s", format!("must be 1 to {MAX_EVERY_S} seconds for an interval")));
                 None
             }
-            (Kind::Crontab, _, Some(text), _) => match text.parse() {
+            (ScheduleKind::Crontab, _, Some(text), _) => match text.parse() {
                 Ok(crontab) => zone.clone().map(|zone| Timing::Crontab { crontab, zone, start }),
                 Err(bad) => {
                     faults.extend(crontab_faults(bad));
                     None
                 }
             },
-            (Kind::Crontab, ..) => {
+            (ScheduleKind::Crontab, ..) => {
                 faults.push(FieldFault::new(
                     "crontab",
                     "must be an expression for a crontab, such as `30 7 * * mon-fri`",
                 ));
                 None
             }
-            (Kind::Once, _, _, Some(at)) => Some(Timing::Once(at)),
-            (Kind::Once, ..) => {
+            (ScheduleKind::Once, _, _, Some(at)) => Some(Timing::Once(at)),
+            (ScheduleKind::Once, ..) => {
                 faults.push(FieldFault::new(
                     "run_at",
                     "must be an instant for a single run, such as 2026-11-11T00:00:00Z",

@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::super::client::Engine;
-use super::lease::{ATTEMPT_PERIOD, Lease};
+use super::lease::{ATTEMPT_PERIOD, SchedulerLease};
 use super::model::{Definition, Schedule, ScheduleId};
 use super::store;
 use super::tasks::Tasks;
@@ -136,7 +136,7 @@ impl Scheduler {
             self.make_absent(own).await?;
             self.made.store(true, Ordering::SeqCst);
         }
-        let (mut lease, mut work) = (Lease::new(self.db.clone(), LEASE, holder), Work::default());
+        let (mut lease, mut work) = (SchedulerLease::new(self.db.clone(), LEASE, holder), Work::default());
         while !pulse.stopping() {
             // By a clock that is wrong nothing is done.
             if self.engine.is_held() {

@@ -14,7 +14,7 @@ pub(super) const TRIED: Duration = Duration::from_secs(1);
 
 /// What a lane tells once in a while.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct FaultNotices {
     misshapen: Seldom,
     /// That an outbox waits.
     pub(super) outbox: Seldom,

@@ -22,13 +22,13 @@ const BEAT_PERIOD: Duration = Duration::from_secs(1);
 const QUEUES_SHOWN: usize = 200;
 
 /// A queue that the worker consumes.
-pub(super) struct Seat {
+pub(super) struct WorkerSeat {
     throttle: Arc<Throttle>,
     running: Running,
     stop: CancellationToken,
 }
 
-impl Seat {
+impl WorkerSeat {
     pub(super) fn new(throttle: &Arc<Throttle>, running: &Running, stop: &CancellationToken) -> Self {
         Self { throttle: throttle.clone(), running: running.clone(), stop: stop.clone() }
     }
@@ -55,7 +55,7 @@ pub(super) fn start<C: Clone + Send + Sync + 'static>(worker: &Arc<Worker<C>>, l
 }
 
 impl<C: Clone + Send + Sync + 'static> Worker<C> {
-    pub(super) fn take_seat(&self, queue: QueueName, seat: Seat) {
+    pub(super) fn take_seat(&self, queue: QueueName, seat: WorkerSeat) {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner).insert(queue, seat);
     }
 

@@ -172,8 +172,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// Moves what is due, and does what was told to this queue.
     async fn follow(&self) -> anyhow::Result<Seen> {
-        type Told = (i64, i64, Vec<String>, bool, usize, Vec<u8>, Vec<String>);
-        let (moved, next_ms, revoked, paused, concurrency, used, hollow): Told = scripts::PROMOTE
+        type PromoteReply = (i64, i64, Vec<String>, bool, usize, Vec<u8>, Vec<String>);
+        let (moved, next_ms, revoked, paused, concurrency, used, hollow): PromoteReply = scripts::PROMOTE
             .key(self.keys.delayed())
             .key(self.keys.envelopes())
             .key(self.keys.stream())

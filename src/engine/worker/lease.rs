@@ -14,12 +14,12 @@ use super::run::Batch;
 const STARTED_AFTER: Duration = Duration::from_millis(50);
 
 /// Renews the lease on deliveries until dropped.
-pub(super) struct Lease {
+pub(super) struct TaskLease {
     held: Arc<AtomicBool>,
     renewal: tokio::task::JoinHandle<()>,
 }
 
-impl Lease {
+impl TaskLease {
     pub(super) fn hold<C: Clone + Send + Sync + 'static>(lane: Lane<C>, batch: &Batch) -> Self {
         let held = Arc::new(AtomicBool::new(true));
         let holding = held.clone();
@@ -69,7 +69,7 @@ async fn news(deliveries: &[Arc<Delivery>]) {
     futures_util::future::select_all(deliveries.iter().map(|delivery| Box::pin(delivery.control.changed()))).await;
 }
 
-impl Drop for Lease {
+impl Drop for TaskLease {
     fn drop(&mut self) {
         self.held.store(false, Ordering::SeqCst);
         self.renewal.abort();

@@ -180,14 +180,14 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// Clears those of these tasks that are lost, and with `settle` whatever else the counters have too many.
     async fn clear(&self, tasks: &[String], settle: bool) -> anyhow::Result<Books> {
-        let how = if settle { How::ClearAndSettle } else { How::Clear };
+        let how = if settle { LostMode::ClearAndSettle } else { LostMode::Clear };
         look_through(&self.worker.engine, &self.keys, tasks, how).await.context("clearing lost tasks")
     }
 }
 
 /// What is done about tasks that are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
+pub(super) enum LostMode {
     /// They are counted.
     Look,
     /// They are cleared.
@@ -197,14 +197,14 @@ pub(super) enum How {
 }
 
 /// Looks whether these tasks are lost.
-pub(super) async fn look_through(engine: &Engine, keys: &Keys, tasks: &[String], how: How) -> anyhow::Result<Books> {
+pub(super) async fn look_through(engine: &Engine, keys: &Keys, tasks: &[String], how: LostMode) -> anyhow::Result<Books> {
     let mut call = scripts::LOST.prepare_invoke();
     call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.revoked());
     call.arg(GROUP).arg(millis(GRACE)).arg(millis(GRACE.max(engine.settings.lease * GONE_LEASES)));
     call.arg(keys.done()).arg(match how {
-        How::Look => "look",
-        How::Clear => "0",
-        How::ClearAndSettle => "1",
+        LostMode::Look => "look",
+        LostMode::Clear => "0",
+        LostMode::ClearAndSettle => "1",
     });
     for task in tasks {
         call.key(keys.task(task)).key(keys.once(task)).arg(task);

@@ -3,7 +3,7 @@
 
 use super::super::client::Engine;
 use super::super::keys::QueueName;
-use super::lost::{CHUNK, How, look_through, tasks_in};
+use super::lost::{CHUNK, LostMode, look_through, tasks_in};
 
 /// Pages that one count looks at, of some hundreds of tasks each; more are left out.
 const PAGES: usize = 1000;
@@ -28,7 +28,7 @@ impl Engine {
             loop {
                 let (next, suspects) = tasks_in(self, &hash, cursor).await?;
                 for chunk in suspects.chunks(CHUNK) {
-                    found.tasks += look_through(self, &keys, chunk, How::Look).await?.cleared;
+                    found.tasks += look_through(self, &keys, chunk, LostMode::Look).await?.cleared;
                 }
                 (cursor, pages) = (next, pages + 1);
                 if cursor == 0 || pages >= PAGES {

@@ -17,7 +17,7 @@ use super::super::registry::{Delivery, Registered};
 use super::super::task::{Outcome, Retry, TaskId};
 use super::Lane;
 use super::finish::Ending;
-use super::lease::Lease;
+use super::lease::TaskLease;
 use super::traced::Attempts;
 
 /// An ending waits for others of its batch for at most so many turns of the runtime, and only while there are any.
@@ -64,7 +64,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
 
     /// Runs deliveries to their end: every one is acknowledged, scheduled again, or left to be taken over.
     pub(super) async fn process(&self, batch: Batch, permit: OwnedSemaphorePermit) {
-        let lease = Lease::hold(self.clone(), &batch);
+        let lease = TaskLease::hold(self.clone(), &batch);
         if !batch.unreadable.is_empty() {
             let dead = batch.unreadable.into_iter().map(|(delivery, why)| (delivery, Ending::Dead(why))).collect();
             self.finish(UNREADABLE, dead).await;

@@ -25,11 +25,11 @@ use jiff::tz;
 use serde::Deserialize;
 use serde_json::json;
 
-use self::answer::{Answer, yuan};
+use self::answer::{AlipayAnswer, yuan};
 pub(super) use self::request::account;
 use self::request::{Called, call, signed_url};
-use super::client::{self, Call};
-use super::{Asked, CloseAnswer, unavailable};
+use super::client::{self, GatewayCall};
+use super::{PaymentOutcome, CloseAnswer, unavailable};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::payments::model::{Channel, DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer, Said};
@@ -93,7 +93,7 @@ pub(super) fn verify(app: &App, body: &[u8]) -> Result<Message> {
 }
 
 /// The page is an address that only has to be signed; a QR code is asked for.
-pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, Asked)> {
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, PaymentOutcome)> {
     let mut content = json!({
         "out_trade_no": payment.id,
         "total_amount": payment.amount.to_string(),
@@ -107,7 +107,7 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
         // Without parameters of ours: Alipay adds its own, `out_trade_no` among them.
         more.push(("return_url", format!("{base}/return")));
         let url = signed_url(app, "alipay.trade.page.pay", &content, &more)?;
-        return Ok((PayWith::Url(url), Asked::Waiting));
+        return Ok((PayWith::Url(url), PaymentOutcome::Waiting));
     }
     #[derive(Deserialize)]
     struct Created {
@@ -120,10 +120,10 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
         Called::Done(answer) => {
             let created: Created = data(&answer)?;
             ours(&created.out_trade_no, payment)?;
-            Ok((PayWith::Qr(created.qr_code), Asked::Waiting))
+            Ok((PayWith::Qr(created.qr_code), PaymentOutcome::Waiting))
         }
         Called::Declined(code, _) if code == TRADE_HAS_SUCCESS => Ok((nothing, query(app, payment).await?)),
-        Called::Declined(code, _) if code == TRADE_HAS_CLOSE => Ok((nothing, Asked::Over)),
+        Called::Declined(code, _) if code == TRADE_HAS_CLOSE => Ok((nothing, PaymentOutcome::Over)),
         Called::Declined(_, words) => Err(declined(&words)),
     }
 }
@@ -144,23 +144,23 @@ struct Trade {
     trans_currency: Option<String>,
 }
 
-pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
+pub(super) async fn query(app: &App, payment: &Payment) -> Result<PaymentOutcome> {
     let content = json!({ "out_trade_no": payment.id });
     match call(app, ("alipay.trade.query", "query"), &content, &[]).await? {
         Called::Done(answer) => asked(&account(app)?.merchant, payment, &answer),
-        Called::Declined(code, _) if code == TRADE_NOT_EXIST => Ok(Asked::Waiting),
+        Called::Declined(code, _) if code == TRADE_NOT_EXIST => Ok(PaymentOutcome::Waiting),
         Called::Declined(_, words) => Err(declined(&words)),
     }
 }
 
 /// A trade's state in our words.
-fn asked(merchant: &str, payment: &Payment, answer: &Answer) -> Result<Asked> {
+fn asked(merchant: &str, payment: &Payment, answer: &AlipayAnswer) -> Result<PaymentOutcome> {
     let trade: Trade = data(answer)?;
     ours(&trade.out_trade_no, payment)?;
     match trade.trade_status.as_str() {
-        "WAIT_BUYER_PAY" => Ok(Asked::Waiting),
+        "WAIT_BUYER_PAY" => Ok(PaymentOutcome::Waiting),
         // Nobody paid, or all of it went back without us having heard of it: either way there is no money.
-        "TRADE_CLOSED" => Ok(Asked::Over),
+        "TRADE_CLOSED" => Ok(PaymentOutcome::Over),
         "TRADE_SUCCESS" | "TRADE_FINISHED" => {
             if !notify::is_short(&trade.trade_no, notify::TRADE_NO_LENGTH) {
                 return Err(anyhow!("Alipay's number of a trade cannot be kept").into());
@@ -174,7 +174,7 @@ fn asked(merchant: &str, payment: &Payment, answer: &Answer) -> Result<Asked> {
             // The amount is part of the id: should Alipay come to correct it, that is another message.
             let notify_id = format!("query:{}:{}", payment.id, trade.total_amount.as_fen());
             let message = Message { notify_id, merchant: merchant.to_owned(), payment: Some(payment.id), said };
-            Ok(Asked::Paid(message, answer.text().as_bytes().to_vec()))
+            Ok(PaymentOutcome::Paid(message, answer.text().as_bytes().to_vec()))
         }
         other => Err(anyhow!("Alipay has a trade in state {other:.32}").into()),
     }
@@ -195,9 +195,9 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
         Called::Declined(code, _) if code == TRADE_HAS_SUCCESS => Ok(CloseAnswer::AlreadyPaid),
         // Only an unpaid trade can be closed. This one was paid meanwhile, or has died at its `time_expire`.
         Called::Declined(code, words) if WRONG_STATE.contains(&code.as_str()) => match query(app, payment).await? {
-            Asked::Paid(..) => Ok(CloseAnswer::AlreadyPaid),
-            Asked::Over => Ok(CloseAnswer::Closed),
-            Asked::Waiting => Err(gateway_down(format_args!("it leaves an unpaid trade open: {words}"))),
+            PaymentOutcome::Paid(..) => Ok(CloseAnswer::AlreadyPaid),
+            PaymentOutcome::Over => Ok(CloseAnswer::Closed),
+            PaymentOutcome::Waiting => Err(gateway_down(format_args!("it leaves an unpaid trade open: {words}"))),
         },
         Called::Declined(_, words) => Err(declined(&words)),
     }
@@ -297,7 +297,7 @@ pub(super) async fn bill(app: &App, date: &str) -> Result<DayBill> {
     if !secure {
         return Err(gateway_down("its bill is at an address without TLS"));
     }
-    let how = Call { limit_bytes: bill::ZIP_LIMIT, patience: BILL_PATIENCE, ..Call::new(app, Gateway::Alipay, "bill") };
+    let how = GatewayCall { limit_bytes: bill::ZIP_LIMIT, patience: BILL_PATIENCE, ..GatewayCall::new(app, Gateway::Alipay, "bill") };
     let zip = client::send(app, &how, || Ok(app.http.get(&place.bill_download_url))).await?;
     if !zip.status.is_success() {
         return Err(gateway_down(format_args!("no bill: HTTP {}", zip.status.as_u16())));
@@ -318,7 +318,7 @@ fn bill_due(date: &str) -> anyhow::Result<At> {
     Ok(tz::offset(BEIJING_H).to_timestamp(due)?.into())
 }
 
-fn data<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T> {
+fn data<'a, T: Deserialize<'a>>(answer: &'a AlipayAnswer) -> Result<T> {
     Ok(answer.data().context("reading Alipay's answer")?)
 }
 

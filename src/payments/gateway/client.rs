@@ -1,8 +1,8 @@
 //! The one way to call a gateway over HTTP: bounded in time and in size, tried again only where that is harmless, and
 //! not at all while the gateway is known not to answer.
 //!
-//! * A **call** takes at most [`Call::patience`] with all its tries, and its answer has at most [`Call::limit_bytes`].
-//! * **Tries**: at most [`TRIES`]. A request that may be sent twice ([`Call::idempotent`]) is tried again when no whole
+//! * A **call** takes at most [`GatewayCall::patience`] with all its tries, and its answer has at most [`GatewayCall::limit_bytes`].
+//! * **Tries**: at most [`TRIES`]. A request that may be sent twice ([`GatewayCall::idempotent`]) is tried again when no whole
 //!   answer came; any other one only when no connection was made, so that it was never sent.
 //! * The **breaker** of a gateway opens after `payments.gateway_failures_max` calls in a row without an answer. For
 //!   `payments.gateway_pause_ms` every call is then refused at once, so that a dead gateway holds no workers; after it
@@ -38,7 +38,7 @@ const LIMIT_BYTES: usize = 1 << 20;
 
 /// How a gateway is called.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call {
+pub(super) struct GatewayCall {
     pub gateway: Gateway,
     /// What is asked, for the metrics: `create`, `query`, …
     pub operation: &'static str,
@@ -50,7 +50,7 @@ pub(super) struct Call {
     pub patience: Duration,
 }
 
-impl Call {
+impl GatewayCall {
     /// As most calls are: harmless to repeat, with an answer of moderate size.
     pub fn new(app: &App, gateway: Gateway, operation: &'static str) -> Self {
         let patience = Duration::from_millis(app.config.payments.gateway_timeout_ms);
@@ -74,7 +74,7 @@ impl Reply {
 }
 
 /// Calls a gateway. `request` makes the request, for each try anew: what is signed may hold the time.
-pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<RequestBuilder>) -> Result<Reply> {
+pub(super) async fn send(app: &App, call: &GatewayCall, request: impl Fn() -> Result<RequestBuilder>) -> Result<Reply> {
     let breakers = app.local::<Breakers>();
     if let Some(left_s) = breakers.held_s(call, app.clock.now()) {
         count(call, "left_alone");
@@ -131,7 +131,7 @@ pub(super) async fn send(app: &App, call: &Call, request: impl Fn() -> Result<Re
 }
 
 /// The span of one try; none while traces are off.
-fn try_span(call: &Call, tries: u32) -> Span {
+fn try_span(call: &GatewayCall, tries: u32) -> Span {
     if !traces::is_on() {
         return Span::none();
     }
@@ -155,7 +155,7 @@ fn note_answer(span: &Span, answer: &Result<Reply, Fault>) {
     }
 }
 
-fn count(call: &Call, outcome: &'static str) {
+fn count(call: &GatewayCall, outcome: &'static str) {
     metrics::counter!("onrush_gateway_requests_total",
         "gateway" => call.gateway.as_str(), "operation" => call.operation, "outcome" => outcome)
     .increment(1);
@@ -295,7 +295,7 @@ impl Breakers {
     }
 
     /// No call of this kind for so long.
-    fn hold(&self, call: &Call, length: Option<Duration>, now: At) {
+    fn hold(&self, call: &GatewayCall, length: Option<Duration>, now: At) {
         if let Some(length) = length {
             let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
             held.insert((call.gateway, call.operation), now.plus(length));
@@ -303,7 +303,7 @@ impl Breakers {
     }
 
     /// For how many seconds no call of this kind is made.
-    fn held_s(&self, call: &Call, now: At) -> Option<u64> {
+    fn held_s(&self, call: &GatewayCall, now: At) -> Option<u64> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.get(&(call.gateway, call.operation)).filter(|until| **until > now).map(|until| until.retry_after_s(now))
     }

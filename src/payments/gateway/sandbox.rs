@@ -10,8 +10,8 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{self, Call};
-use super::{Asked, CloseAnswer, unavailable};
+use super::client::{self, GatewayCall};
+use super::{PaymentOutcome, CloseAnswer, unavailable};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::payments::model::{
@@ -110,7 +110,7 @@ fn declined() -> RefundAnswer {
     RefundAnswer::Refused("the sandbox declined it".to_owned())
 }
 
-pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, Asked)> {
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, PaymentOutcome)> {
     let base = format!("{}{CALLBACKS}", app.config.http.public_url);
     let answer = call(
         app,
@@ -129,11 +129,11 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     Ok((PayWith::Url(trade.pay_url.clone()), answer.asked(trade)?))
 }
 
-pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
+pub(super) async fn query(app: &App, payment: &Payment) -> Result<PaymentOutcome> {
     let answer = call(app, "query", json!({ "merchant_no": payment.id })).await?;
     // A trade that was never opened is unpaid, not an error.
     if answer.code == TRADE_NOT_FOUND {
-        return Ok(Asked::Waiting);
+        return Ok(PaymentOutcome::Waiting);
     }
     let trade = answer.trade_of(payment.id)?;
     answer.asked(trade)
@@ -202,14 +202,14 @@ async fn bill_of(app: &App, date: &str, kind: &str) -> Result<Vec<BillLine>> {
 
 /// An answer whose signature held.
 #[derive(Deserialize)]
-struct Answer {
+struct SandboxAnswer {
     code: String,
     message: String,
     #[serde(default)]
     data: Value,
 }
 
-impl Answer {
+impl SandboxAnswer {
     fn data<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
         if self.code != SUCCESS {
             return Err(anyhow!("the sandbox declined: {} {}", self.code, self.message).into());
@@ -246,10 +246,10 @@ impl Answer {
     }
 
     /// A trade's state in our words.
-    fn asked(&self, trade: Trade) -> Result<Asked> {
+    fn asked(&self, trade: Trade) -> Result<PaymentOutcome> {
         match trade.status.as_str() {
-            "waiting" => Ok(Asked::Waiting),
-            "failed" | "closed" => Ok(Asked::Over),
+            "waiting" => Ok(PaymentOutcome::Waiting),
+            "failed" | "closed" => Ok(PaymentOutcome::Over),
             // Refunded money was paid before.
             "paid" | "refunded" => {
                 let kept = serde_json::to_vec(&self.data).context("writing down the sandbox's answer")?;
@@ -257,7 +257,7 @@ impl Answer {
                 let notify_id = format!("query:{}:{}", trade.merchant_no, trade.paid_fen.as_fen());
                 let payment = trade.merchant_no.parse().ok();
                 let said = Said::Paid { amount: trade.paid_fen, currency: trade.currency, trade_no: trade.trade_no };
-                Ok(Asked::Paid(Message { notify_id, merchant: trade.merchant_id, payment, said }, kept))
+                Ok(PaymentOutcome::Paid(Message { notify_id, merchant: trade.merchant_id, payment, said }, kept))
             }
             other => Err(anyhow!("the sandbox has a trade in state {other:?}").into()),
         }
@@ -265,13 +265,13 @@ impl Answer {
 }
 
 /// One signed request and its verified answer. Every request may be sent twice.
-async fn call(app: &App, action: &'static str, mut request: Value) -> Result<Answer> {
+async fn call(app: &App, action: &'static str, mut request: Value) -> Result<SandboxAnswer> {
     let settings = &app.config.payments;
     let base = if settings.sandbox_url.is_empty() { &app.config.http.public_url } else { &settings.sandbox_url };
     let down = |why: String| unavailable(Gateway::Sandbox, why);
     request["action"] = action.into();
     let body = serde_json::to_vec(&request).context("writing a request to the sandbox")?;
-    let reply = client::send(app, &Call::new(app, Gateway::Sandbox, action), || {
+    let reply = client::send(app, &GatewayCall::new(app, Gateway::Sandbox, action), || {
         let (timestamp, signature) = secret(app).sign(&body, app.clock.now());
         Ok(app
             .http

@@ -16,9 +16,9 @@ use anyhow::{Context, anyhow};
 use axum::http::HeaderMap;
 use std::time::Duration;
 
-use self::api::{Answer, Ask, Form};
-use self::objects::{Page, Progress, RefundObject, Session};
-use super::{Asked, CloseAnswer, switched_off, unavailable};
+use self::api::{StripeAnswer, Ask, Form};
+use self::objects::{StripePage, Progress, RefundObject, StripeSession};
+use super::{PaymentOutcome, CloseAnswer, switched_off, unavailable};
 use crate::app::App;
 use crate::config::Stripe;
 use crate::error::{Error, Kind, Result, refuse, retrying};
@@ -59,7 +59,7 @@ pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Mess
     })
 }
 
-pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, Asked)> {
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, PaymentOutcome)> {
     let (session, kept) = match &payment.gateway_ref {
         Some(id) => retrieve(app, payment, id).await?.ok_or_else(|| lost(id))?,
         None => open(app, payment, subject).await?,
@@ -72,27 +72,27 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     };
     match (session.url, &asked) {
         (Some(url), _) => Ok((PayWith::Url(url), asked)),
-        (None, Asked::Waiting) => Err(unavailable(Gateway::Stripe, "it has an open session without a page")),
+        (None, PaymentOutcome::Waiting) => Err(unavailable(Gateway::Stripe, "it has an open session without a page")),
         (None, _) => Ok((PayWith::Url(String::new()), asked)),
     }
 }
 
 /// Opens the payment's session. The first one whose id was kept is it, whoever opened it.
-async fn open(app: &App, payment: &Payment, subject: &str) -> Result<(Session, Vec<u8>)> {
+async fn open(app: &App, payment: &Payment, subject: &str) -> Result<(StripeSession, Vec<u8>)> {
     let number = payment.id.to_string();
     let form = session_form(app, payment, subject);
     let ask =
         |key| Ask { operation: "create", path: "checkout/sessions", form: form.clone(), idempotency_key: Some(key) };
-    let mut answer = api::post::<Session>(app, ask(&number)).await?;
-    if matches!(&answer, Answer::Declined(why) if why.is_key_taken()) {
+    let mut answer = api::post::<StripeSession>(app, ask(&number)).await?;
+    if matches!(&answer, StripeAnswer::Declined(why) if why.is_key_taken()) {
         // An answer was lost, and what we say has changed since: the time that is left, or the title. Nobody has seen
         // that session.
         let key = format!("{number}-{}", app.clock.now().ms());
         answer = api::post(app, ask(&key)).await?;
     }
     let (session, kept) = match answer {
-        Answer::Done(session, kept) => (ours(session, payment)?, kept),
-        Answer::Declined(why) => return Err(declined("create", &why)),
+        StripeAnswer::Done(session, kept) => (ours(session, payment)?, kept),
+        StripeAnswer::Declined(why) => return Err(declined("create", &why)),
     };
     let kept_ref = retrying(|| async {
         let mut conn = app.db.acquire().await?;
@@ -131,12 +131,12 @@ fn own_end(deadline: At, now: At) -> Option<i64> {
     (EXPIRY_MIN..=EXPIRY_MAX).contains(&deadline.since(now)).then(|| deadline.timestamp().as_second())
 }
 
-pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
+pub(super) async fn query(app: &App, payment: &Payment) -> Result<PaymentOutcome> {
     // Nobody has seen a session that we know nothing of.
-    let Some(id) = reference(app, payment).await? else { return Ok(Asked::Waiting) };
+    let Some(id) = reference(app, payment).await? else { return Ok(PaymentOutcome::Waiting) };
     match retrieve(app, payment, &id).await? {
         Some((session, kept)) => Ok(asked(payment, &session, session.progress()?, kept)),
-        None => Ok(Asked::Waiting),
+        None => Ok(PaymentOutcome::Waiting),
     }
 }
 
@@ -146,11 +146,11 @@ pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     // A key of this call alone: Stripe would repeat the failure of an earlier one for a day.
     let key = format!("{}-expire-{}", payment.id, app.clock.now().ms());
     let ask = Ask { operation: "close", path: &path, form: Form::new(), idempotency_key: Some(&key) };
-    let session = match api::post::<Session>(app, ask).await? {
-        Answer::Done(session, _) => session,
-        Answer::Declined(why) if why.is_missing() => return Ok(CloseAnswer::Unknown),
+    let session = match api::post::<StripeSession>(app, ask).await? {
+        StripeAnswer::Done(session, _) => session,
+        StripeAnswer::Declined(why) if why.is_missing() => return Ok(CloseAnswer::Unknown),
         // It is not open any more: its state says why.
-        Answer::Declined(_) => match retrieve(app, payment, &id).await? {
+        StripeAnswer::Declined(_) => match retrieve(app, payment, &id).await? {
             Some((session, _)) => session,
             None => return Ok(CloseAnswer::Unknown),
         },
@@ -180,8 +180,8 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     let key = refund_key(refund);
     let ask = Ask { operation: "refund", path: "refunds", form, idempotency_key: Some(&key) };
     let why = match api::post(app, ask).await? {
-        Answer::Done(object, _) => return answer_of(&object, refund),
-        Answer::Declined(why) => why,
+        StripeAnswer::Done(object, _) => return answer_of(&object, refund),
+        StripeAnswer::Declined(why) => why,
     };
     // What another request did under the key is not known: that is no refusal of this one.
     if !why.is_key_taken() {
@@ -227,9 +227,9 @@ async fn find_refund(app: &App, refund: &Refund) -> Result<Option<RefundAnswer>>
     for _ in 0..REFUND_PAGES {
         let mut form: Form = vec![("payment_intent", intent(refund)?.to_owned()), ("limit", "100".to_owned())];
         form.extend(after.take().map(|id| ("starting_after", id)));
-        let page: Page<RefundObject> = match api::get(app, "query_refund", "refunds", form).await? {
-            Answer::Done(page, _) => page,
-            Answer::Declined(why) => return Err(declined("query_refund", &why)),
+        let page: StripePage<RefundObject> = match api::get(app, "query_refund", "refunds", form).await? {
+            StripeAnswer::Done(page, _) => page,
+            StripeAnswer::Declined(why) => return Err(declined("query_refund", &why)),
         };
         if let Some(object) = page.data.iter().find(|object| object.metadata.refund() == Some(refund.id)) {
             return answer_of(object, refund).map(Some);
@@ -264,17 +264,17 @@ async fn reference(app: &App, payment: &Payment) -> Result<Option<String>> {
 }
 
 /// The session and its bytes; `None` when Stripe does not know it.
-async fn retrieve(app: &App, payment: &Payment, id: &str) -> Result<Option<(Session, Vec<u8>)>> {
+async fn retrieve(app: &App, payment: &Payment, id: &str) -> Result<Option<(StripeSession, Vec<u8>)>> {
     let form: Form = vec![("expand[0]", "payment_intent".to_owned())];
-    match api::get::<Session>(app, "query", &format!("checkout/sessions/{id}"), form).await? {
-        Answer::Done(session, kept) => Ok(Some((ours(session, payment)?, kept))),
-        Answer::Declined(why) if why.is_missing() => Ok(None),
-        Answer::Declined(why) => Err(declined("query", &why)),
+    match api::get::<StripeSession>(app, "query", &format!("checkout/sessions/{id}"), form).await? {
+        StripeAnswer::Done(session, kept) => Ok(Some((ours(session, payment)?, kept))),
+        StripeAnswer::Declined(why) if why.is_missing() => Ok(None),
+        StripeAnswer::Declined(why) => Err(declined("query", &why)),
     }
 }
 
 /// An answer about another payment is not taken for ours.
-fn ours(session: Session, payment: &Payment) -> Result<Session> {
+fn ours(session: StripeSession, payment: &Payment) -> Result<StripeSession> {
     if session.metadata.payment() == Some(payment.id) {
         Ok(session)
     } else {
@@ -282,16 +282,16 @@ fn ours(session: Session, payment: &Payment) -> Result<Session> {
     }
 }
 
-fn asked(payment: &Payment, session: &Session, progress: Progress, kept: Vec<u8>) -> Asked {
+fn asked(payment: &Payment, session: &StripeSession, progress: Progress, kept: Vec<u8>) -> PaymentOutcome {
     match progress {
-        Progress::Open | Progress::UnderWay => Asked::Waiting,
-        Progress::Over => Asked::Over,
+        Progress::Open | Progress::UnderWay => PaymentOutcome::Waiting,
+        Progress::Over => PaymentOutcome::Over,
         Progress::Paid(said) => {
             // The amount is part of the id: should Stripe come to correct it, that is another message.
             let amount = session.amount().map_or(0, |amount| amount.as_fen());
             let notify_id = format!("query:{}:{amount}", payment.id);
             let merchant = event::mode(session.livemode).to_owned();
-            Asked::Paid(Message { notify_id, merchant, payment: Some(payment.id), said }, kept)
+            PaymentOutcome::Paid(Message { notify_id, merchant, payment: Some(payment.id), said }, kept)
         }
     }
 }

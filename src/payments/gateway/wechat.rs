@@ -24,9 +24,9 @@ use jiff::tz::{TimeZone, offset};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::call::{Answer, get, post, read};
-use self::trade::{RefundState, Trade, TradeState};
-use super::{Asked, CloseAnswer, switched_off, unavailable};
+use self::call::{WechatAnswer, get, post, read};
+use self::trade::{RefundState, WechatTrade, TradeState};
+use super::{PaymentOutcome, CloseAnswer, switched_off, unavailable};
 use crate::app::App;
 use crate::config::WechatPay;
 use crate::error::{Error, Kind, Plain, Result};
@@ -60,10 +60,10 @@ pub(super) fn merchant(app: &App) -> Result<&str> {
 pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Message> {
     notify::read(settings(app)?, headers, body, app.clock.now()).map_err(|fault| {
         match fault {
-            notify::Fault::Unsigned(sign::Unsigned::Probe) => {
+            notify::Fault::WechatUnsigned(sign::WechatUnsigned::Probe) => {
                 tracing::info!(gateway = "wechat", "callback is a probe of our verification, and is refused");
             }
-            notify::Fault::Unsigned(_) => {
+            notify::Fault::WechatUnsigned(_) => {
                 tracing::warn!(gateway = "wechat", error = %fault, "callback could not be verified");
             }
             _ => tracing::error!(gateway = "wechat", error = %fault, "callback verified and cannot be read"),
@@ -85,20 +85,20 @@ pub(super) fn no(status: StatusCode) -> Response {
 }
 
 /// Opens the trade, or goes on with it.
-pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, Asked)> {
+pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Result<(PayWith, PaymentOutcome)> {
     let wechat = settings(app)?;
     let body = trade_request(wechat, &app.config.http.public_url, payment, subject)?;
     let way = payment.channel.as_str();
     match post(app, "create", &format!("/v3/pay/transactions/{way}"), &body).await? {
-        Answer::Done(answer) => Ok((pay_with(wechat, payment.channel, &answer, app.clock.now())?, Asked::Waiting)),
+        WechatAnswer::Done(answer) => Ok((pay_with(wechat, payment.channel, &answer, app.clock.now())?, PaymentOutcome::Waiting)),
         // The trade ended meanwhile, or its number has been used for another one: what became of it is asked.
-        Answer::Declined { code, .. } if matches!(&*code, "ORDERPAID" | "ORDER_CLOSED" | "OUT_TRADE_NO_USED") => {
+        WechatAnswer::Declined { code, .. } if matches!(&*code, "ORDERPAID" | "ORDER_CLOSED" | "OUT_TRADE_NO_USED") => {
             match query(app, payment).await? {
-                Asked::Waiting => Err(unavailable(Gateway::Wechat, format!("it opens no trade: {code}"))),
+                PaymentOutcome::Waiting => Err(unavailable(Gateway::Wechat, format!("it opens no trade: {code}"))),
                 ended => Ok((PayWith::Url(String::new()), ended)),
             }
         }
-        Answer::Declined { status, code } => Err(declined("open a trade", status, &code)),
+        WechatAnswer::Declined { status, code } => Err(declined("open a trade", status, &code)),
     }
 }
 
@@ -159,29 +159,29 @@ fn jsapi(wechat: &WechatPay, prepay_id: &str, now: At) -> Result<PayWith> {
 }
 
 /// What became of the trade: <https://pay.weixin.qq.com/doc/v3/merchant/4012791880>.
-pub(super) async fn query(app: &App, payment: &Payment) -> Result<Asked> {
+pub(super) async fn query(app: &App, payment: &Payment) -> Result<PaymentOutcome> {
     let path = format!("{}?mchid={}", trade_path(payment.id), settings(app)?.mchid);
     match get(app, "query", &path).await? {
-        Answer::Done(answer) => asked(payment, answer),
+        WechatAnswer::Done(answer) => asked(payment, answer),
         // A trade that was never opened is unpaid, not an error.
-        Answer::Declined { code, .. } if code == "ORDER_NOT_EXIST" => Ok(Asked::Waiting),
-        Answer::Declined { code, .. } if code == "ORDER_CLOSED" => Ok(Asked::Over),
-        Answer::Declined { status, code } => Err(declined("tell of a trade", status, &code)),
+        WechatAnswer::Declined { code, .. } if code == "ORDER_NOT_EXIST" => Ok(PaymentOutcome::Waiting),
+        WechatAnswer::Declined { code, .. } if code == "ORDER_CLOSED" => Ok(PaymentOutcome::Over),
+        WechatAnswer::Declined { status, code } => Err(declined("tell of a trade", status, &code)),
     }
 }
 
-fn asked(payment: &Payment, answer: Vec<u8>) -> Result<Asked> {
-    let trade: Trade = read(&answer)?;
+fn asked(payment: &Payment, answer: Vec<u8>) -> Result<PaymentOutcome> {
+    let trade: WechatTrade = read(&answer)?;
     if trade.out_trade_no != payment.id.to_string() {
         return Err(anyhow!("WeChat Pay answered for another trade").into());
     }
     Ok(match trade.state()? {
-        TradeState::Open => Asked::Waiting,
-        TradeState::Over => Asked::Over,
+        TradeState::Open => PaymentOutcome::Waiting,
+        TradeState::Over => PaymentOutcome::Over,
         TradeState::Paid => {
             // The amount is part of the id: should WeChat Pay come to correct it, that is another message.
             let id = format!("query:{}:{}", payment.id, trade.total_fen().unwrap_or_default());
-            Asked::Paid(trade.message(id)?, answer)
+            PaymentOutcome::Paid(trade.message(id)?, answer)
         }
     })
 }
@@ -190,8 +190,8 @@ fn asked(payment: &Payment, answer: Vec<u8>) -> Result<Asked> {
 pub(super) async fn close(app: &App, payment: &Payment) -> Result<CloseAnswer> {
     let path = format!("{}/close", trade_path(payment.id));
     match post(app, "close", &path, &json!({ "mchid": settings(app)?.mchid })).await? {
-        Answer::Done(_) => Ok(CloseAnswer::Closed),
-        Answer::Declined { status, code } => match &*code {
+        WechatAnswer::Done(_) => Ok(CloseAnswer::Closed),
+        WechatAnswer::Declined { status, code } => match &*code {
             "ORDER_CLOSED" => Ok(CloseAnswer::Closed),
             "ORDER_NOT_EXIST" => Ok(CloseAnswer::Unknown),
             // It is paid, or being paid. The caller asks which.
@@ -212,8 +212,8 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
         "amount": { "refund": refund.amount, "total": refund.payment_amount, "currency": refund.currency },
     });
     match post(app, "refund", "/v3/refund/domestic/refunds", &body).await? {
-        Answer::Done(answer) => refunded(refund, &answer),
-        Answer::Declined { status, code } => match &*code {
+        WechatAnswer::Done(answer) => refunded(refund, &answer),
+        WechatAnswer::Declined { status, code } => match &*code {
             // What we ask is wrong, or that buyer's account is gone: the same again brings the same.
             "INVALID_REQUEST" | "PARAM_ERROR" | "USER_ACCOUNT_ABNORMAL" | "RESOURCE_NOT_EXISTS" | "MCH_NOT_EXISTS" => {
                 Ok(RefundAnswer::Refused(format!("WeChat Pay says {code}")))
@@ -227,15 +227,15 @@ pub(super) async fn refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
 /// What became of a refund: <https://pay.weixin.qq.com/doc/v3/merchant/4012791884>.
 pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAnswer> {
     match get(app, "query_refund", &format!("/v3/refund/domestic/refunds/{}", refund.id)).await? {
-        Answer::Done(answer) => refunded(refund, &answer),
-        Answer::Declined { code, .. } if code == "RESOURCE_NOT_EXISTS" => {
+        WechatAnswer::Done(answer) => refunded(refund, &answer),
+        WechatAnswer::Declined { code, .. } if code == "RESOURCE_NOT_EXISTS" => {
             let known_since = refund.asked_at.unwrap_or(refund.created_at);
             if app.clock.now().since(known_since) < REFUND_FOUND {
                 return Ok(RefundAnswer::Pending);
             }
             Ok(RefundAnswer::Refused("WeChat Pay took the refund and knows none".to_owned()))
         }
-        Answer::Declined { status, code } => Err(declined("tell of a refund", status, &code)),
+        WechatAnswer::Declined { status, code } => Err(declined("tell of a refund", status, &code)),
     }
 }
 
@@ -257,10 +257,10 @@ pub(super) async fn bill(app: &App, date: &str) -> Result<DayBill> {
     }
     let announced: Announced =
         match get(app, "bill", &format!("/v3/bill/tradebill?bill_date={date}&bill_type=ALL")).await? {
-            Answer::Done(answer) => read(&answer)?,
+            WechatAnswer::Done(answer) => read(&answer)?,
             // Nothing moved on that day.
-            Answer::Declined { code, .. } if code == "NO_STATEMENT_EXIST" => return Ok(DayBill::default()),
-            Answer::Declined { status, code } => return Err(declined("announce a bill", status, &code)),
+            WechatAnswer::Declined { code, .. } if code == "NO_STATEMENT_EXIST" => return Ok(DayBill::default()),
+            WechatAnswer::Declined { status, code } => return Err(declined("announce a bill", status, &code)),
         };
     let file = call::file(app, &announced.download_url, BILL_BYTES, BILL_PATIENCE).await?;
     bill::check(&file, &announced.hash_type, &announced.hash_value)?;

@@ -11,11 +11,11 @@ use crate::app::App;
 use crate::auth::Admin;
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
-use crate::idempotency::{self, Answer, Key};
+use crate::idempotency::{self, StoredAnswer, Key};
 use crate::orders::OrderId;
 use crate::payments::views::{self, NotificationView, PaymentView, RefundView};
 use crate::payments::{
-    Gateway, NotificationId, OrderRefundAsked, OrderRefundView, Part, PaymentId, RefundId, RefundStatus,
+    Gateway, NotificationId, RefundApplication, OrderRefundView, RefundPart, PaymentId, RefundId, RefundStatus,
 };
 use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Paged, Path, Shape};
@@ -57,11 +57,11 @@ impl Shape<App> for OrderRefundRequest {
 }
 
 impl OrderRefundRequest {
-    fn part(&self) -> Part {
+    fn part(&self) -> RefundPart {
         match (&self.course_ids, self.amount_fen) {
-            (Some(courses), _) => Part::Courses(courses.clone()),
-            (None, Some(fen)) => Part::Amount(Money::fen(fen)),
-            (None, None) => Part::Whole,
+            (Some(courses), _) => RefundPart::Courses(courses.clone()),
+            (None, Some(fen)) => RefundPart::Amount(Money::fen(fen)),
+            (None, None) => RefundPart::Whole,
         }
     }
 }
@@ -88,10 +88,10 @@ pub async fn refund_order(
     State(app): State<App>,
     Admin(admin): Admin,
     Inputs3(Path(order), key, Json(request)): Inputs3<Path<OrderId>, Key, Json<OrderRefundRequest>>,
-) -> Result<Answer> {
+) -> Result<StoredAnswer> {
     let fingerprint = idempotency::fingerprint(&format!("POST /admin/orders/{order}/refund"), &request)?;
     let asked =
-        OrderRefundAsked { by: admin.id, reason: &request.reason, part: request.part(), key: (&key, fingerprint) };
+        RefundApplication { by: admin.id, reason: &request.reason, part: request.part(), key: (&key, fingerprint) };
     crate::payments::refund_order(&app, order, &asked).await
 }
 
@@ -130,7 +130,7 @@ pub async fn payments(
     _: Admin,
     Input(Paged(query, page)): Input<Paged<PaymentsQuery>>,
 ) -> Result<Reply<Page<PaymentView>>> {
-    let which = views::Which {
+    let which = views::PaymentFilter {
         order: query.order_no,
         gateway: query.gateway,
         status: query.status,
@@ -207,7 +207,7 @@ pub struct NotificationsQuery {
     gateway: Option<Gateway>,
     /// What it did: `settled`, `late`, `refund`, `repeated`, `ignored` or `flagged`.
     #[garde(skip)]
-    outcome: Option<views::Outcome>,
+    outcome: Option<views::NotificationOutcome>,
 }
 
 impl Shape<App> for NotificationsQuery {}

@@ -10,7 +10,7 @@ use crate::auth::Admin;
 use crate::error::{Kind, Problem, Result};
 use crate::payments::Gateway;
 use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
-use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, What};
+use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, BillSubject};
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Inputs, Json, Paged, Path, Shape};
 use crate::platform::page::{Page, PageQuery};
@@ -97,7 +97,7 @@ pub struct DifferencesQuery {
     gateway: Option<Gateway>,
     /// `payment` or `refund`.
     #[garde(skip)]
-    what: Option<What>,
+    what: Option<BillSubject>,
     /// `missing_here`, `missing_there`, `amount_differs` or `state_differs`.
     #[garde(skip)]
     kind: Option<DifferenceKind>,
@@ -122,7 +122,7 @@ pub async fn differences(
     Input(Paged(query, page)): Input<Paged<DifferencesQuery>>,
 ) -> Result<Reply<Page<DifferenceView>>> {
     let DifferencesQuery { gateway, what, kind, status } = query;
-    Ok(Reply(views::differences(&app, views::Filter { gateway, what, kind, status }, &page).await?))
+    Ok(Reply(views::differences(&app, views::DifferenceFilter { gateway, what, kind, status }, &page).await?))
 }
 
 /// What a person says of a difference.

@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry;
 
 use aws_lc_rs::digest;
 
-use super::compare::What;
+use super::compare::BillSubject;
 use crate::error::Result;
 use crate::payments::model::{BillLine, DayBill};
 use crate::platform::clock::At;
@@ -19,7 +19,7 @@ const NUMBER_CHARS: usize = 128;
 
 /// What a bill says of one number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct CheckedLine {
     pub merchant_no: String,
     pub amount: Money,
     /// Lines of the gateway that came to this one.
@@ -31,7 +31,7 @@ pub(super) struct Line {
 /// A bill of a day.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Bill {
-    pub lines: BTreeMap<(What, String), Line>,
+    pub lines: BTreeMap<(BillSubject, String), CheckedLine>,
 }
 
 /// Lines of one kind, and what they come to.
@@ -45,7 +45,7 @@ impl Bill {
     /// Takes a gateway's bill.
     pub fn of(bill: DayBill) -> Result<Self> {
         let mut whole = Self::default();
-        for (what, lines) in [(What::Payment, bill.payments), (What::Refund, bill.refunds)] {
+        for (what, lines) in [(BillSubject::Payment, bill.payments), (BillSubject::Refund, bill.refunds)] {
             for line in lines {
                 whole.add(what, line)?;
             }
@@ -53,9 +53,9 @@ impl Bill {
         Ok(whole)
     }
 
-    fn add(&mut self, what: What, line: BillLine) -> Result<()> {
+    fn add(&mut self, what: BillSubject, line: BillLine) -> Result<()> {
         let BillLine { number, merchant_no, amount, at } = line;
-        let new = Line { merchant_no: kept(&merchant_no), amount, count: 1, at };
+        let new = CheckedLine { merchant_no: kept(&merchant_no), amount, count: 1, at };
         match self.lines.entry((what, kept(&number))) {
             Entry::Vacant(place) => drop(place.insert(new)),
             Entry::Occupied(mut place) => {
@@ -73,7 +73,7 @@ impl Bill {
     }
 
     /// What the lines of one kind come to.
-    pub fn sum(&self, of: What) -> Result<Sum> {
+    pub fn sum(&self, of: BillSubject) -> Result<Sum> {
         let lines = || self.lines.iter().filter(|((what, _), _)| *what == of).map(|(_, line)| line);
         let amount = Money::sum(lines().map(|line| line.amount))?;
         Ok(Sum { count: u32::try_from(lines().count()).unwrap_or(u32::MAX), amount })
@@ -132,8 +132,8 @@ mod tests {
         #[test]
         fn the_sums_are_those_of_the_gateways_lines(payments in lines(), refunds in lines()) {
             let bill = Bill::of(DayBill { payments: payments.clone(), refunds: refunds.clone() }).unwrap();
-            prop_assert_eq!(bill.sum(What::Payment).unwrap().amount.as_fen(), total(&payments));
-            prop_assert_eq!(bill.sum(What::Refund).unwrap().amount.as_fen(), total(&refunds));
+            prop_assert_eq!(bill.sum(BillSubject::Payment).unwrap().amount.as_fen(), total(&payments));
+            prop_assert_eq!(bill.sum(BillSubject::Refund).unwrap().amount.as_fen(), total(&refunds));
             let count: u32 = bill.lines.values().map(|line| line.count).sum();
             prop_assert_eq!(count as usize, payments.len() + refunds.len());
         }
@@ -162,8 +162,8 @@ mod tests {
         let bill =
             Bill::of(DayBill { payments: vec![line("a", 5, 9), line("a ", 7, 3)], refunds: vec![line("a", 2, 1)] });
         let bill = bill.unwrap();
-        let expected = Line { merchant_no: "a".to_owned(), amount: Money::fen(12), count: 2, at: At::from_ms(3) };
-        assert_eq!(bill.lines[&(What::Payment, "a".to_owned())], expected);
+        let expected = CheckedLine { merchant_no: "a".to_owned(), amount: Money::fen(12), count: 2, at: At::from_ms(3) };
+        assert_eq!(bill.lines[&(BillSubject::Payment, "a".to_owned())], expected);
         assert_eq!(bill.lines.len(), 2);
         let mixed = Bill::of(DayBill { payments: vec![line("a", 2, 1)], refunds: Vec::new() }).unwrap();
         let back = Bill::of(DayBill { payments: Vec::new(), refunds: vec![line("a", 2, 1)] }).unwrap();

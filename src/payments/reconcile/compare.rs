@@ -13,14 +13,14 @@ use crate::platform::text::Text;
 /// What a line of a bill is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum What {
+pub enum BillSubject {
     /// Money that came in; its number is the payment's.
     Payment,
     /// Money that went back; its number is the refund's.
     Refund,
 }
 
-impl What {
+impl BillSubject {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Payment, Self::Refund];
 
@@ -33,7 +33,7 @@ impl What {
     }
 }
 
-impl TryFrom<Text> for What {
+impl TryFrom<Text> for BillSubject {
     type Error = String;
     fn try_from(Text(text): Text) -> Result<Self, String> {
         Self::ALL.into_iter().find(|what| what.as_str() == text).ok_or(format!("unknown kind of line {text:?}"))
@@ -78,7 +78,7 @@ impl TryFrom<Text> for DifferenceKind {
 
 /// Whether the money of a payment or a refund moved, by our books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum DifferenceState {
     /// It did.
     Moved,
     /// The gateway is at it: its bill may have it before we hear.
@@ -87,7 +87,7 @@ pub(super) enum State {
     NotMoved,
 }
 
-impl From<PaymentStatus> for State {
+impl From<PaymentStatus> for DifferenceState {
     fn from(status: PaymentStatus) -> Self {
         match status {
             PaymentStatus::Paid => Self::Moved,
@@ -96,7 +96,7 @@ impl From<PaymentStatus> for State {
     }
 }
 
-impl From<RefundStatus> for State {
+impl From<RefundStatus> for DifferenceState {
     fn from(status: RefundStatus) -> Self {
         match status {
             RefundStatus::Confirmed => Self::Moved,
@@ -110,7 +110,7 @@ impl From<RefundStatus> for State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ours {
     pub amount: Money,
-    pub state: State,
+    pub state: DifferenceState,
     /// Whether what does not fit will not come to fit by itself any more: every bill that could have the line is there,
     /// or too much time has passed. Only asked where waiting can help.
     pub is_sure: bool,
@@ -118,22 +118,22 @@ pub(super) struct Ours {
 
 /// One way in which the two differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(super) struct DifferenceFound {
     pub kind: DifferenceKind,
     /// False: it may come to fit by itself.
     pub is_sure: bool,
 }
 
 /// How the two differ: `theirs` is what the gateway's bills come to for the number, if they have it.
-pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<Finding> {
-    let sure = |kind| Finding { kind, is_sure: true };
+pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<DifferenceFound> {
+    let sure = |kind| DifferenceFound { kind, is_sure: true };
     match (theirs, ours) {
         (None, None) => Vec::new(),
         // What came and was taken back has not moved.
-        (Some(Money::ZERO), ours) if ours.is_none_or(|ours| ours.state != State::Moved) => Vec::new(),
+        (Some(Money::ZERO), ours) if ours.is_none_or(|ours| ours.state != DifferenceState::Moved) => Vec::new(),
         (Some(_), None) => vec![sure(DifferenceKind::MissingHere)],
-        (None, Some(ours)) if ours.state == State::Moved => {
-            vec![Finding { kind: DifferenceKind::MissingThere, is_sure: ours.is_sure }]
+        (None, Some(ours)) if ours.state == DifferenceState::Moved => {
+            vec![DifferenceFound { kind: DifferenceKind::MissingThere, is_sure: ours.is_sure }]
         }
         (None, Some(_)) => Vec::new(),
         (Some(theirs), Some(ours)) => {
@@ -142,10 +142,10 @@ pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<Finding
                 found.push(sure(DifferenceKind::AmountDiffers));
             }
             match ours.state {
-                State::Moved => {}
-                State::NotMoved => found.push(sure(DifferenceKind::StateDiffers)),
-                State::UnderWay => {
-                    found.push(Finding { kind: DifferenceKind::StateDiffers, is_sure: ours.is_sure });
+                DifferenceState::Moved => {}
+                DifferenceState::NotMoved => found.push(sure(DifferenceKind::StateDiffers)),
+                DifferenceState::UnderWay => {
+                    found.push(DifferenceFound { kind: DifferenceKind::StateDiffers, is_sure: ours.is_sure });
                 }
             }
             found
@@ -206,7 +206,7 @@ pub(super) enum Step {
 }
 
 /// What becomes of a known difference, now that `found` was found, or nothing was.
-pub(super) fn step(status: DifferenceStatus, known: Figures, found: Option<Finding>, figures: Figures) -> Step {
+pub(super) fn step(status: DifferenceStatus, known: Figures, found: Option<DifferenceFound>, figures: Figures) -> Step {
     let Some(found) = found else {
         return match status {
             DifferenceStatus::Waiting | DifferenceStatus::Open => Step::Vanish,
@@ -225,7 +225,7 @@ pub(super) fn step(status: DifferenceStatus, known: Figures, found: Option<Findi
 }
 
 /// Where a difference stands at first.
-pub(super) fn first(found: Finding) -> DifferenceStatus {
+pub(super) fn first(found: DifferenceFound) -> DifferenceStatus {
     if found.is_sure { DifferenceStatus::Open } else { DifferenceStatus::Waiting }
 }
 
@@ -246,7 +246,7 @@ mod tests {
     }
 
     fn ours() -> impl Strategy<Value = Ours> {
-        let states = prop_oneof![Just(State::Moved), Just(State::UnderWay), Just(State::NotMoved)];
+        let states = prop_oneof![Just(DifferenceState::Moved), Just(DifferenceState::UnderWay), Just(DifferenceState::NotMoved)];
         (amounts(), states, any::<bool>()).prop_map(|(amount, state, is_sure)| Ours { amount, state, is_sure })
     }
 
@@ -259,14 +259,14 @@ mod tests {
         ]
     }
 
-    fn findings() -> impl Strategy<Value = Option<Finding>> {
+    fn findings() -> impl Strategy<Value = Option<DifferenceFound>> {
         let kind = proptest::sample::select(DifferenceKind::ALL.to_vec());
-        proptest::option::of((kind, any::<bool>()).prop_map(|(kind, is_sure)| Finding { kind, is_sure }))
+        proptest::option::of((kind, any::<bool>()).prop_map(|(kind, is_sure)| DifferenceFound { kind, is_sure }))
     }
 
     /// The money that moved by our books.
     fn moved(ours: Option<&Ours>) -> Option<Money> {
-        ours.filter(|ours| ours.state == State::Moved).map(|ours| ours.amount)
+        ours.filter(|ours| ours.state == DifferenceState::Moved).map(|ours| ours.amount)
     }
 
     proptest! {
@@ -290,9 +290,9 @@ mod tests {
             let has = |kind| found.iter().any(|finding| finding.kind == kind);
             prop_assert_eq!(has(DifferenceKind::MissingHere), theirs.is_some() && !nothing && ours.is_none());
             prop_assert_eq!(has(DifferenceKind::MissingThere), theirs.is_none() && moved(ours.as_ref()).is_some());
-            let both = theirs.zip(ours).filter(|(_, ours)| !nothing || ours.state == State::Moved);
+            let both = theirs.zip(ours).filter(|(_, ours)| !nothing || ours.state == DifferenceState::Moved);
             prop_assert_eq!(has(DifferenceKind::AmountDiffers), both.is_some_and(|(t, o)| t != o.amount));
-            prop_assert_eq!(has(DifferenceKind::StateDiffers), both.is_some_and(|(_, o)| o.state != State::Moved));
+            prop_assert_eq!(has(DifferenceKind::StateDiffers), both.is_some_and(|(_, o)| o.state != DifferenceState::Moved));
             for finding in &found {
                 prop_assert_eq!(found.iter().filter(|other| other.kind == finding.kind).count(), 1);
             }
@@ -303,7 +303,7 @@ mod tests {
             let unsure = Ours { is_sure: false, ..ours };
             for finding in compare(theirs, Some(&unsure)) {
                 let waits = finding.kind == DifferenceKind::MissingThere
-                    || (finding.kind == DifferenceKind::StateDiffers && ours.state == State::UnderWay);
+                    || (finding.kind == DifferenceKind::StateDiffers && ours.state == DifferenceState::UnderWay);
                 prop_assert_eq!(finding.is_sure, !waits);
             }
             let sure = Ours { is_sure: true, ..ours };
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_resolved_difference_comes_back_only_with_other_amounts() {
-        let found = Some(Finding { kind: DifferenceKind::AmountDiffers, is_sure: true });
+        let found = Some(DifferenceFound { kind: DifferenceKind::AmountDiffers, is_sure: true });
         let known = Figures { theirs: Some(Money::fen(900)), ours: Some(Money::fen(1000)) };
         let other = Figures { theirs: Some(Money::fen(800)), ..known };
         assert_eq!(step(DifferenceStatus::Resolved, known, found, known), Step::Stay);
@@ -359,7 +359,7 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
             assert_eq!(DifferenceKind::try_from(Text(kind.as_str().to_owned())), Ok(kind));
         }
-        for what in What::ALL {
+        for what in BillSubject::ALL {
             assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
         }
     }

@@ -12,10 +12,10 @@ use futures_util::stream;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use super::compare::{self, DifferenceKind, DifferenceStatus, Figures, Finding, Ours, State, Step, What};
+use super::compare::{self, DifferenceKind, DifferenceStatus, Figures, DifferenceFound, Ours, DifferenceState, Step, BillSubject};
 use super::days;
-use super::store::differences::{self, Facts, Known, Named};
-use super::store::{self, Entry, Theirs, bills};
+use super::store::differences::{self, Facts, KnownDifference, Named};
+use super::store::{self, BookEntry, Theirs, bills};
 use crate::app::App;
 use crate::error::{Error, Result, retrying};
 use crate::payments::close::{CONCURRENCY, Gateways};
@@ -33,14 +33,14 @@ const TRADE_NO_CHARS: usize = 64;
 
 /// What came of looking.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ExamineReport {
     /// Differences that are open now and were not.
     pub opened: BTreeMap<DifferenceKind, u64>,
     /// Open differences that came to fit.
     pub vanished: BTreeMap<DifferenceKind, u64>,
 }
 
-impl Told {
+impl ExamineReport {
     /// Adds what came of another look.
     pub fn add(&mut self, other: Self) {
         for (mine, others) in [(&mut self.opened, other.opened), (&mut self.vanished, other.vanished)] {
@@ -65,8 +65,8 @@ pub(super) struct Examiner<'a> {
 struct Case<'a> {
     number: &'a str,
     theirs: Option<&'a Theirs>,
-    ours: Option<&'a Entry>,
-    found: Vec<Finding>,
+    ours: Option<&'a BookEntry>,
+    found: Vec<DifferenceFound>,
     day: Day,
     /// Our payment.
     payment_no: String,
@@ -98,9 +98,9 @@ impl<'a> Examiner<'a> {
     }
 
     /// Lays numbers beside our books, at most [`db::CHUNK`], and writes down what does not fit.
-    pub async fn look(&self, what: What, numbers: &[String]) -> Result<Told> {
+    pub async fn look(&self, what: BillSubject, numbers: &[String]) -> Result<ExamineReport> {
         if numbers.is_empty() {
-            return Ok(Told::default());
+            return Ok(ExamineReport::default());
         }
         let mut conn = self.app.db.acquire().await?;
         let theirs = store::theirs(&mut conn, self.gateway, what, numbers).await.context("reading lines of bills")?;
@@ -110,7 +110,7 @@ impl<'a> Examiner<'a> {
             .iter()
             .filter(|(number, entry)| {
                 // Lines that come to nothing are money that did not move, or that is gone again: to settle it would be wrong.
-                entry.state != State::Moved && theirs.get(*number).is_some_and(|theirs| theirs.amount > Money::ZERO)
+                entry.state != DifferenceState::Moved && theirs.get(*number).is_some_and(|theirs| theirs.amount > Money::ZERO)
             })
             .map(|(_, entry)| entry.id)
             .collect();
@@ -140,7 +140,7 @@ impl<'a> Examiner<'a> {
         &self,
         conn: &mut Conn,
         theirs: &HashMap<String, Theirs>,
-        ours: &HashMap<String, Entry>,
+        ours: &HashMap<String, BookEntry>,
     ) -> Result<BTreeSet<Day>> {
         let missing = ours.iter().filter(|(number, _)| !theirs.contains_key(*number)).map(|(_, entry)| entry);
         let spans = missing.filter_map(|entry| Some(days::span(entry.started_at, entry.heard_at?, &self.zone)));
@@ -154,14 +154,14 @@ impl<'a> Examiner<'a> {
         &self,
         conn: &mut Conn,
         theirs: &HashMap<String, Theirs>,
-        ours: &HashMap<String, Entry>,
+        ours: &HashMap<String, BookEntry>,
     ) -> Result<HashMap<String, PaymentId>> {
         let unknown = theirs.values().filter(|line| !ours.contains_key(&line.number)).map(|line| &*line.merchant_no);
         let (ids, trades): (Vec<&str>, Vec<&str>) = unknown
             .filter(|number| (1..=TRADE_NO_CHARS).contains(&number.len()) && number.is_ascii())
             .partition(|number| uuid_of(number).is_some());
         let ids: Vec<Uuid> = ids.into_iter().filter_map(uuid_of).collect();
-        let named = store::ours(conn, self.gateway, What::Payment, &ids).await.context("reading payments of lines")?;
+        let named = store::ours(conn, self.gateway, BillSubject::Payment, &ids).await.context("reading payments of lines")?;
         let mut all = store::by_trade(conn, self.gateway, &trades).await.context("reading payments of trades")?;
         all.extend(named.into_iter().map(|(number, entry)| (number, entry.payment)));
         Ok(all)
@@ -171,13 +171,13 @@ impl<'a> Examiner<'a> {
         &self,
         number: &'n str,
         theirs: Option<&'n Theirs>,
-        ours: Option<&'n Entry>,
+        ours: Option<&'n BookEntry>,
         there: &BTreeSet<Day>,
         now: At,
     ) -> Case<'n> {
-        let is_sure = |entry: &Entry| {
+        let is_sure = |entry: &BookEntry| {
             let bills_there = |heard| days::are_there(days::span(entry.started_at, heard, &self.zone), there);
-            let moved = entry.heard_at.filter(|_| entry.state == State::Moved);
+            let moved = entry.heard_at.filter(|_| entry.state == DifferenceState::Moved);
             moved.is_some_and(bills_there) || days::has_waited(waits_since(entry), now)
         };
         let side = ours.map(|entry| Ours { amount: entry.amount, state: entry.state, is_sure: is_sure(entry) });
@@ -194,13 +194,13 @@ impl<'a> Examiner<'a> {
 
     /// Asks the gateway about money that its bill has and our books have not. What it says is acted on; what it does not
     /// say now, it may the next time.
-    async fn ask(&self, what: What, id: Uuid) {
+    async fn ask(&self, what: BillSubject, id: Uuid) {
         if self.answers.is_silent(self.gateway) || !gateway::is_on(self.app, self.gateway) {
             return;
         }
         let asked = match what {
-            What::Payment => self.ask_payment(PaymentId::from_uuid(id)).await,
-            What::Refund => self.ask_refund(RefundId::from_uuid(id)).await,
+            BillSubject::Payment => self.ask_payment(PaymentId::from_uuid(id)).await,
+            BillSubject::Refund => self.ask_refund(RefundId::from_uuid(id)).await,
         };
         self.answers.heard(self.gateway, asked.is_ok());
         if let Err(error) = asked {
@@ -234,12 +234,12 @@ impl<'a> Examiner<'a> {
         }
     }
 
-    async fn write(&self, what: What, numbers: &[String], cases: &[Case<'_>]) -> Result<Told> {
+    async fn write(&self, what: BillSubject, numbers: &[String], cases: &[Case<'_>]) -> Result<ExamineReport> {
         let now = self.app.clock.now();
-        let mut told = Told::default();
+        let mut told = ExamineReport::default();
         let mut tx = self.app.db.begin().await?;
         let known = differences::lock(&mut tx, self.gateway, what, numbers).await.context("locking differences")?;
-        let mut by_number: HashMap<&str, Vec<&Known>> = HashMap::new();
+        let mut by_number: HashMap<&str, Vec<&KnownDifference>> = HashMap::new();
         for difference in &known {
             by_number.entry(&difference.number).or_default().push(difference);
         }
@@ -248,7 +248,7 @@ impl<'a> Examiner<'a> {
             for difference in &known {
                 again(&mut tx, case, difference, &mut told, now).await?;
             }
-            let is_new = |finding: &&Finding| !known.iter().any(|difference| difference.kind == finding.kind);
+            let is_new = |finding: &&DifferenceFound| !known.iter().any(|difference| difference.kind == finding.kind);
             for finding in case.found.iter().filter(is_new) {
                 let named = Named { gateway: self.gateway, what, number: case.number, kind: finding.kind };
                 insert(&mut tx, &named, *finding, case, &mut told, now).await?;
@@ -261,19 +261,19 @@ impl<'a> Examiner<'a> {
 }
 
 /// From when on it is waited for what may come to fit by itself.
-fn waits_since(entry: &Entry) -> At {
-    entry.heard_at.filter(|_| entry.state == State::Moved).unwrap_or(entry.started_at)
+fn waits_since(entry: &BookEntry) -> At {
+    entry.heard_at.filter(|_| entry.state == DifferenceState::Moved).unwrap_or(entry.started_at)
 }
 
 /// Until when a difference that waits can wait at most; `None`: our books have the number no more.
-pub(super) async fn waits_until(conn: &mut Conn, gateway: Gateway, what: What, number: &str) -> Result<Option<At>> {
+pub(super) async fn waits_until(conn: &mut Conn, gateway: Gateway, what: BillSubject, number: &str) -> Result<Option<At>> {
     let ids: Vec<Uuid> = uuid_of(number).into_iter().collect();
     let ours = store::ours(conn, gateway, what, &ids).await.context("reading our side of a difference")?;
     Ok(ours.get(number).map(|entry| days::waits_until(waits_since(entry))))
 }
 
 /// What becomes of a known difference.
-async fn again(conn: &mut Conn, case: &Case<'_>, known: &Known, told: &mut Told, now: At) -> Result<()> {
+async fn again(conn: &mut Conn, case: &Case<'_>, known: &KnownDifference, told: &mut ExamineReport, now: At) -> Result<()> {
     let (found, facts) = (case.found.iter().find(|finding| finding.kind == known.kind).copied(), case.facts());
     match compare::step(known.status, known.figures(), found, facts.figures) {
         Step::Stay => {
@@ -299,9 +299,9 @@ async fn again(conn: &mut Conn, case: &Case<'_>, known: &Known, told: &mut Told,
 async fn insert(
     conn: &mut Conn,
     named: &Named<'_>,
-    finding: Finding,
+    finding: DifferenceFound,
     case: &Case<'_>,
-    told: &mut Told,
+    told: &mut ExamineReport,
     now: At,
 ) -> Result<()> {
     let status = compare::first(finding);
@@ -315,7 +315,7 @@ async fn insert(
     Ok(())
 }
 
-fn count(gateway: Gateway, told: &Told) {
+fn count(gateway: Gateway, told: &ExamineReport) {
     for (outcome, kinds) in [("opened", &told.opened), ("vanished", &told.vanished)] {
         for (kind, count) in kinds {
             metrics::counter!("onrush_payment_differences_total",

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::BillId;
-use super::bill::{Bill, Line};
-use super::compare::What;
+use super::bill::{Bill, CheckedLine};
+use super::compare::BillSubject;
 use super::store::bills::{self, NewBill};
 use super::store::fetches::{self, Fetcher};
 use crate::app::App;
@@ -38,7 +38,7 @@ const DELETES: usize = 10_000;
 
 /// For whom a bill is fetched.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum For {
+pub(super) enum FetchReason {
     /// The schedule, since it is missing.
     Schedule,
     /// A person, whose request the task of this key carries out.
@@ -47,7 +47,7 @@ pub(super) enum For {
     Lost,
 }
 
-impl For {
+impl FetchReason {
     fn fetcher(self) -> Fetcher {
         match self {
             Self::Task(key) => Fetcher { key, is_task: true },
@@ -71,15 +71,15 @@ pub(super) enum Fetched {
 }
 
 /// A process fetches one bill at a time, whoever asked for it: the longest takes much memory.
-struct Place(Semaphore);
+struct FetchTurn(Semaphore);
 
-impl Default for Place {
+impl Default for FetchTurn {
     fn default() -> Self {
         Self(Semaphore::new(1))
     }
 }
 
-impl Place {
+impl FetchTurn {
     /// Waits for its turn; `None`: it did not come in time, or the process stops.
     async fn take(&self, stop: &CancellationToken, longest: Duration) -> Option<SemaphorePermit<'_>> {
         if stop.is_cancelled() {
@@ -91,7 +91,7 @@ impl Place {
 }
 
 /// A bill is to be fetched now: the key of who does. While it is under way, asking again joins it.
-pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, by: For, now: At) -> Result<Uuid> {
+pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, by: FetchReason, now: At) -> Result<Uuid> {
     let since = now.minus(UNDER_WAY);
     fetches::begin(conn, (gateway, day), by.fetcher(), since, now).await.context("asking for a bill")?;
     let begun = fetches::find(conn, gateway, day).await.context("reading what was asked for")?;
@@ -100,8 +100,8 @@ pub(super) async fn begin(conn: &mut Conn, gateway: Gateway, day: Day, by: For, 
 
 /// Fetches the bill of a day and keeps it, and writes down how that ended. One that is not there yet is refused as
 /// `gateway_unavailable`.
-pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day, by: For) -> Result<Fetched> {
-    let (place, stop) = (app.local::<Place>(), app.loops.stop_signal());
+pub(super) async fn fetch(app: &App, gateway: Gateway, day: Day, by: FetchReason) -> Result<Fetched> {
+    let (place, stop) = (app.local::<FetchTurn>(), app.loops.stop_signal());
     let Some(_turn) = place.take(&stop, TURN).await else { return Ok(Fetched::NotNow) };
     let begun = retrying(|| async { begin(&mut *app.db.acquire().await?, gateway, day, by, app.clock.now()).await });
     let key = begun.await?;
@@ -152,8 +152,8 @@ async fn keep(app: &App, id: BillId, (gateway, day): (Gateway, Day), bill: &Bill
         id,
         gateway,
         day,
-        payments: bill.sum(What::Payment)?,
-        refunds: bill.sum(What::Refund)?,
+        payments: bill.sum(BillSubject::Payment)?,
+        refunds: bill.sum(BillSubject::Refund)?,
         digest: bill.digest(),
     };
     let mut conn = app.db.acquire().await?;
@@ -171,7 +171,7 @@ async fn keep(app: &App, id: BillId, (gateway, day): (Gateway, Day), bill: &Bill
         Ok(bills::begin(&mut conn, &new, now).await.context("beginning a bill")?)
     });
     begun.await?;
-    let lines: Vec<(&(What, String), &Line)> = bill.lines.iter().collect();
+    let lines: Vec<(&(BillSubject, String), &CheckedLine)> = bill.lines.iter().collect();
     for batch in lines.chunks(db::CHUNK) {
         let written = retrying(|| async {
             let mut conn = app.db.acquire().await?;
@@ -256,7 +256,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_fetches_one_bill_at_a_time() {
-        let (place, stop) = (Place::default(), CancellationToken::new());
+        let (place, stop) = (FetchTurn::default(), CancellationToken::new());
         let first = place.take(&stop, TURN).await.unwrap();
         let mut second = Box::pin(place.take(&stop, TURN));
         assert!((&mut second).now_or_never().is_none());
@@ -266,13 +266,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_bill_does_not_wait_for_its_turn_for_ever_nor_in_a_process_that_stops() {
-        let (place, stop) = (Place::default(), CancellationToken::new());
+        let (place, stop) = (FetchTurn::default(), CancellationToken::new());
         let _first = place.take(&stop, TURN).await.unwrap();
         assert!(place.take(&stop, Duration::ZERO).await.is_none());
         let mut waits = Box::pin(place.take(&stop, Duration::MAX));
         assert!((&mut waits).now_or_never().is_none());
         stop.cancel();
         assert!(waits.await.is_none());
-        assert!(Place::default().take(&stop, TURN).await.is_none());
+        assert!(FetchTurn::default().take(&stop, TURN).await.is_none());
     }
 }

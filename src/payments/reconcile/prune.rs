@@ -6,8 +6,8 @@
 
 use anyhow::Context;
 
-use super::compare::What;
-use super::store::bills::{self, Which};
+use super::compare::BillSubject;
+use super::store::bills::{self, BillKey};
 use crate::app::App;
 use crate::platform::day::{self, Day};
 use crate::platform::db;
@@ -27,7 +27,7 @@ pub async fn prune(app: &App) -> anyhow::Result<u64> {
     drop(conn);
     let (mut pages, mut gone) = (0, 0);
     for bill in old {
-        for what in What::ALL {
+        for what in BillSubject::ALL {
             let mut after = None;
             loop {
                 if pages == PAGES || app.loops.stop_signal().is_cancelled() {
@@ -52,8 +52,8 @@ pub async fn prune(app: &App) -> anyhow::Result<u64> {
 /// Forgets what may go of a page of lines behind `after`, which is moved on; none is behind the last page. Returns how many.
 async fn prune_page(
     app: &App,
-    bill: &Which,
-    what: What,
+    bill: &BillKey,
+    what: BillSubject,
     before: Day,
     after: &mut Option<String>,
 ) -> anyhow::Result<u64> {

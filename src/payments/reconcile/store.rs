@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use sqlx::{MySql, QueryBuilder};
 use uuid::Uuid;
 
-use super::compare::{State, What};
+use super::compare::{DifferenceState, BillSubject};
 use crate::payments::model::{Gateway, PaymentId, PaymentStatus, RefundStatus};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
@@ -31,11 +31,11 @@ pub(super) struct Theirs {
 
 /// What our books have of a number.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct BookEntry {
     pub id: Uuid,
     pub payment: PaymentId,
     pub amount: Money,
-    pub state: State,
+    pub state: DifferenceState,
     /// As the database has it.
     pub status: String,
     /// When it was started or owed.
@@ -49,7 +49,7 @@ pub(super) struct Entry {
 pub(super) async fn theirs(
     conn: &mut Conn,
     gateway: Gateway,
-    what: What,
+    what: BillSubject,
     numbers: &[String],
 ) -> sqlx::Result<HashMap<String, Theirs>> {
     if numbers.is_empty() {
@@ -83,35 +83,35 @@ struct EntryRow {
 pub(super) async fn ours(
     conn: &mut Conn,
     gateway: Gateway,
-    what: What,
+    what: BillSubject,
     ids: &[Uuid],
-) -> sqlx::Result<HashMap<String, Entry>> {
+) -> sqlx::Result<HashMap<String, BookEntry>> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
     let mut query = QueryBuilder::<MySql>::new(match what {
-        What::Payment => {
+        BillSubject::Payment => {
             "SELECT p.id, p.id AS payment, p.amount_fen AS amount, p.status, p.created_at AS started_at, \
              p.paid_at AS heard_at FROM payments p WHERE p.gateway = "
         }
-        What::Refund => {
+        BillSubject::Refund => {
             "SELECT r.id, r.payment_id AS payment, r.amount_fen AS amount, r.status, r.created_at AS started_at, \
              r.confirmed_at AS heard_at FROM refunds r JOIN payments p ON p.id = r.payment_id WHERE p.gateway = "
         }
     });
     query.push_bind(gateway.as_str()).push(match what {
-        What::Payment => " AND p.id IN ",
-        What::Refund => " AND r.id IN ",
+        BillSubject::Payment => " AND p.id IN ",
+        BillSubject::Refund => " AND r.id IN ",
     });
     db::push_in(&mut query, ids.iter().copied());
     let rows: Vec<EntryRow> = query.build_query_as().fetch_all(conn).await?;
-    let entry = |row: EntryRow| -> Result<Entry, String> {
+    let entry = |row: EntryRow| -> Result<BookEntry, String> {
         let state = match what {
-            What::Payment => PaymentStatus::try_from(Text(row.status.clone()))?.into(),
-            What::Refund => RefundStatus::try_from(Text(row.status.clone()))?.into(),
+            BillSubject::Payment => PaymentStatus::try_from(Text(row.status.clone()))?.into(),
+            BillSubject::Refund => RefundStatus::try_from(Text(row.status.clone()))?.into(),
         };
         let EntryRow { id, payment, amount, status, started_at, heard_at } = row;
-        Ok(Entry { id, payment, amount, state, status, started_at, heard_at })
+        Ok(BookEntry { id, payment, amount, state, status, started_at, heard_at })
     };
     let entries = rows.into_iter().map(|row| Ok((row.id.as_simple().to_string(), entry(row)?)));
     entries.collect::<Result<_, String>>().map_err(|why| sqlx::Error::Decode(why.into()))
@@ -134,24 +134,24 @@ pub(super) async fn by_trade(
 }
 
 /// Where a page of [`heard`] ends: (when, number).
-pub(super) type Place = (At, Uuid);
+pub(super) type HeardPosition = (At, Uuid);
 
 /// Payments or refunds of a gateway of which we heard from `from` on and before `until`, behind `after`, in that order.
 pub(super) async fn heard(
     conn: &mut Conn,
     gateway: Gateway,
-    what: What,
+    what: BillSubject,
     (from, until): (At, At),
-    after: Option<Place>,
+    after: Option<HeardPosition>,
     limit: u32,
-) -> sqlx::Result<Vec<Place>> {
+) -> sqlx::Result<Vec<HeardPosition>> {
     let (after_at, after_id) = after.unwrap_or((from, Uuid::nil()));
     let statement = match what {
-        What::Payment => {
+        BillSubject::Payment => {
             "SELECT paid_at, id FROM payments FORCE INDEX (ix_payments_paid) WHERE gateway = ? AND paid_at >= ? \
              AND paid_at < ? AND (paid_at > ? OR id > ?) AND status = 'paid' ORDER BY paid_at, id LIMIT ?"
         }
-        What::Refund => {
+        BillSubject::Refund => {
             "SELECT r.confirmed_at, r.id FROM refunds r FORCE INDEX (ix_refunds_confirmed) \
              JOIN payments p ON p.id = r.payment_id WHERE p.gateway = ? AND r.confirmed_at >= ? AND r.confirmed_at < ? \
              AND (r.confirmed_at > ? OR r.id > ?) AND r.status = 'confirmed' ORDER BY r.confirmed_at, r.id LIMIT ?"

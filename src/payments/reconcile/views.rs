@@ -5,8 +5,8 @@ use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::compare::{DifferenceKind, DifferenceStatus, What};
-use super::fetch::For;
+use super::compare::{DifferenceKind, DifferenceStatus, BillSubject};
+use super::fetch::FetchReason;
 use super::store::bills::{self, BillRow};
 use super::store::differences::{self, DifferenceRow, WhichDifferences};
 use super::store::fetches::{self, FetchRow};
@@ -171,7 +171,7 @@ pub(in crate::payments) async fn ask(app: &App, by: UserId, gateway: Gateway, da
 async fn begin(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<Uuid> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
-    let key = fetch::begin(&mut tx, gateway, day, For::Task(Uuid::now_v7()), now).await?;
+    let key = fetch::begin(&mut tx, gateway, day, FetchReason::Task(Uuid::now_v7()), now).await?;
     let act = Act { by, action: "bill.fetch", target: &format!("{}/{day}", gateway.as_str()) };
     audit::done(&mut tx, act, &json!({ "gateway": gateway, "day": day }), now).await?;
     tx.commit().await.context("committing")?;
@@ -203,7 +203,7 @@ pub struct DifferenceView {
     /// Whose bill.
     pub gateway: Gateway,
     /// What the number is of.
-    pub what: What,
+    pub what: BillSubject,
     /// The number, as the gateway's bill has it: ours of the payment or refund, or whatever it has in its place. Of one that is
     /// missing there, ours.
     pub number: String,
@@ -265,9 +265,9 @@ impl From<DifferenceRow> for DifferenceView {
 
 /// Which differences.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::payments) struct Filter {
+pub(in crate::payments) struct DifferenceFilter {
     pub gateway: Option<Gateway>,
-    pub what: Option<What>,
+    pub what: Option<BillSubject>,
     pub kind: Option<DifferenceKind>,
     pub status: Option<DifferenceStatus>,
 }
@@ -275,10 +275,10 @@ pub(in crate::payments) struct Filter {
 /// A page of differences.
 pub(in crate::payments) async fn differences(
     app: &App,
-    filter: Filter,
+    filter: DifferenceFilter,
     page: &PageQuery,
 ) -> Result<Page<DifferenceView>> {
-    let Filter { gateway, what, kind, status } = filter;
+    let DifferenceFilter { gateway, what, kind, status } = filter;
     let which = WhichDifferences { gateway, what, kind, status };
     let mut conn = app.db.acquire().await?;
     let found =

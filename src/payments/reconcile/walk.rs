@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 
 use super::BillId;
-use super::compare::{DifferenceKind, DifferenceStatus, What};
-use super::examine::{Examiner, Told};
-use super::store::bills::{self, Which};
-use super::store::{self, Place, differences};
+use super::compare::{DifferenceKind, DifferenceStatus, BillSubject};
+use super::examine::{Examiner, ExamineReport};
+use super::store::bills::{self, BillKey};
+use super::store::{self, HeardPosition, differences};
 use crate::app::App;
 use crate::error::{Result, retrying};
 use crate::payments::gateway;
@@ -23,15 +23,15 @@ const PAGES_AGAIN: usize = 500;
 
 /// Lays a bill beside our books: its lines, those of the bills it replaced, and whatever we heard of on its day. When the
 /// process stops it ends early, and begins again another time.
-pub(super) async fn compare(app: &App, which: Which) -> Result<Told> {
+pub(super) async fn compare(app: &App, which: BillKey) -> Result<ExamineReport> {
     let examiner = Examiner::new(app, which.gateway)?;
     let mut conn = app.db.acquire().await?;
     let mut versions = vec![which.id];
     versions.extend(bills::replaced(&mut conn, which.gateway, which.day).await.context("reading replaced bills")?);
     drop(conn);
     let span = which.day.bounds(&gateway::bill_zone(app, which.gateway)?);
-    let mut told = Told::default();
-    for what in What::ALL {
+    let mut told = ExamineReport::default();
+    for what in BillSubject::ALL {
         let lines = versions.iter().map(|bill| Numbers::OfBill(*bill, None));
         for numbers in lines.chain([Numbers::HeardOf(span, None)]) {
             if !look_at(app, &examiner, what, numbers, &mut told).await? {
@@ -54,12 +54,12 @@ enum Numbers {
     /// Those of a bill's lines.
     OfBill(BillId, Option<String>),
     /// Those of whatever we heard of between these.
-    HeardOf((At, At), Option<Place>),
+    HeardOf((At, At), Option<HeardPosition>),
 }
 
 impl Numbers {
     /// The next page; one that is not full is the last.
-    async fn next(&mut self, app: &App, gateway: Gateway, what: What) -> Result<Vec<String>> {
+    async fn next(&mut self, app: &App, gateway: Gateway, what: BillSubject) -> Result<Vec<String>> {
         let mut conn = app.db.acquire().await?;
         match self {
             Self::OfBill(bill, after) => {
@@ -82,9 +82,9 @@ impl Numbers {
 async fn look_at(
     app: &App,
     examiner: &Examiner<'_>,
-    what: What,
+    what: BillSubject,
     mut numbers: Numbers,
-    told: &mut Told,
+    told: &mut ExamineReport,
 ) -> Result<bool> {
     loop {
         if app.loops.stop_signal().is_cancelled() {
@@ -99,8 +99,8 @@ async fn look_at(
 }
 
 /// Looks again at the differences that are open or wait and that nobody looked at since `since`.
-pub(super) async fn recheck(app: &App, since: At) -> Result<Told> {
-    let mut all = Told::default();
+pub(super) async fn recheck(app: &App, since: At) -> Result<ExamineReport> {
+    let mut all = ExamineReport::default();
     for status in [DifferenceStatus::Open, DifferenceStatus::Waiting] {
         for _ in 0..PAGES_AGAIN {
             let mut conn = app.db.acquire().await?;
@@ -110,7 +110,7 @@ pub(super) async fn recheck(app: &App, since: At) -> Result<Told> {
             if page.is_empty() || app.loops.stop_signal().is_cancelled() {
                 break;
             }
-            let mut groups: BTreeMap<(&'static str, What), (Gateway, Vec<String>)> = BTreeMap::new();
+            let mut groups: BTreeMap<(&'static str, BillSubject), (Gateway, Vec<String>)> = BTreeMap::new();
             for again in page {
                 let group = groups.entry((again.gateway.as_str(), again.what)).or_insert((again.gateway, Vec::new()));
                 // A number may differ in two ways.
@@ -129,7 +129,7 @@ pub(super) async fn recheck(app: &App, since: At) -> Result<Told> {
 }
 
 /// Says what is new. A person must look at what differs.
-fn say(gateway: Gateway, bill: Option<&Which>, told: &Told) {
+fn say(gateway: Gateway, bill: Option<&BillKey>, told: &ExamineReport) {
     let of = |kind| told.opened.get(&kind).copied().unwrap_or(0);
     let day = bill.map(|bill| bill.day.to_string());
     if !told.opened.is_empty() {

@@ -15,8 +15,8 @@ use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
-use crate::idempotency::{self, Answer, Fingerprint, Key};
-use crate::orders::{self, Item, Order, OrderId, OrderRefundId, Status, TakeBack};
+use crate::idempotency::{self, StoredAnswer, Fingerprint, Key};
+use crate::orders::{self, OrderItem, Order, OrderId, OrderRefundId, Status, TakeBack};
 use crate::payments::model::{CAUSE_PAID_TWICE, Payment, RefundId, RefundReason};
 use crate::payments::store;
 use crate::platform::clock::At;
@@ -25,7 +25,7 @@ use crate::platform::money::Money;
 
 /// What is to go back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
+pub enum RefundPart {
     /// All that is left of the order.
     Whole,
     /// These courses, for what was paid for each.
@@ -72,13 +72,13 @@ struct Plan {
 }
 
 /// What is done when `part` of a paid order is to go back and `gone` of its money was given back before.
-fn plan(order: &Order, items: &[Item], gone: Money, part: &Part) -> Result<Plan> {
+fn plan(order: &Order, items: &[OrderItem], gone: Money, part: &RefundPart) -> Result<Plan> {
     let left = order.payable.minus(gone)?;
-    let open: Vec<&Item> = items.iter().filter(|item| !item.is_refunded()).collect();
+    let open: Vec<&OrderItem> = items.iter().filter(|item| !item.is_refunded()).collect();
     let (kind, courses, amount) = match part {
-        Part::Whole if open.is_empty() => return Err(Kind::AlreadyRefunded.into()),
-        Part::Whole => (OrderRefundKind::Whole, open.iter().map(|item| item.course_id).collect(), left),
-        Part::Courses(courses) => {
+        RefundPart::Whole if open.is_empty() => return Err(Kind::AlreadyRefunded.into()),
+        RefundPart::Whole => (OrderRefundKind::Whole, open.iter().map(|item| item.course_id).collect(), left),
+        RefundPart::Courses(courses) => {
             let mut shares = Vec::with_capacity(courses.len());
             for (at, course) in courses.iter().enumerate() {
                 let Some(item) = items.iter().find(|item| item.course_id == *course) else {
@@ -92,8 +92,8 @@ fn plan(order: &Order, items: &[Item], gone: Money, part: &Part) -> Result<Plan>
             // Money that went back without a course was a part of what was paid for these.
             (OrderRefundKind::Courses, courses.clone(), Money::sum(shares)?.min(left))
         }
-        Part::Amount(amount) if *amount >= left => return Err(too_much(order, *amount, left)),
-        Part::Amount(amount) => (OrderRefundKind::Amount, Vec::new(), *amount),
+        RefundPart::Amount(amount) if *amount >= left => return Err(too_much(order, *amount, left)),
+        RefundPart::Amount(amount) => (OrderRefundKind::Amount, Vec::new(), *amount),
     };
     let ends = open.iter().all(|item| courses.contains(&item.course_id));
     let earned = earned_of(order, gone.plus(amount)?) - earned_of(order, gone);
@@ -143,19 +143,19 @@ pub struct OrderRefundView {
 
 /// A refund as it was asked for.
 #[derive(Debug)]
-pub struct Asked<'a> {
+pub struct RefundApplication<'a> {
     /// Who asks.
     pub by: UserId,
     /// A person's reason.
     pub reason: &'a str,
     /// What is to go back.
-    pub part: Part,
+    pub part: RefundPart,
     /// The request's key and what it stands for.
     pub key: (&'a Key, Fingerprint),
 }
 
 /// Refunds an order, or a part of it: once per key.
-pub async fn refund_order(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<Answer> {
+pub async fn refund_order(app: &App, id: OrderId, asked: &RefundApplication<'_>) -> Result<StoredAnswer> {
     // What was never given is not taken back. The order may not be paid: that is told below.
     orders::grant_now(app, id).await?;
     let (answer, ended) = retrying(|| refund_once(app, id, asked)).await?;
@@ -165,7 +165,7 @@ pub async fn refund_order(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<A
     Ok(answer)
 }
 
-async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answer, bool)> {
+async fn refund_once(app: &App, id: OrderId, asked: &RefundApplication<'_>) -> Result<(StoredAnswer, bool)> {
     let now = app.clock.now();
     let mut tx = app.db.begin().await?;
     let order = orders::lock(&mut tx, id).await?.ok_or(Kind::NotFound)?;
@@ -183,7 +183,7 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
     let plan = plan(&order, &items, gone, &asked.part)?;
     let refund = OrderRefundId::new();
     let asked_for = refund.to_string();
-    let why = Why { reason: RefundReason::Asked, cause: &asked_for, note: asked.reason };
+    let why = RefundCause { reason: RefundReason::Asked, cause: &asked_for, note: asked.reason };
     let refund_no = owe(&mut tx, payment.as_ref(), plan.amount, &why, now).await?;
     let what = TakeBack { refund, courses: plan.courses.clone(), earned: plan.earned };
     let points = orders::take_back(&mut tx, &order, &what, now).await?;
@@ -215,7 +215,7 @@ async fn refund_once(app: &App, id: OrderId, asked: &Asked<'_>) -> Result<(Answe
         "reason": asked.reason,
     });
     audit::done(&mut tx, act, &details, now).await?;
-    let answer = Answer::json(StatusCode::CREATED, &view)?;
+    let answer = StoredAnswer::json(StatusCode::CREATED, &view)?;
     idempotency::keep(&mut tx, asked.by.uuid(), key, &answer).await?;
     tx.commit().await.context("committing")?;
     tracing::info!(order.no = %id, refund.kind = plan.kind.as_str(), refund.fen = plan.amount.as_fen(), "refund of an order is owed");
@@ -235,7 +235,7 @@ fn may_be_refunded(order: &Order) -> Result<()> {
 }
 
 /// Why money is owed.
-struct Why<'a> {
+struct RefundCause<'a> {
     reason: RefundReason,
     /// Once of a payment.
     cause: &'a str,
@@ -248,7 +248,7 @@ async fn owe(
     conn: &mut Conn,
     payment: Option<&Payment>,
     amount: Money,
-    why: &Why<'_>,
+    why: &RefundCause<'_>,
     now: At,
 ) -> Result<Option<RefundId>> {
     if amount == Money::ZERO {
@@ -279,9 +279,9 @@ pub(in crate::payments) async fn give_back_twice(
     now: At,
 ) -> Result<()> {
     let items = orders::items(conn, order.id).await?;
-    let plan = plan(order, &items, Money::ZERO, &Part::Courses(courses))?;
+    let plan = plan(order, &items, Money::ZERO, &RefundPart::Courses(courses))?;
     let refund = OrderRefundId::new();
-    let why = Why { reason: RefundReason::PaidTwice, cause: CAUSE_PAID_TWICE, note: BOUGHT_OTHERWISE };
+    let why = RefundCause { reason: RefundReason::PaidTwice, cause: CAUSE_PAID_TWICE, note: BOUGHT_OTHERWISE };
     owe(conn, Some(payment), plan.amount, &why, now).await?;
     let points_returned = orders::points_spent_on(order, &items, &plan.courses)?;
     // They come before others go: who has no more points owes the fewer.
@@ -315,7 +315,7 @@ mod tests {
     use crate::orders::SeckillOrder;
 
     /// A paid order of items of these amounts, which earned these points.
-    fn paid(amounts: &[i64], points_earned: i64) -> (Order, Vec<Item>) {
+    fn paid(amounts: &[i64], points_earned: i64) -> (Order, Vec<OrderItem>) {
         let total = Money::fen(amounts.iter().sum());
         let model = SeckillOrder {
             id: OrderId::new(),
@@ -327,7 +327,7 @@ mod tests {
             expires_at: At::from_ms(0),
         };
         let (order, item) = model.rows(At::from_ms(0));
-        let items = amounts.iter().map(|fen| Item {
+        let items = amounts.iter().map(|fen| OrderItem {
             course_id: CourseId::new(),
             price: Money::fen(*fen),
             payable: Money::fen(*fen),
@@ -349,9 +349,9 @@ mod tests {
             let last = (usize::MAX, 0);
             for (which, fen) in steps.into_iter().chain([last]) {
                 let part = match items.get(which) {
-                    Some(item) => Part::Courses(vec![item.course_id]),
-                    None if which == usize::MAX => Part::Whole,
-                    None => Part::Amount(Money::fen(fen)),
+                    Some(item) => RefundPart::Courses(vec![item.course_id]),
+                    None if which == usize::MAX => RefundPart::Whole,
+                    None => RefundPart::Amount(Money::fen(fen)),
                 };
                 let Ok(plan) = plan(&order, &items, gone, &part) else { continue };
                 prop_assert!(!ended || plan.courses.is_empty());
@@ -362,7 +362,7 @@ mod tests {
                 for item in items.iter_mut().filter(|item| plan.courses.contains(&item.course_id)) {
                     item.refund_id = Some(OrderRefundId::new());
                 }
-                ended = items.iter().all(Item::is_refunded);
+                ended = items.iter().all(OrderItem::is_refunded);
                 prop_assert_eq!(plan.ends, ended);
             }
             prop_assert!(ended);

@@ -11,7 +11,7 @@ use crate::auth::{self, Phone, User, UserId};
 use crate::catalogue::CourseId;
 use crate::error::{Kind, Result};
 use crate::orders::{
-    self, BackReason, BackStatus, BackView, Item, OrderFacts, OrderId, OrderRefundId, OrderView, WhichOrders, Whole,
+    self, BackReason, BackStatus, BackView, OrderItem, OrderFacts, OrderId, OrderRefundId, OrderView, WhichOrders, Whole,
 };
 use crate::payments::model::{PaymentId, RefundId, RefundReason, RefundStatus};
 use crate::payments::store::refunds::NOBODY;
@@ -209,7 +209,7 @@ pub struct OrderRefundRecord {
 }
 
 impl OrderRefundRecord {
-    fn of(row: OrderRefundRow, items: &[Item]) -> Self {
+    fn of(row: OrderRefundRow, items: &[OrderItem]) -> Self {
         let taken = items.iter().filter(|item| item.refund_id == Some(row.id));
         Self {
             id: row.id,

@@ -71,7 +71,7 @@ impl Db {
     }
 
     /// A connection, for as long as the caller keeps it.
-    pub async fn acquire(&self) -> sqlx::Result<Lease> {
+    pub async fn acquire(&self) -> sqlx::Result<ConnectionLease> {
         let is_request = FOR_REQUESTS.try_with(|()| ()).is_ok();
         let share = if is_request { &self.shares.requests } else { &self.shares.work };
         let taking = async {
@@ -87,18 +87,18 @@ impl Db {
     }
 
     /// A connection to look at the server with, whatever others have taken: nobody waits for it, nor it for long.
-    pub(super) async fn acquire_to_look(&self) -> sqlx::Result<Lease> {
+    pub(super) async fn acquire_to_look(&self) -> sqlx::Result<ConnectionLease> {
         timeout(LOOK, self.take(None, LOOK)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    async fn take(&self, place: Option<OwnedSemaphorePermit>, patience: Duration) -> sqlx::Result<Lease> {
+    async fn take(&self, place: Option<OwnedSemaphorePermit>, patience: Duration) -> sqlx::Result<ConnectionLease> {
         let pooled = Some(self.pool.acquire().await?);
-        Ok(Lease(Conn { pooled, is_lost: false, is_changed: false, patience, place }))
+        Ok(ConnectionLease(Conn { pooled, is_lost: false, is_changed: false, patience, place }))
     }
 
     /// As [`Db::acquire`], for statements that may take longer than those that somebody waits for. The connection is
     /// closed afterwards.
-    pub async fn acquire_for(&self, statement_timeout: Duration) -> sqlx::Result<Lease> {
+    pub async fn acquire_for(&self, statement_timeout: Duration) -> sqlx::Result<ConnectionLease> {
         let mut lease = self.acquire().await?;
         lease.is_changed = true;
         lease.patience = statement_timeout + ANSWER;
@@ -308,16 +308,16 @@ impl<'c> Executor<'c> for &'c mut Conn {
 
 /// A connection of the pool, until it is dropped.
 #[derive(Debug)]
-pub struct Lease(Conn);
+pub struct ConnectionLease(Conn);
 
-impl Deref for Lease {
+impl Deref for ConnectionLease {
     type Target = Conn;
     fn deref(&self) -> &Conn {
         &self.0
     }
 }
 
-impl DerefMut for Lease {
+impl DerefMut for ConnectionLease {
     fn deref_mut(&mut self) -> &mut Conn {
         &mut self.0
     }
@@ -326,7 +326,7 @@ impl DerefMut for Lease {
 /// One open transaction; whoever began it commits it. Dropped, it is rolled back.
 #[derive(Debug)]
 pub struct Tx {
-    conn: Lease,
+    conn: ConnectionLease,
     is_open: bool,
 }
 

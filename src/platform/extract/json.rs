@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::{Faults, MAX_FAULTS, Why};
+use super::{Faults, MAX_FAULTS, FaultClass};
 
 /// Why the body is not declared as JSON in UTF-8, if it is not.
 pub(super) fn not_declared(headers: &HeaderMap) -> Option<&'static str> {
@@ -32,12 +32,12 @@ pub(super) fn read(bytes: &[u8], faults: &mut Faults) -> Option<Value> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
-            faults.because(Why::Malformed, "", format!("is not UTF-8 text after {} bytes", error.valid_up_to()));
+            faults.because(FaultClass::Malformed, "", format!("is not UTF-8 text after {} bytes", error.valid_up_to()));
             return None;
         }
     };
     if text.trim().is_empty() {
-        faults.because(Why::Malformed, "", "is empty: it must be a JSON object");
+        faults.because(FaultClass::Malformed, "", "is empty: it must be a JSON object");
         return None;
     }
     let mut reader = serde_json::Deserializer::from_str(text);
@@ -51,7 +51,7 @@ pub(super) fn read(bytes: &[u8], faults: &mut Faults) -> Option<Value> {
                 Category::Eof => format!("is not JSON: it ends too early, at {place}"),
                 _ => format!("is not JSON that can be read, from {place} on"),
             };
-            faults.because(Why::Malformed, "", message);
+            faults.because(FaultClass::Malformed, "", message);
             None
         }
     }
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn told(body: &[u8]) -> (Option<Value>, Option<Why>, Vec<(String, String)>) {
+    fn told(body: &[u8]) -> (Option<Value>, Option<FaultClass>, Vec<(String, String)>) {
         let mut faults = Faults::default();
         let value = read(body, &mut faults);
         (value, faults.why, faults.told.into_iter().map(|f| (f.field, f.message)).collect())
@@ -172,7 +172,7 @@ mod tests {
         let (value, why, told) = told(br#"{"a": 1, "b": [{"c": 1, "c": 2}], "a": 3}"#);
         assert_eq!(value, Some(json!({"a": 1, "b": [{"c": 1}]})));
         let fields: Vec<&str> = told.iter().map(|(field, _)| field.as_str()).collect();
-        assert_eq!((why, fields), (Some(Why::Invalid), vec!["b[0].c", "a"]));
+        assert_eq!((why, fields), (Some(FaultClass::Invalid), vec!["b[0].c", "a"]));
     }
 
     #[test]
@@ -190,11 +190,11 @@ mod tests {
     fn what_is_not_json_is_said_with_its_place() {
         for bad in [&b""[..], b"{", b"{\"a\": }", b"[1,]", b"{} x", b"{\"a\": \"\xff\"}", b"nul", b"{a: 1}"] {
             let (value, why, told) = told(bad);
-            assert_eq!((value, why, told.len()), (None, Some(Why::Malformed), 1));
+            assert_eq!((value, why, told.len()), (None, Some(FaultClass::Malformed), 1));
             assert!(told[0].0.is_empty() && !told[0].1.contains("expected"), "{told:?}");
         }
         let deep = "[".repeat(10_000);
-        assert_eq!(self::told(deep.as_bytes()).1, Some(Why::Malformed));
+        assert_eq!(self::told(deep.as_bytes()).1, Some(FaultClass::Malformed));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Priorities: what is urgent comes first, nothing waits for ever, and whatever holds of a task holds at each of them.
 
-use onrush::engine::operate::{Filter, Place, Retried};
+use onrush::engine::operate::{TaskFilter, ListPosition, Retried};
 use onrush::engine::{NotAPriority, Priority};
 
 use super::*;
@@ -230,11 +230,11 @@ async fn what_waits_at_any_priority_is_counted_listed_taken_back_and_purged() {
     assert_eq!((s.length(9).await, s.depths().await), (0, (9, 1, 0, 0)));
 
     for limit in [1, 3, 100] {
-        let (mut place, mut listed) = (Some(Place::default()), Vec::new());
+        let (mut place, mut listed) = (Some(ListPosition::default()), Vec::new());
         while let Some(at) = place {
             // As it goes through the API.
-            let at: Place = at.to_string().parse().unwrap();
-            let (found, next) = s.bench.engine.list_tasks(&queue(), &Filter::default(), &at, limit).await.unwrap();
+            let at: ListPosition = at.to_string().parse().unwrap();
+            let (found, next) = s.bench.engine.list_tasks(&queue(), &TaskFilter::default(), &at, limit).await.unwrap();
             let active = found.into_iter().filter(|task| !task.state.is_final());
             listed.extend(active.map(|task| (task.state, task.priority.unwrap().number())));
             place = next;

@@ -1,6 +1,6 @@
 //! Attempts as spans.
 
-use onrush::platform::traces::{Settings, Traces};
+use onrush::platform::traces::{TraceSettings, Traces};
 use tracing::Instrument;
 use tracing_subscriber::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::support::collector::{Collector, attribute};
 #[tokio::test]
 async fn attempts_are_linked_with_those_before_and_a_batch_with_each_of_its_tasks() {
     let collector = Collector::start().await;
-    let settings = Settings { endpoint: collector.url.clone(), sample_ratio: 1.0, service: "engine".to_owned() };
+    let settings = TraceSettings { endpoint: collector.url.clone(), sample_ratio: 1.0, service: "engine".to_owned() };
     let (traces, tracer) = Traces::start(&settings).unwrap();
     let spans = tracing_opentelemetry::layer().with_tracer(tracer);
     let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(spans));

@@ -3,7 +3,7 @@
 use std::net::TcpListener as Reserved;
 
 use onrush::orders::Expire;
-use onrush::serve::{Role, Serving};
+use onrush::serve::{ProcessRole, Serving};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -155,7 +155,7 @@ async fn a_gateway_that_is_down_delays_and_loses_nothing() {
         .await
         .problem(503, "gateway_unavailable");
 
-    let up = Serving::start(&h.app, TcpListener::bind(address).await.unwrap(), &[Role::Api]).await.unwrap();
+    let up = Serving::start(&h.app, TcpListener::bind(address).await.unwrap(), &[ProcessRole::Api]).await.unwrap();
     let first = pay().await.expect(200);
     assert_eq!(pay().await.expect(200).body, first.body);
     assert_eq!(h.count("SELECT COUNT(*) FROM payments").await, 2, "the attempt went on");
@@ -181,7 +181,7 @@ async fn an_order_whose_gateway_is_down_stays_due() {
     payments::sweep_due(&h.app).await.unwrap();
     assert_eq!(status(&h, &alice, &started).await, "unpaid", "nobody knows whether it was paid");
     assert_eq!(status(&h, &alice, &plain).await, "timed_out", "others do not wait for it");
-    let _up = Serving::start(&h.app, TcpListener::bind(address).await.unwrap(), &[Role::Api]).await.unwrap();
+    let _up = Serving::start(&h.app, TcpListener::bind(address).await.unwrap(), &[ProcessRole::Api]).await.unwrap();
     payments::sweep_due(&h.app).await.unwrap();
     assert_eq!(status(&h, &alice, &started).await, "timed_out");
 }
@@ -215,7 +215,7 @@ async fn a_sweep_passes_pages_of_orders_that_cannot_be_closed() {
 
     assert_eq!(payments::sweep_due(&h.app).await.unwrap(), 150, "each is seen once, and the sweep ends");
     assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE status = 0").await, 150);
-    let _up = Serving::start(&h.app, TcpListener::bind(address).await.unwrap(), &[Role::Api]).await.unwrap();
+    let _up = Serving::start(&h.app, TcpListener::bind(address).await.unwrap(), &[ProcessRole::Api]).await.unwrap();
     // It is left alone for a while, however well it would answer.
     assert_eq!(payments::sweep_due(&h.app).await.unwrap(), 150);
     assert_eq!(h.count("SELECT COUNT(*) FROM orders WHERE status = 0").await, 150);

@@ -136,7 +136,7 @@ async fn another_browser_whose_address_is_not_known_is_told_so() {
     let (h, wechat) = shop().await;
     let alice = h.register().await;
     let no = order(&h, &alice, 500).await;
-    let way = payments::Way {
+    let way = payments::PaymentMethod {
         gateway: payments::Gateway::Wechat,
         channel: payments::Channel::H5,
         openid: None,

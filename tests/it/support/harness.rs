@@ -10,7 +10,7 @@ use onrush::engine::Worker;
 use onrush::jobs;
 use onrush::platform::clock::{At, Clock};
 use onrush::platform::db;
-use onrush::serve::{Role as Does, Serving};
+use onrush::serve::{ProcessRole as Does, Serving};
 use sqlx::{Connection, Executor, QueryBuilder};
 use tokio::net::TcpListener;
 use uuid::Uuid;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MERCHANT_ID, NotifyId, REFUND_DECLINED, REFUNDED, RefundStatus, TradeNo};
-use crate::dev::sandbox::store::{StoredRefund, Trade};
+use super::{MERCHANT_ID, NotifyId, REFUND_DECLINED, REFUNDED, SandboxRefundStatus, TradeNo};
+use crate::dev::sandbox::store::{StoredRefund, SandboxTrade};
 use crate::platform::money::CURRENCY;
 
 /// What a notify's body says.
@@ -30,13 +30,13 @@ pub struct Notify {
     pub refund_no: Option<String>,
 }
 
-impl Trade {
+impl SandboxTrade {
     /// A notify of one of this trade's refunds.
     pub fn refund_notify(&self, refund: &StoredRefund) -> Option<Notify> {
         let code = match refund.status {
-            RefundStatus::Pending => return None,
-            RefundStatus::Done => REFUNDED,
-            RefundStatus::Declined => REFUND_DECLINED,
+            SandboxRefundStatus::Pending => return None,
+            SandboxRefundStatus::Done => REFUNDED,
+            SandboxRefundStatus::Declined => REFUND_DECLINED,
         };
         let notify = self.notify_body(code, refund.amount_fen)(NotifyId::new());
         Some(Notify { refund_no: Some(refund.refund_no.clone()), ..notify })

@@ -25,11 +25,11 @@ impl Refunding {
     }
 
     /// What becomes of a refund.
-    pub const fn leads_to(self) -> RefundStatus {
+    pub const fn leads_to(self) -> SandboxRefundStatus {
         match self {
-            Self::AtOnce => RefundStatus::Done,
-            Self::Slowly => RefundStatus::Pending,
-            Self::Never => RefundStatus::Declined,
+            Self::AtOnce => SandboxRefundStatus::Done,
+            Self::Slowly => SandboxRefundStatus::Pending,
+            Self::Never => SandboxRefundStatus::Declined,
         }
     }
 }
@@ -45,7 +45,7 @@ impl TryFrom<Text> for Refunding {
 /// A refund's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RefundStatus {
+pub enum SandboxRefundStatus {
     /// The gateway is at it.
     Pending,
     /// The money is back.
@@ -54,7 +54,7 @@ pub enum RefundStatus {
     Declined,
 }
 
-impl RefundStatus {
+impl SandboxRefundStatus {
     /// As the books have it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl RefundStatus {
     }
 }
 
-impl TryFrom<Text> for RefundStatus {
+impl TryFrom<Text> for SandboxRefundStatus {
     type Error = String;
     fn try_from(Text(text): Text) -> Result<Self, String> {
         let all = [Self::Pending, Self::Done, Self::Declined];

@@ -36,12 +36,12 @@ pub(super) enum Unbelievable {
     Shape(String),
     /// It is signed by nobody whose key we have, or not at all; and what it says, for a person.
     #[error("its answer is not signed: {0}")]
-    Unsigned(String),
+    AlipayUnsigned(String),
 }
 
 /// An answer whose signature held.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct AlipayAnswer {
     head: Head,
     text: String,
 }
@@ -77,7 +77,7 @@ impl fmt::Display for Head {
     }
 }
 
-impl Answer {
+impl AlipayAnswer {
     /// Finds the answer to a call of `method` in what came, and checks its signature.
     pub fn verified(body: &[u8], method: &str, keys: &[PublicKey]) -> Result<Self, Unbelievable> {
         let shape = |error: &dyn fmt::Display| Unbelievable::Shape(error.to_string());
@@ -93,7 +93,7 @@ impl Answer {
         let Some(text) = signed else {
             let said =
                 serde_json::from_str::<Head>(text).map_or_else(|error| error.to_string(), |head| head.to_string());
-            return Err(Unbelievable::Unsigned(said));
+            return Err(Unbelievable::AlipayUnsigned(said));
         };
         let head = serde_json::from_str(&text).map_err(|error| shape(&error))?;
         Ok(Self { head, text: text.into_owned() })
@@ -197,8 +197,8 @@ mod tests {
         [PAIR.public_key().unwrap()]
     }
 
-    fn verified(body: &str) -> Result<Answer, Unbelievable> {
-        Answer::verified(body.as_bytes(), METHOD, &keys())
+    fn verified(body: &str) -> Result<AlipayAnswer, Unbelievable> {
+        AlipayAnswer::verified(body.as_bytes(), METHOD, &keys())
     }
 
     fn signed(text: &str) -> String {
@@ -232,7 +232,7 @@ mod tests {
             [PAID.replace(",\"list\"", ", \"list\""), PAID.replace("0.01", "0.010"), PAID.replace("Suc", "\\u0053uc")]
         {
             let altered = body.replace(PAID, &other);
-            assert!(matches!(verified(&altered), Err(Unbelievable::Unsigned(_))), "{altered}");
+            assert!(matches!(verified(&altered), Err(Unbelievable::AlipayUnsigned(_))), "{altered}");
         }
     }
 
@@ -254,18 +254,18 @@ mod tests {
     fn an_answer_that_is_not_signed_by_the_gateway_is_not_believed() {
         let body = signed(PAID);
         let stranger = [new_pair().public_key().unwrap()];
-        assert!(matches!(Answer::verified(body.as_bytes(), METHOD, &stranger), Err(Unbelievable::Unsigned(_))));
-        assert!(matches!(Answer::verified(body.as_bytes(), METHOD, &[]), Err(Unbelievable::Unsigned(_))));
+        assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &stranger), Err(Unbelievable::AlipayUnsigned(_))));
+        assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &[]), Err(Unbelievable::AlipayUnsigned(_))));
         let unsigned =
             r#"{"error_response":{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id"}}"#;
-        let Err(Unbelievable::Unsigned(said)) = verified(unsigned) else { panic!("{unsigned}") };
+        let Err(Unbelievable::AlipayUnsigned(said)) = verified(unsigned) else { panic!("{unsigned}") };
         assert!(said.contains("isv.invalid-app-id"), "{said}");
         for unsigned in [
             format!(r#"{{"alipay_trade_query_response":{PAID}}}"#),
             format!(r#"{{"alipay_trade_query_response":{PAID},"sign":null}}"#),
             format!(r#"{{"alipay_trade_query_response":{PAID},"sign":["{}"]}}"#, sign(PAID)),
         ] {
-            assert!(matches!(verified(&unsigned), Err(Unbelievable::Unsigned(_))), "{unsigned}");
+            assert!(matches!(verified(&unsigned), Err(Unbelievable::AlipayUnsigned(_))), "{unsigned}");
         }
     }
 
@@ -323,7 +323,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_reading_an_answer_panic_or_are_believed(body in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(Answer::verified(&body, METHOD, &keys()).is_err());
+            prop_assert!(AlipayAnswer::verified(&body, METHOD, &keys()).is_err());
         }
 
         #[test]
@@ -332,7 +332,7 @@ mod tests {
             let mut altered = body.clone().into_bytes();
             let byte = at.index(altered.len());
             altered[byte] ^= flip;
-            if let Ok(answer) = Answer::verified(&altered, METHOD, &keys()) {
+            if let Ok(answer) = AlipayAnswer::verified(&altered, METHOD, &keys()) {
                 // An unknown member's or a space's byte: what is read is what was signed.
                 prop_assert_eq!(answer.text(), PAID);
             }

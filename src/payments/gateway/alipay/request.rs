@@ -5,20 +5,20 @@ use anyhow::{Context, anyhow};
 use reqwest::Url;
 use serde_json::Value;
 
-use super::answer::{Answer, Ended};
+use super::answer::{AlipayAnswer, Ended};
 use super::signature::{Params, sign};
 use super::{beijing, gateway_down};
 use crate::app::App;
 use crate::config::Alipay;
 use crate::error::Result;
-use crate::payments::gateway::client::{self, Call};
+use crate::payments::gateway::client::{self, GatewayCall};
 use crate::payments::gateway::switched_off;
 use crate::payments::model::Gateway;
 
 /// How a call ended that was understood.
 pub(super) enum Called {
     /// It was carried out.
-    Done(Answer),
+    Done(AlipayAnswer),
     /// It was declined for what the trade or the refund is: the code of the reason (`ACQ.…`), and all of it in words.
     Declined(String, String),
 }
@@ -66,7 +66,7 @@ pub(super) async fn call(
     more: &[(&str, String)],
 ) -> Result<Called> {
     let account = account(app)?;
-    let reply = client::send(app, &Call::new(app, Gateway::Alipay, operation), || {
+    let reply = client::send(app, &GatewayCall::new(app, Gateway::Alipay, operation), || {
         let mut params = params(app, account, method, content);
         params.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         let mut signed = sign(params, &account.private_key).map_err(anyhow::Error::from)?;
@@ -78,7 +78,7 @@ pub(super) async fn call(
     if !reply.status.is_success() {
         return Err(gateway_down(format_args!("HTTP {}", reply.status.as_u16())));
     }
-    let answer = Answer::verified(&reply.body, method, &account.public_keys).map_err(gateway_down)?;
+    let answer = AlipayAnswer::verified(&reply.body, method, &account.public_keys).map_err(gateway_down)?;
     match answer.ended() {
         Ended::Done => Ok(Called::Done(answer)),
         Ended::Declined(code) => Ok(Called::Declined(code, answer.in_words())),

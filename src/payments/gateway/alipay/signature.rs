@@ -34,7 +34,7 @@ pub(super) fn is_signed(text: &[u8], signature: &str, keys: &[PublicKey]) -> boo
 
 /// Why a set of parameters is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unsigned {
+pub(super) enum AlipayUnsigned {
     /// There is no signature.
     #[error("the signature is missing")]
     NoSignature,
@@ -48,16 +48,16 @@ pub(super) enum Unsigned {
 
 /// Takes the signature out of the parameters of a notify and checks it. That it is RSA2 is fixed here: the posted
 /// `sign_type` is not signed, so it is not believed.
-pub(super) fn verify(mut params: Params, keys: &[PublicKey]) -> Result<Params, Unsigned> {
-    let signature = params.remove("sign").ok_or(Unsigned::NoSignature)?;
+pub(super) fn verify(mut params: Params, keys: &[PublicKey]) -> Result<Params, AlipayUnsigned> {
+    let signature = params.remove("sign").ok_or(AlipayUnsigned::NoSignature)?;
     params.remove("sign_type");
     // `a=1&b=2` may be two parameters, or one whose value is `1&b=2`: the signature is the same. Alipay sends the first
     // kind; whoever has one of its messages could make the second of it, and so hide parameters.
     if params.iter().any(|(name, value)| name.contains(['&', '=']) || hides_a_parameter(value)) {
-        return Err(Unsigned::Ambiguous);
+        return Err(AlipayUnsigned::Ambiguous);
     }
     if !is_signed(signed_text(&params).as_bytes(), &signature, keys) {
-        return Err(Unsigned::Altered);
+        return Err(AlipayUnsigned::Altered);
     }
     Ok(params)
 }
@@ -100,11 +100,11 @@ pub(super) mod tests {
         let keys = [new_pair().public_key().unwrap(), PAIR.public_key().unwrap()];
         let signed = sign(params(&[("a", "1")]), &PAIR).unwrap();
         assert_eq!(verify(signed.clone(), &keys), Ok(params(&[("a", "1")])));
-        assert_eq!(verify(signed.clone(), &keys[..1]), Err(Unsigned::Altered));
-        assert_eq!(verify(signed.clone(), &[]), Err(Unsigned::Altered));
-        assert_eq!(verify(params(&[("a", "1")]), &keys), Err(Unsigned::NoSignature));
+        assert_eq!(verify(signed.clone(), &keys[..1]), Err(AlipayUnsigned::Altered));
+        assert_eq!(verify(signed.clone(), &[]), Err(AlipayUnsigned::Altered));
+        assert_eq!(verify(params(&[("a", "1")]), &keys), Err(AlipayUnsigned::NoSignature));
         for bad in ["", "=", "no base64", &signed["sign"][4..]] {
-            assert_eq!(verify(params(&[("a", "1"), ("sign", bad)]), &keys), Err(Unsigned::Altered), "{bad}");
+            assert_eq!(verify(params(&[("a", "1"), ("sign", bad)]), &keys), Err(AlipayUnsigned::Altered), "{bad}");
         }
     }
 
@@ -125,11 +125,11 @@ pub(super) mod tests {
         for other in [&[("a", "1&b=2"), ("c", "3")][..], &[("a", "1"), ("b", "2&c=3")], &[("a", "1&b=2&c=3")]] {
             let mut other = params(other);
             other.insert("sign".to_owned(), signed["sign"].clone());
-            assert_eq!(verify(other, &keys), Err(Unsigned::Ambiguous));
+            assert_eq!(verify(other, &keys), Err(AlipayUnsigned::Ambiguous));
         }
         let mut other = params(&[("a=1&b", "2"), ("c", "3")]);
         other.insert("sign".to_owned(), signed["sign"].clone());
-        assert_eq!(verify(other, &keys), Err(Unsigned::Ambiguous));
+        assert_eq!(verify(other, &keys), Err(AlipayUnsigned::Ambiguous));
         // Texts of people may have both signs.
         for text in ["A&B", "1+1=2", "a=1", "A & B = C", "&=", "课&程=1"] {
             let message = params(&[("subject", text), ("z", "1")]);
@@ -151,7 +151,7 @@ pub(super) mod tests {
             let name = pairs.keys().nth(at.index(pairs.len())).unwrap();
             prop_assume!(pairs[name] != other);
             signed.insert(name.clone(), other);
-            prop_assert_eq!(verify(signed, &keys), Err(Unsigned::Altered));
+            prop_assert_eq!(verify(signed, &keys), Err(AlipayUnsigned::Altered));
         }
     }
 }

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::super::client::{self, Call};
+use super::super::client::{self, GatewayCall};
 use super::super::unavailable;
 use super::settings;
 use crate::app::App;
@@ -37,7 +37,7 @@ pub(super) struct Ask<'a> {
 }
 
 /// An answer to a request that was understood.
-pub(super) enum Answer<T> {
+pub(super) enum StripeAnswer<T> {
     /// It was done: what came back, and its bytes.
     Done(T, Vec<u8>),
     /// It was not, and will not be when it is sent again.
@@ -85,19 +85,19 @@ pub(super) async fn get<T: DeserializeOwned>(
     operation: &'static str,
     path: &str,
     form: Form,
-) -> Result<Answer<T>> {
+) -> Result<StripeAnswer<T>> {
     call(app, Method::GET, Ask { operation, path, form, idempotency_key: None }).await
 }
 
 /// Changes something, once for each key.
-pub(super) async fn post<T: DeserializeOwned>(app: &App, ask: Ask<'_>) -> Result<Answer<T>> {
+pub(super) async fn post<T: DeserializeOwned>(app: &App, ask: Ask<'_>) -> Result<StripeAnswer<T>> {
     call(app, Method::POST, ask).await
 }
 
-async fn call<T: DeserializeOwned>(app: &App, method: Method, ask: Ask<'_>) -> Result<Answer<T>> {
+async fn call<T: DeserializeOwned>(app: &App, method: Method, ask: Ask<'_>) -> Result<StripeAnswer<T>> {
     let settings = settings(app)?;
     let url = format!("{}/v1/{}", settings.base_url, ask.path);
-    let call = Call { limit_bytes: LIST_LIMIT_BYTES, ..Call::new(app, Gateway::Stripe, ask.operation) };
+    let call = GatewayCall { limit_bytes: LIST_LIMIT_BYTES, ..GatewayCall::new(app, Gateway::Stripe, ask.operation) };
     let reply = client::send(app, &call, || {
         let request = app.http.request(method.clone(), &url).bearer_auth(settings.secret_key.expose_secret());
         let request = request.header("stripe-version", VERSION);
@@ -111,7 +111,7 @@ async fn call<T: DeserializeOwned>(app: &App, method: Method, ask: Ask<'_>) -> R
     let unreadable = |error| unavailable(Gateway::Stripe, format!("{}: cannot be read: {error}", ask.operation));
     if reply.status.is_success() {
         let object = serde_json::from_slice(&reply.body).map_err(unreadable)?;
-        return Ok(Answer::Done(object, reply.body));
+        return Ok(StripeAnswer::Done(object, reply.body));
     }
     let declined = declined(reply.status, &reply.body);
     match reply.status {
@@ -122,7 +122,7 @@ async fn call<T: DeserializeOwned>(app: &App, method: Method, ask: Ask<'_>) -> R
         // Another request with the key is under way, or an object is held by another: to be asked again.
         StatusCode::CONFLICT | StatusCode::FAILED_DEPENDENCY => Err(unavailable(Gateway::Stripe, &declined)),
         // Only what is told in Stripe's words is Stripe's: a proxy may have said no to what arrives later all the same.
-        status if status.is_client_error() && !declined.kind.is_empty() => Ok(Answer::Declined(declined)),
+        status if status.is_client_error() && !declined.kind.is_empty() => Ok(StripeAnswer::Declined(declined)),
         status => Err(unavailable(Gateway::Stripe, format!("HTTP {}", status.as_u16()))),
     }
 }

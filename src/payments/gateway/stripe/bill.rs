@@ -21,8 +21,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::unavailable;
-use super::api::{self, Answer, Form};
-use super::objects::{Charge, Dispute, Metadata, Page, RefundObject};
+use super::api::{self, StripeAnswer, Form};
+use super::objects::{Charge, Dispute, Metadata, StripePage, RefundObject};
 use crate::app::App;
 use crate::error::{Kind, Result, refuse};
 use crate::payments::model::{BILL_LINES_MAX, BillLine, DayBill, Gateway};
@@ -64,9 +64,9 @@ pub(super) async fn of_day(app: &App, date: &str) -> Result<DayBill> {
             ("expand[0]", "data.source".to_owned()),
         ];
         form.extend(after.take().map(|id| ("starting_after", id)));
-        let page: Page<Line> = match api::get(app, "bill", "balance_transactions", form).await? {
-            Answer::Done(page, _) => page,
-            Answer::Declined(why) => return Err(unavailable(Gateway::Stripe, format!("bill: {why}"))),
+        let page: StripePage<Line> = match api::get(app, "bill", "balance_transactions", form).await? {
+            StripeAnswer::Done(page, _) => page,
+            StripeAnswer::Declined(why) => return Err(unavailable(Gateway::Stripe, format!("bill: {why}"))),
         };
         after = page.data.last().map(|line| line.id.clone());
         for line in page.data {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Option<DayBill> {
-        let page: Page<Line> = serde_json::from_slice(bytes).ok()?;
+        let page: StripePage<Line> = serde_json::from_slice(bytes).ok()?;
         let mut bill = DayBill::default();
         for line in page.data {
             put_down(&mut bill, line).ok()?;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::objects::{Charge, Progress, RefundObject, Session};
+use super::objects::{Charge, Progress, RefundObject, StripeSession};
 use crate::payments::model::{Message, RefundAnswer, Said};
 
 /// The name of an account's own events with real money, and with play money. That they are this account's is the word of
@@ -50,7 +50,7 @@ pub(super) fn read(body: &[u8]) -> anyhow::Result<Message> {
         | "checkout.session.async_payment_succeeded"
         | "checkout.session.async_payment_failed"
         | "checkout.session.expired" => {
-            let session: Session = serde_json::from_str(object).context("reading an event's session")?;
+            let session: StripeSession = serde_json::from_str(object).context("reading an event's session")?;
             let Some(payment) = session.metadata.payment() else { return Ok(nothing) };
             let said = match session.progress()? {
                 Progress::Paid(said) => said,

@@ -65,7 +65,7 @@ impl Expandable<Intent> {
 
 /// A Checkout Session: <https://docs.stripe.com/api/checkout/sessions/object>.
 #[derive(Debug, Deserialize)]
-pub(super) struct Session {
+pub(super) struct StripeSession {
     pub id: String,
     pub livemode: bool,
     status: Option<String>,
@@ -92,7 +92,7 @@ pub(super) enum Progress {
     Over,
 }
 
-impl Session {
+impl StripeSession {
     /// How far it is; an error where it says what none of our sessions can say.
     pub(super) fn progress(&self) -> anyhow::Result<Progress> {
         let intent = match &self.payment_intent {
@@ -174,7 +174,7 @@ pub(super) struct Dispute {
 
 /// A page of a list: <https://docs.stripe.com/api/pagination>.
 #[derive(Debug, Deserialize)]
-pub(super) struct Page<T> {
+pub(super) struct StripePage<T> {
     pub data: Vec<T>,
     pub has_more: bool,
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{settings, sign};
 use crate::app::App;
 use crate::error::Result;
-use crate::payments::gateway::client::{Call, Reply, send};
+use crate::payments::gateway::client::{GatewayCall, Reply, send};
 use crate::payments::gateway::unavailable;
 use crate::payments::model::Gateway;
 
@@ -27,7 +27,7 @@ const CODE_LENGTH: usize = 64;
 const JSON: &str = "application/json";
 
 /// An answer that can be acted on.
-pub(super) enum Answer {
+pub(super) enum WechatAnswer {
     /// Done: the body, verified.
     Done(Vec<u8>),
     /// Not done, by WeChat Pay's code for why.
@@ -35,14 +35,14 @@ pub(super) enum Answer {
 }
 
 /// Asks with a GET; `path` has the query.
-pub(super) async fn get(app: &App, operation: &'static str, path: &str) -> Result<Answer> {
-    let call = Call::new(app, Gateway::Wechat, operation);
+pub(super) async fn get(app: &App, operation: &'static str, path: &str) -> Result<WechatAnswer> {
+    let call = GatewayCall::new(app, Gateway::Wechat, operation);
     answer(app, ask(app, &call, JSON, Method::GET, path, None).await?)
 }
 
 /// Asks with a POST. All that we ask so carries a number of ours, so that the same again is the same.
-pub(super) async fn post(app: &App, operation: &'static str, path: &str, body: &Value) -> Result<Answer> {
-    let call = Call::new(app, Gateway::Wechat, operation);
+pub(super) async fn post(app: &App, operation: &'static str, path: &str, body: &Value) -> Result<WechatAnswer> {
+    let call = GatewayCall::new(app, Gateway::Wechat, operation);
     answer(app, ask(app, &call, JSON, Method::POST, path, Some(body)).await?)
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn post(app: &App, operation: &'static str, path: &str, body: &
 pub(super) async fn file(app: &App, url: &str, limit_bytes: usize, patience: Duration) -> Result<Vec<u8>> {
     let url = Url::parse(url).context("reading the address of WeChat Pay's file")?;
     let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
-    let call = Call { limit_bytes, patience, ..Call::new(app, Gateway::Wechat, "file") };
+    let call = GatewayCall { limit_bytes, patience, ..GatewayCall::new(app, Gateway::Wechat, "file") };
     let reply = ask(app, &call, "*/*", Method::GET, &path, None).await?;
     if reply.status != StatusCode::OK {
         return Err(unavailable(Gateway::Wechat, format!("it gives no file: HTTP {}", reply.status.as_u16())));
@@ -64,7 +64,7 @@ pub(super) fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
     Ok(serde_json::from_slice(answer).context("reading WeChat Pay's answer")?)
 }
 
-async fn ask(app: &App, call: &Call, accept: &str, method: Method, path: &str, body: Option<&Value>) -> Result<Reply> {
+async fn ask(app: &App, call: &GatewayCall, accept: &str, method: Method, path: &str, body: Option<&Value>) -> Result<Reply> {
     let wechat = settings(app)?;
     let body = body.map(serde_json::to_vec).transpose().context("writing a request to WeChat Pay")?.unwrap_or_default();
     send(app, call, || {
@@ -83,7 +83,7 @@ async fn ask(app: &App, call: &Call, accept: &str, method: Method, path: &str, b
     .await
 }
 
-fn answer(app: &App, reply: Reply) -> Result<Answer> {
+fn answer(app: &App, reply: Reply) -> Result<WechatAnswer> {
     #[derive(Deserialize)]
     struct Refusal {
         code: String,
@@ -94,11 +94,11 @@ fn answer(app: &App, reply: Reply) -> Result<Answer> {
             .map_err(|error| unavailable(Gateway::Wechat, format!("its answer is not signed: {error}")))?;
     }
     if done {
-        return Ok(Answer::Done(reply.body));
+        return Ok(WechatAnswer::Done(reply.body));
     }
     let status = reply.status;
     match serde_json::from_slice::<Refusal>(&reply.body) {
-        Ok(Refusal { code }) if code.len() <= CODE_LENGTH => Ok(Answer::Declined { status, code }),
+        Ok(Refusal { code }) if code.len() <= CODE_LENGTH => Ok(WechatAnswer::Declined { status, code }),
         _ => Err(unavailable(Gateway::Wechat, anyhow!("HTTP {}, without a code", status.as_u16()))),
     }
 }

@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::sign::{self, Unsigned};
-use super::trade::{RefundState, Trade};
+use super::sign::{self, WechatUnsigned};
+use super::trade::{RefundState, WechatTrade};
 use crate::config::{ApiV3Key, WechatPay, merchant_of};
 use crate::payments::model::{Message, Said};
 use crate::platform::clock::At;
@@ -24,7 +24,7 @@ const ID_LENGTH: usize = 64;
 pub(super) enum Fault {
     /// It is not WeChat Pay's.
     #[error("it is not signed: {0}")]
-    Unsigned(#[from] Unsigned),
+    WechatUnsigned(#[from] WechatUnsigned),
     /// It is WeChat Pay's, and not what its documents describe.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
@@ -63,7 +63,7 @@ pub(super) fn read(wechat: &WechatPay, headers: &HeaderMap, body: &[u8], now: At
     let content = open(&wechat.api_v3_key, &envelope.resource)?;
     match envelope.event_type.split_once('.') {
         Some(("TRANSACTION", _)) => {
-            let trade: Trade = serde_json::from_slice(&content).map_err(unreadable)?;
+            let trade: WechatTrade = serde_json::from_slice(&content).map_err(unreadable)?;
             trade.message(envelope.id).map_err(|why| Fault::Unreadable(why.to_string()))
         }
         Some(("REFUND", _)) => {

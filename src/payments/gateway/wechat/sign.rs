@@ -26,7 +26,7 @@ const HEADER_LENGTH: usize = 2048;
 
 /// Why a message is not WeChat Pay's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unsigned {
+pub(super) enum WechatUnsigned {
     /// A header is missing, or there twice, or no text, or too long.
     #[error("the header {0} is missing or malformed")]
     Header(&'static str),
@@ -48,38 +48,38 @@ pub(super) enum Unsigned {
 }
 
 /// Checks the signature of an answer or a notify over its raw body. A missing header is a failure, never an empty text.
-pub(super) fn verify(wechat: &WechatPay, headers: &HeaderMap, body: &[u8], now: At) -> Result<(), Unsigned> {
+pub(super) fn verify(wechat: &WechatPay, headers: &HeaderMap, body: &[u8], now: At) -> Result<(), WechatUnsigned> {
     let timestamp = header(headers, "wechatpay-timestamp")?;
     let nonce = header(headers, "wechatpay-nonce")?;
     let serial = header(headers, "wechatpay-serial")?;
     let signature = header(headers, "wechatpay-signature")?;
-    let seconds: i64 = timestamp.parse().map_err(|_| Unsigned::Header("wechatpay-timestamp"))?;
+    let seconds: i64 = timestamp.parse().map_err(|_| WechatUnsigned::Header("wechatpay-timestamp"))?;
     // Absent, it is the only one that there was before the header.
     if headers.contains_key("wechatpay-signature-type") && header(headers, "wechatpay-signature-type")? != SCHEME {
-        return Err(Unsigned::Scheme);
+        return Err(WechatUnsigned::Scheme);
     }
     if signature.starts_with(PROBE) {
-        return Err(Unsigned::Probe);
+        return Err(WechatUnsigned::Probe);
     }
     let key = wechat.platform_keys.iter().find(|key| key.is(serial));
-    let key = key.ok_or_else(|| Unsigned::UnknownSerial(serial.to_owned()))?;
-    let signature = BASE64_STANDARD.decode(signature).map_err(|_| Unsigned::Header("wechatpay-signature"))?;
+    let key = key.ok_or_else(|| WechatUnsigned::UnknownSerial(serial.to_owned()))?;
+    let signature = BASE64_STANDARD.decode(signature).map_err(|_| WechatUnsigned::Header("wechatpay-signature"))?;
     let signed = [timestamp.as_bytes(), b"\n", nonce.as_bytes(), b"\n", body, b"\n"].concat();
     if !key.key.verifies(&signed, &signature) {
-        return Err(Unsigned::Altered);
+        return Err(WechatUnsigned::Altered);
     }
     if now.timestamp().as_second().abs_diff(seconds) > WINDOW.as_secs() {
-        return Err(Unsigned::Stale);
+        return Err(WechatUnsigned::Stale);
     }
     Ok(())
 }
 
 /// The only value of a header; which of two was signed nobody can tell.
-fn header<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Unsigned> {
+fn header<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, WechatUnsigned> {
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
     let text = first.filter(|_| second.is_none()).and_then(|value| value.to_str().ok());
-    text.filter(|text| (1..=HEADER_LENGTH).contains(&text.len())).ok_or(Unsigned::Header(name))
+    text.filter(|text| (1..=HEADER_LENGTH).contains(&text.len())).ok_or(WechatUnsigned::Header(name))
 }
 
 /// The `Authorization` of a request. `path` is what follows the host, with the query.

@@ -14,7 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::notify::Fault;
-use super::sign::Unsigned;
+use super::sign::WechatUnsigned;
 use super::{beijing, bill, cut, notify, sign};
 use crate::config::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::payments::model::{Message, PaymentId, RefundAnswer, RefundId, Said};
@@ -69,7 +69,7 @@ fn signed(serial: &str, key: usize, body: &[u8], at: At) -> HeaderMap {
     headers
 }
 
-fn verify(headers: &HeaderMap, body: &[u8], now: At) -> Result<(), Unsigned> {
+fn verify(headers: &HeaderMap, body: &[u8], now: At) -> Result<(), WechatUnsigned> {
     sign::verify(&SETTINGS, headers, body, now)
 }
 
@@ -153,19 +153,19 @@ fn a_header_that_is_missing_or_there_twice_or_empty_is_a_failure() {
     for name in ["wechatpay-timestamp", "wechatpay-nonce", "wechatpay-serial", "wechatpay-signature"] {
         let mut without = good.clone();
         without.remove(name);
-        assert_eq!(verify(&without, b"{}", *NOW), Err(Unsigned::Header(name)));
+        assert_eq!(verify(&without, b"{}", *NOW), Err(WechatUnsigned::Header(name)));
         let mut twice = good.clone();
         twice.append(name, good[name].clone());
-        assert_eq!(verify(&twice, b"{}", *NOW), Err(Unsigned::Header(name)));
+        assert_eq!(verify(&twice, b"{}", *NOW), Err(WechatUnsigned::Header(name)));
         let mut empty = good.clone();
         empty.insert(name, HeaderValue::from_static(""));
-        assert_eq!(verify(&empty, b"{}", *NOW), Err(Unsigned::Header(name)));
+        assert_eq!(verify(&empty, b"{}", *NOW), Err(WechatUnsigned::Header(name)));
     }
     let mut untold = good.clone();
     untold.remove("wechatpay-signature-type");
     assert_eq!(verify(&untold, b"{}", *NOW), Ok(()));
     untold.insert("wechatpay-signature-type", HeaderValue::from_static("WECHATPAY2-SM2-WITH-SM3"));
-    assert_eq!(verify(&untold, b"{}", *NOW), Err(Unsigned::Scheme));
+    assert_eq!(verify(&untold, b"{}", *NOW), Err(WechatUnsigned::Scheme));
 }
 
 #[test]
@@ -175,13 +175,13 @@ fn the_serial_picks_the_key_and_both_keys_of_a_rotation_hold() {
     assert_eq!(verify(&signed(SERIAL, 2, body, *NOW), body, *NOW), Ok(()));
     assert_eq!(verify(&signed(&SERIAL.to_lowercase(), 2, body, *NOW), body, *NOW), Ok(()));
     // Signed with a key that we hold, under the other's name.
-    assert_eq!(verify(&signed(SERIAL, 1, body, *NOW), body, *NOW), Err(Unsigned::Altered));
-    assert_eq!(verify(&signed(PUBLIC_KEY_ID, 0, body, *NOW), body, *NOW), Err(Unsigned::Altered));
+    assert_eq!(verify(&signed(SERIAL, 1, body, *NOW), body, *NOW), Err(WechatUnsigned::Altered));
+    assert_eq!(verify(&signed(PUBLIC_KEY_ID, 0, body, *NOW), body, *NOW), Err(WechatUnsigned::Altered));
     for unknown in
         ["PUB_KEY_ID_0112345678902025", "5157F09EFDC096DE15EBE81A47057A7200000002", "pub_key_id_0112345678902024"]
     {
         let verdict = verify(&signed(unknown, 1, body, *NOW), body, *NOW);
-        assert_eq!(verdict, Err(Unsigned::UnknownSerial(unknown.to_owned())));
+        assert_eq!(verdict, Err(WechatUnsigned::UnknownSerial(unknown.to_owned())));
     }
 }
 
@@ -191,8 +191,8 @@ fn a_recorded_message_is_worth_nothing_after_the_window() {
     let (edge, beyond) = (Duration::from_secs(300), Duration::from_secs(301));
     assert_eq!(verify(&headers, b"{}", NOW.plus(edge)), Ok(()));
     assert_eq!(verify(&headers, b"{}", NOW.minus(edge)), Ok(()));
-    assert_eq!(verify(&headers, b"{}", NOW.plus(beyond)), Err(Unsigned::Stale));
-    assert_eq!(verify(&headers, b"{}", NOW.minus(beyond)), Err(Unsigned::Stale));
+    assert_eq!(verify(&headers, b"{}", NOW.plus(beyond)), Err(WechatUnsigned::Stale));
+    assert_eq!(verify(&headers, b"{}", NOW.minus(beyond)), Err(WechatUnsigned::Stale));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_probe_fails() {
     let mut headers = signed(PUBLIC_KEY_ID, 1, b"{}", *NOW);
     let probe = format!("WECHATPAY/SIGNTEST/{}", headers["wechatpay-signature"].to_str().unwrap());
     headers.insert("wechatpay-signature", HeaderValue::from_str(&probe).unwrap());
-    assert_eq!(verify(&headers, b"{}", *NOW), Err(Unsigned::Probe));
+    assert_eq!(verify(&headers, b"{}", *NOW), Err(WechatUnsigned::Probe));
 }
 
 #[test]

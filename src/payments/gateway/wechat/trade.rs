@@ -11,7 +11,7 @@ use crate::platform::money::Money;
 
 /// A trade.
 #[derive(Debug, Deserialize)]
-pub(super) struct Trade {
+pub(super) struct WechatTrade {
     pub mchid: String,
     pub appid: String,
     pub out_trade_no: String,
@@ -40,7 +40,7 @@ pub(super) enum TradeState {
     Over,
 }
 
-impl Trade {
+impl WechatTrade {
     /// How far it is. A state that nobody told us of is a fault: guessed, it could lose money.
     pub fn state(&self) -> anyhow::Result<TradeState> {
         match self.trade_state.as_str() {

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use sqlx::{MySql, QueryBuilder, query, query_as, query_scalar};
 
 use crate::payments::model::Gateway;
-use crate::payments::reconcile::bill::{Line, Sum};
-use crate::payments::reconcile::compare::What;
+use crate::payments::reconcile::bill::{CheckedLine, Sum};
+use crate::payments::reconcile::compare::BillSubject;
 use crate::payments::reconcile::{BillId, BillStatus};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
@@ -75,7 +75,7 @@ pub(in crate::payments::reconcile) async fn begin(conn: &mut Conn, new: &NewBill
 pub(in crate::payments::reconcile) async fn insert_lines(
     conn: &mut Conn,
     bill: BillId,
-    lines: &[(&(What, String), &Line)],
+    lines: &[(&(BillSubject, String), &CheckedLine)],
 ) -> sqlx::Result<()> {
     for part in insert_parts(lines) {
         let mut insert = QueryBuilder::<MySql>::new(
@@ -177,7 +177,7 @@ pub(in crate::payments::reconcile) async fn days_since(
 
 /// Whose bill of which day.
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct Which {
+pub(in crate::payments::reconcile) struct BillKey {
     pub id: BillId,
     #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
@@ -185,7 +185,7 @@ pub(in crate::payments::reconcile) struct Which {
 }
 
 /// Believed bills that were not laid beside our books to their end.
-pub(in crate::payments::reconcile) async fn uncompared(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<Which>> {
+pub(in crate::payments::reconcile) async fn uncompared(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<BillKey>> {
     query_as(
         "SELECT id, gateway, day FROM payment_bills WHERE status = 'believed' AND compared_at IS NULL \
          ORDER BY id LIMIT ?",
@@ -212,7 +212,7 @@ pub(in crate::payments::reconcile) async fn replaced(
 pub(in crate::payments::reconcile) async fn numbers(
     conn: &mut Conn,
     bill: BillId,
-    what: What,
+    what: BillSubject,
     after: Option<&str>,
     limit: u32,
 ) -> sqlx::Result<Vec<String>> {
@@ -272,7 +272,7 @@ pub(in crate::payments::reconcile) async fn to_prune(
     conn: &mut Conn,
     before: Day,
     limit: u32,
-) -> sqlx::Result<Vec<Which>> {
+) -> sqlx::Result<Vec<BillKey>> {
     query_as(
         "SELECT id, gateway, day FROM payment_bills WHERE pruned_at IS NULL AND day < ? AND status <> 'storing' \
          ORDER BY day LIMIT ?",
@@ -288,7 +288,7 @@ pub(in crate::payments::reconcile) async fn to_prune(
 pub(in crate::payments::reconcile) async fn kept(
     conn: &mut Conn,
     gateway: Gateway,
-    what: What,
+    what: BillSubject,
     numbers: &[String],
     from: Day,
 ) -> sqlx::Result<HashSet<String>> {
@@ -315,7 +315,7 @@ pub(in crate::payments::reconcile) async fn kept(
 pub(in crate::payments::reconcile) async fn prune_lines(
     conn: &mut Conn,
     gateway: Gateway,
-    what: What,
+    what: BillSubject,
     numbers: &[String],
     before: Day,
 ) -> sqlx::Result<u64> {

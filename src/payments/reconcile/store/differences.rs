@@ -5,7 +5,7 @@ use sqlx::{MySql, QueryBuilder, query, query_as};
 use crate::auth::UserId;
 use crate::payments::model::Gateway;
 use crate::payments::reconcile::DifferenceId;
-use crate::payments::reconcile::compare::{DifferenceKind, DifferenceStatus, Figures, What};
+use crate::payments::reconcile::compare::{DifferenceKind, DifferenceStatus, Figures, BillSubject};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
@@ -14,7 +14,7 @@ use crate::platform::text::{OptionalText, Text};
 
 /// A difference that is known.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct Known {
+pub(in crate::payments::reconcile) struct KnownDifference {
     pub id: DifferenceId,
     #[sqlx(try_from = "Text")]
     pub number: String,
@@ -26,7 +26,7 @@ pub(in crate::payments::reconcile) struct Known {
     pub ours_fen: Option<Money>,
 }
 
-impl Known {
+impl KnownDifference {
     /// Its amounts.
     pub fn figures(&self) -> Figures {
         Figures { theirs: self.theirs_fen, ours: self.ours_fen }
@@ -37,9 +37,9 @@ impl Known {
 pub(in crate::payments::reconcile) async fn lock(
     conn: &mut Conn,
     gateway: Gateway,
-    what: What,
+    what: BillSubject,
     numbers: &[String],
-) -> sqlx::Result<Vec<Known>> {
+) -> sqlx::Result<Vec<KnownDifference>> {
     if numbers.is_empty() {
         return Ok(Vec::new());
     }
@@ -67,7 +67,7 @@ pub(in crate::payments::reconcile) struct Facts<'a> {
 /// Which difference.
 pub(in crate::payments::reconcile) struct Named<'a> {
     pub gateway: Gateway,
-    pub what: What,
+    pub what: BillSubject,
     pub number: &'a str,
     pub kind: DifferenceKind,
 }
@@ -174,7 +174,7 @@ pub(in crate::payments::reconcile) struct Again {
     #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     #[sqlx(try_from = "Text")]
-    pub what: What,
+    pub what: BillSubject,
     #[sqlx(try_from = "Text")]
     pub number: String,
 }
@@ -234,7 +234,7 @@ pub(in crate::payments::reconcile) struct DifferenceRow {
     #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     #[sqlx(try_from = "Text")]
-    pub what: What,
+    pub what: BillSubject,
     #[sqlx(try_from = "Text")]
     pub number: String,
     #[sqlx(try_from = "Text")]
@@ -266,7 +266,7 @@ const DIFFERENCES: &str = "SELECT id, gateway, what, number, kind, status, day, 
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::payments::reconcile) struct WhichDifferences {
     pub gateway: Option<Gateway>,
-    pub what: Option<What>,
+    pub what: Option<BillSubject>,
     pub kind: Option<DifferenceKind>,
     pub status: Option<DifferenceStatus>,
 }
@@ -282,7 +282,7 @@ pub(in crate::payments::reconcile) async fn list(
     query.push("< ").push_bind(before);
     let filters = [
         (" AND gateway = ", which.gateway.map(Gateway::as_str)),
-        (" AND what = ", which.what.map(What::as_str)),
+        (" AND what = ", which.what.map(BillSubject::as_str)),
         (" AND kind = ", which.kind.map(DifferenceKind::as_str)),
         (" AND status = ", which.status.map(DifferenceStatus::as_str)),
     ];

@@ -52,7 +52,7 @@ proptest! {
         prop_assert_eq!(verify(&headers, &body, *NOW), Ok(()));
         let at = at.index(body.len());
         body[at] ^= flip;
-        prop_assert_eq!(verify(&headers, &body, *NOW), Err(Unsigned::Altered));
+        prop_assert_eq!(verify(&headers, &body, *NOW), Err(WechatUnsigned::Altered));
     }
 
     /// Headers and body of any bytes: neither a panic nor a yes.
@@ -76,7 +76,7 @@ proptest! {
             headers.insert("wechatpay-timestamp", HeaderValue::from_static("1763700000"));
         }
         let verdict = notify::read(&SETTINGS, &headers, &body, *NOW);
-        prop_assert!(matches!(verdict, Err(Fault::Unsigned(_))), "{verdict:?}");
+        prop_assert!(matches!(verdict, Err(Fault::WechatUnsigned(_))), "{verdict:?}");
     }
 
     /// A real notify with any of its parts replaced by another's.
@@ -92,7 +92,7 @@ proptest! {
             4 => { headers.insert("wechatpay-nonce", HeaderValue::from_static("another")); &bodies[0] }
             part => { headers.insert(names[part], foreign[names[part]].clone()); &bodies[0] }
         };
-        prop_assert!(matches!(notify::read(&SETTINGS, &headers, body, *NOW), Err(Fault::Unsigned(Unsigned::Altered))));
+        prop_assert!(matches!(notify::read(&SETTINGS, &headers, body, *NOW), Err(Fault::WechatUnsigned(WechatUnsigned::Altered))));
     }
 
     /// What is signed and sealed as it should be may still be nonsense.
