@@ -133,8 +133,8 @@ impl Keys {
     pub fn control(&self) -> String {
         format!("{}:control", self.base)
     }
-    /// Stream of what ended, bounded: an entry for each state of an acknowledged batch, with the tasks' name `n`, the
-    /// state `s`, and the tasks' keys `t`.
+    /// Stream of what ended, of some 20,000 tasks at most: an entry for each state of an acknowledged batch, with the tasks'
+    /// name `n`, the state `s`, and the tasks' keys `t`.
     pub fn ended(&self) -> String {
         format!("{}:ended", self.base)
     }

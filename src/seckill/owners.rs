@@ -33,7 +33,7 @@ use crate::platform::seldom::Seldom;
 
 /// Owners written, notes told and refunded orders read at once.
 const PAGE: u32 = 500;
-/// Pages of owners that are written before the first buyer of a gate that was missing is let in.
+/// Pages of owners that are written as soon as a gate that was missing is open. Placing finds those that come later.
 pub const PAGES_AT_OPENING: u32 = 20;
 /// Pages of owners that a pass over the gates writes, of all of them together.
 pub const PAGES_OF_A_PASS: u32 = 40;

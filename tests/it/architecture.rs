@@ -10,7 +10,7 @@ const MAX_LINES: usize = 450;
 const BASE: &[&str] = &["platform", "config", "error", "app", "engine", "idempotency", "audit"];
 const FEATURES: &[&str] = &["auth", "catalogue", "wallet", "orders", "payments", "seckill", "reports"];
 
-/// What each room may use beside itself (`docs/ARCHITECTURE.md`). A room that is not here may not exist.
+/// What each room may use beside itself (`docs/architecture/rooms.md`). A room that is not here may not exist.
 fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
     let all = |lists: &[&[&'static str]]| Some(lists.iter().flat_map(|list| list.iter().copied()).collect());
     match room {
