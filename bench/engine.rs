@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use onrush::engine::{
-    Engine, Item, Job, Keys, Outcome, QueueName, QueueSpec, Registry, EngineSettings, Task, Worker, envelope_of,
+    Engine, EngineSettings, Item, Job, Keys, Outcome, QueueName, QueueSpec, Registry, Task, Worker, envelope_of,
 };
 use onrush::platform::clock::Clock;
 use onrush::platform::loops::Loops;

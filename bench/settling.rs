@@ -14,7 +14,7 @@ use onrush::dev::servers::database_url;
 use onrush::payments;
 use onrush::platform::clock::Clock;
 use onrush::platform::db;
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 
 use super::support::{ROUNDS, median, percentile};
 use super::{Bench, Process};

@@ -34,7 +34,7 @@ use crate::app::App;
 use crate::auth;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::limits;
-use crate::platform::crowd::{InFlightLimit, InFlightPermit};
+use crate::platform::in_flight::{InFlightLimit, InFlightPermit};
 use crate::platform::lang::Lang;
 use crate::routes::API;
 use crate::texts;
@@ -45,18 +45,18 @@ pub struct Edge(Arc<Inner>);
 
 struct Inner {
     app: App,
-    crowd: InFlightLimit,
+    in_flight: InFlightLimit,
     cors: Option<Cors>,
     is_https: bool,
 }
 
 impl Edge {
-    /// By the app's settings, with room for `crowd`.
-    pub fn new(app: &App, crowd: InFlightLimit) -> Self {
+    /// By the app's settings, with room for so many requests `in_flight`.
+    pub fn new(app: &App, in_flight: InFlightLimit) -> Self {
         let settings = &app.config.http;
         let cors = Cors::new(&settings.cors_origins, &settings.cors_headers);
         let app = app.clone();
-        Self(Arc::new(Inner { app, crowd, cors, is_https: settings.public_url.starts_with("https://") }))
+        Self(Arc::new(Inner { app, in_flight, cors, is_https: settings.public_url.starts_with("https://") }))
     }
 }
 
@@ -130,7 +130,7 @@ where
     let span = traced::span(&edge.app, &request, &id, route);
     let response = match preflight.map(Cors::preflight) {
         Some(answer) => answer,
-        None => match admit(&edge.crowd, route, &mut request) {
+        None => match admit(&edge.in_flight, route, &mut request) {
             Ok(()) => run(limits::limit(&edge.app, route, address, request, rest)).instrument(span.clone()).await,
             Err(error) => error.into_response(),
         },
@@ -206,11 +206,11 @@ fn without_slash(uri: &Uri) -> Option<HeaderValue> {
 }
 
 /// Whether the request may be taken on: it says whom it is meant for, and there is room for it.
-fn admit(crowd: &InFlightLimit, route: &str, request: &mut Request) -> Result<(), Error> {
+fn admit(in_flight: &InFlightLimit, route: &str, request: &mut Request) -> Result<(), Error> {
     if request.version() == Version::HTTP_11 && !names_one_host(request.headers()) {
         return Err(Kind::HostInvalid.into());
     }
-    if let Some(place) = enter(crowd, route)? {
+    if let Some(place) = enter(in_flight, route)? {
         request.extensions_mut().insert(place);
     }
     Ok(())
@@ -247,11 +247,11 @@ fn request_id(request: &Request) -> (String, HeaderValue) {
 
 /// Takes on at most `http.max_in_flight` requests of the API; one more is told to come back. Who asks after the
 /// process's health is always answered.
-fn enter(crowd: &InFlightLimit, route: &str) -> Result<Option<Arc<InFlightPermit>>, Error> {
+fn enter(in_flight: &InFlightLimit, route: &str) -> Result<Option<Arc<InFlightPermit>>, Error> {
     if !route.starts_with(API) {
         return Ok(None);
     }
-    let place = crowd.enter();
+    let place = in_flight.enter();
     if place.is_none() {
         metrics::counter!("onrush_http_shed_total").increment(1);
         return Err(refuse(Kind::Overloaded, "").retry_after(1).into());

@@ -18,7 +18,7 @@ use utoipa::openapi::schema::Object;
 pub use self::members::describe as describe_members;
 use crate::platform::db;
 use crate::platform::described::numbers;
-use crate::platform::extract::{Faults, FieldFault, FaultClass};
+use crate::platform::extract::{FaultClass, Faults, FieldFault};
 
 macro_rules! refusals {
     ($($(#[doc = $doc:literal])+ $kind:ident = $status:literal $name:literal $title:literal $(=> $code:literal)?;)+) => {

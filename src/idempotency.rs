@@ -21,7 +21,7 @@ use crate::auth::{self, UserId};
 use crate::error::{Kind, Result, refuse};
 use crate::platform::clock::At;
 use crate::platform::db::{self, Conn};
-use crate::platform::extract::{UnreadRequest, Faults, Part, FaultClass};
+use crate::platform::extract::{FaultClass, Faults, Part, UnreadRequest};
 
 /// The header's name.
 pub const HEADER: &str = "Idempotency-Key";

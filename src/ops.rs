@@ -20,8 +20,8 @@ use tokio::sync::Mutex;
 
 use crate::app::App;
 use crate::error::{Kind, Problem};
-use crate::platform::crowd::InFlightLimit;
 use crate::platform::described::AnyObject;
+use crate::platform::in_flight::InFlightLimit;
 use crate::platform::policy;
 
 /// The process's metrics recorder, installed by `main` once.
@@ -40,13 +40,13 @@ struct Rendered(Mutex<Option<(Instant, Bytes)>>);
     (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
     (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
 ))]
-pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<InFlightLimit>) -> Response {
+pub async fn metrics(State(app): State<App>, Extension(in_flight): Extension<InFlightLimit>) -> Response {
     let rendered = app.local::<Rendered>();
     let mut last = rendered.0.lock().await;
     let body = match &*last {
         Some((at, body)) if at.elapsed() < RENDER_PERIOD => body.clone(),
         _ => {
-            let body = render(&app, &crowd);
+            let body = render(&app, &in_flight);
             *last = Some((Instant::now(), body.clone()));
             body
         }
@@ -54,8 +54,8 @@ pub async fn metrics(State(app): State<App>, Extension(crowd): Extension<InFligh
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
 }
 
-fn render(app: &App, crowd: &InFlightLimit) -> Bytes {
-    gauges::measure(app, crowd);
+fn render(app: &App, in_flight: &InFlightLimit) -> Bytes {
+    gauges::measure(app, in_flight);
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default().into()
 }
 

@@ -36,8 +36,8 @@ use crate::ops;
 use crate::ops::pages::{self, Pages};
 use crate::orders;
 use crate::payments;
-use crate::platform::crowd::{InFlightLimit, InFlightPermit};
 use crate::platform::db;
+use crate::platform::in_flight::{InFlightLimit, InFlightPermit};
 use crate::reports;
 use crate::seckill;
 use crate::wallet;
@@ -125,10 +125,10 @@ fn detached() -> OpenApiRouter<App> {
         .routes(routes!(admin::queues::resume))
         .routes(routes!(admin::queues::purge))
         .routes(routes!(admin::queues::set_concurrency))
-        .routes(routes!(admin::letters::list, admin::letters::delete_all))
-        .routes(routes!(admin::letters::retry_many))
-        .routes(routes!(admin::letters::delete))
-        .routes(routes!(admin::letters::retry_one))
+        .routes(routes!(admin::dead_letters::list, admin::dead_letters::delete_all))
+        .routes(routes!(admin::dead_letters::retry_many))
+        .routes(routes!(admin::dead_letters::delete))
+        .routes(routes!(admin::dead_letters::retry_one))
         .routes(routes!(admin::tasks::list))
         .routes(routes!(admin::tasks::show))
         .routes(routes!(admin::tasks::revoke))
@@ -148,10 +148,10 @@ fn hot() -> OpenApiRouter<App> {
         .routes(routes!(seckill::tasks::task_events))
 }
 
-/// Where a crowd asks, of the hot routes.
+/// Where a in_flight asks, of the hot routes.
 const CROWD: [&str; 2] = ["/api/v1/seckill/activities/{id}/submissions", "/api/v1/tasks/{id}"];
 
-/// Whether a crowd asks here.
+/// Whether a in_flight asks here.
 pub fn is_crowd(route: &str) -> bool {
     CROWD.contains(&route)
 }
@@ -218,7 +218,7 @@ pub fn own_operations_router(app: &App) -> Router {
 
 /// Puts the operations' routes beside `routes`, and around all of them what every request goes through.
 fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
-    let crowd = app.local::<Shared>().0.get_or_init(|| InFlightLimit::new(app.config.http.max_in_flight)).clone();
+    let in_flight = app.local::<Shared>().0.get_or_init(|| InFlightLimit::new(app.config.http.max_in_flight)).clone();
     let (mut operations, _) = split(operations());
     operations = operations.route("/", get(ops::landing::landing));
     if pages.are_there() {
@@ -228,12 +228,12 @@ fn around(app: &App, routes: Router<App>, pages: Pages) -> Router {
         operations = operations
             .merge(operators.merge(swagger).layer(from_fn_with_state((app.clone(), pages.clone()), pages::guard)));
     }
-    let operations = operations.layer(compression()).layer(Extension(crowd.clone())).layer(Extension(pages));
+    let operations = operations.layer(compression()).layer(Extension(in_flight.clone())).layer(Extension(pages));
     routes
         .merge(operations)
         .fallback(|| async { Error::from(Kind::NotFound) })
         .method_not_allowed_fallback(|| async { Error::from(Kind::MethodNotAllowed) })
-        .layer(Edge::new(app, crowd))
+        .layer(Edge::new(app, in_flight))
         .with_state(app.clone())
 }
 

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 pub use self::connection::HEAD_TIMEOUT;
 use crate::app::App;
 use crate::engine::QueueName;
-use crate::engine::operate::QueueState;
+use crate::engine::inspect::QueueState;
 use crate::platform::address::warn_if_nobody_is_trusted;
 use crate::platform::loops::{Partly, Pulse};
 use crate::platform::telemetry;

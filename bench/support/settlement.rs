@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use onrush::platform::clock::{At, Clock};
 use onrush::platform::db::Db;
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use serde_json::json;
 use sqlx::QueryBuilder;
 use uuid::Uuid;

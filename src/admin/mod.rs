@@ -1,7 +1,7 @@
 //! What administrators see and set of the machinery itself. (What they set of a feature is in the feature.)
 
 pub mod audit;
-pub mod letters;
+pub mod dead_letters;
 pub mod queues;
 pub mod schedules;
 pub mod tasks;

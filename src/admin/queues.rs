@@ -9,7 +9,7 @@ use super::{PageAfter, Segment, queue_at, segment};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
-use crate::engine::operate::QueueState;
+use crate::engine::inspect::QueueState;
 use crate::engine::{QueueName, is_wrong_type};
 use crate::error::{Problem, Result};
 use crate::jobs;

@@ -14,7 +14,7 @@ use super::queues::consumed;
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
-use crate::engine::operate::Retried;
+use crate::engine::inspect::Retried;
 use crate::engine::{Revoked, TaskId, is_wrong_type};
 use crate::error::{Kind, Problem, Result, refuse};
 use crate::jobs;

@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::PageAfter;
 use crate::app::App;
 use crate::auth::Admin;
-use crate::engine::operate::SeenWorker;
+use crate::engine::inspect::SeenWorker;
 use crate::error::{Problem, Result};
 use crate::platform::extract::{Input, Query};
 use crate::platform::page::Page;

@@ -16,8 +16,8 @@ use super::{Admin, Caller, CurrentUser, Registration, session};
 use crate::app::App;
 use crate::error::{Problem, Result};
 use crate::platform::extract::{Faults, Input, Json, Path, Shape};
-use crate::platform::rules::words;
 use crate::platform::spelling::nfc_option;
+use crate::platform::validators::words;
 
 /// A new account.
 #[derive(Deserialize, garde::Validate, utoipa::ToSchema)]

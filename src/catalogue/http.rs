@@ -11,8 +11,8 @@ use crate::error::{Problem, Result};
 use crate::platform::extract::{Input, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
-use crate::platform::rules::{prose, words};
 use crate::platform::spelling::{nfc, nfc_list};
+use crate::platform::validators::{prose, words};
 
 /// The courses on sale, newest first.
 #[utoipa::path(get, path = "/courses", operation_id = "list_courses", tag = "catalogue", params(PageQuery), responses(

@@ -9,7 +9,7 @@ use std::fmt;
 use secrecy::SecretString;
 
 use super::gateways::Section;
-use crate::platform::signed::SharedSecret;
+use crate::platform::hmac::SharedSecret;
 
 /// What keys begin with, and whether they move real money.
 const KEYS: [(&str, bool); 4] = [("sk_live_", true), ("rk_live_", true), ("sk_test_", false), ("rk_test_", false)];

@@ -75,7 +75,8 @@ async fn serve(
     let app = App::connect(config, Clock::System).await?;
     db::migrate(&app.db).await?;
     demo::load(&app).await.context("loading the demo data")?;
-    let serving = Serving::start(&app, listener, &[ProcessRole::Api, ProcessRole::Worker, ProcessRole::Scheduler]).await?;
+    let serving =
+        Serving::start(&app, listener, &[ProcessRole::Api, ProcessRole::Worker, ProcessRole::Scheduler]).await?;
     write_owner(lock, &base)?;
     let reviving = tokio::spawn(revive(servers.clone()));
     let mut welcome = demo::welcome(&base, &options.dir, app.config.orders.pay_deadline_s);

@@ -18,8 +18,8 @@ use super::task::{State, Task, TaskId};
 use super::waiters::Waiters;
 use super::{EngineSettings, scripts};
 use crate::platform::clock::{At, Clock};
+use crate::platform::coalesce::Coalescer;
 use crate::platform::redis::Redis;
-use crate::platform::together::Together;
 use crate::platform::traces::TraceParent;
 
 /// Tasks that one script call takes on, so that none holds up Redis for long.
@@ -114,7 +114,7 @@ pub struct Engine {
     pub(super) clock: Clock,
     pub(super) settings: EngineSettings,
     waiters: Arc<Waiters>,
-    statuses: Arc<Together<QueueName, Uuid, Option<TaskStatus>, RedisError>>,
+    statuses: Arc<Coalescer<QueueName, Uuid, Option<TaskStatus>, RedisError>>,
     is_held: Arc<AtomicBool>,
     /// Queues that a worker of this process found idle no more. It consumes them, which bounds their number.
     woken: Arc<Mutex<HashSet<QueueName>>>,

@@ -1,9 +1,9 @@
 //! The side of the engine that runs tasks: reads, runs, acknowledges.
 //!
-//! Per partition there are two loops. The **reader** takes a permit, reads a batch of one priority ([`turns`]) and hands it
+//! Per partition there are two loops. The **reader** takes a permit, reads a batch of one priority ([`priority_order`]) and hands it
 //! to a task of its own ([`run`], then [`finish`]); the permits bound what is under way. The [`keeper`] moves due tasks to
 //! the stream, takes over deliveries whose worker gave no sign for a lease ([`recover`]), clears what is nowhere any more
-//! ([`lost`]), and removes consumers that are long gone. Lanes of queues in which nothing happens share both ([`idle`]).
+//! ([`lost`]), and removes consumers that are long gone. Partitions of queues in which nothing happens share both ([`idle`]).
 //!
 //! A handler is never cancelled (it may be inside a database transaction). A stop ends the reading, waits for what
 //! runs, and gives back what was read and not begun.
@@ -18,12 +18,12 @@ mod keeping;
 mod lease;
 mod lost;
 mod missing;
+mod priority_order;
 mod read;
 mod recover;
 mod run;
 mod throttle;
 mod traced;
-mod turns;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,7 +38,7 @@ pub use self::missing::Missing;
 
 use self::fault::FaultNotices;
 use self::heartbeat::WorkerSeat;
-use self::idle::{Idle, Lanes};
+use self::idle::{Idle, OpenPartitions};
 use self::throttle::Throttle;
 use super::client::Engine;
 use super::keys::{Keys, QueueName};
@@ -67,14 +67,14 @@ pub struct Worker<C> {
     stopping: CancellationToken,
     /// The queues and partitions that it consumes.
     seats: Mutex<BTreeMap<QueueName, WorkerSeat>>,
-    lanes: Lanes,
+    partitions: OpenPartitions,
 }
 
 /// What runs here now of a partition, by the tasks' keys.
 type Running = Arc<Mutex<HashMap<Uuid, Arc<Delivery>>>>;
 
 /// What the loops of one partition share.
-struct Lane<C> {
+struct Partition<C> {
     worker: Arc<Worker<C>>,
     spec: QueueSpec,
     queue: QueueName,
@@ -92,7 +92,7 @@ struct Lane<C> {
     stop: CancellationToken,
 }
 
-impl<C> Clone for Lane<C> {
+impl<C> Clone for Partition<C> {
     fn clone(&self) -> Self {
         Self {
             worker: self.worker.clone(),
@@ -111,7 +111,7 @@ impl<C> Clone for Lane<C> {
     }
 }
 
-impl<C> Lane<C> {
+impl<C> Partition<C> {
     /// The same for deliveries of this priority.
     fn at(&self, level: Priority) -> Self {
         Self { level, ..self.clone() }
@@ -141,8 +141,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let boot = Uuid::now_v7().as_simple().to_string();
         let consumer = format!("{host}-{}-{}", std::process::id(), &boot[20..]);
         let (started_at, stopping) = (engine.clock.now(), loops.stop_signal());
-        let (seats, lanes) = (Mutex::default(), Lanes::default());
-        let worker = Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats, lanes });
+        let (seats, partitions) = (Mutex::default(), OpenPartitions::default());
+        let worker =
+            Arc::new(Self { engine, registry, context, consumer, host, started_at, stopping, seats, partitions });
         heartbeat::start(&worker, loops);
         keeping::start(&worker, loops);
         worker.prepare_counters();
@@ -187,25 +188,37 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let (level, levels) = (Priority::DEFAULT, Arc::new(AtomicU16::new(Levels::default().bits())));
         let (worker, name, end) = (self, queue.clone(), stop.clone());
         let (moved, told, idle) = (Arc::default(), Arc::default(), Arc::new(Idle::new(name.clone(), keys.clone())));
-        if let Some(watch) = worker.lanes.open(&idle) {
+        if let Some(watch) = worker.partitions.open(&idle) {
             watch::start(&worker, watch, loops);
         }
-        let lane =
-            Lane { worker, spec, queue: name, keys, level, levels, throttle, running, moved, idle, told, stop: end };
-        let (reader, tracker) = (lane.clone(), loops.tracker().clone());
+        let partition = Partition {
+            worker,
+            spec,
+            queue: name,
+            keys,
+            level,
+            levels,
+            throttle,
+            running,
+            moved,
+            idle,
+            told,
+            stop: end,
+        };
+        let (reader, tracker) = (partition.clone(), loops.tracker().clone());
         loops.spawn_until(format!("read:{queue}"), STALL_AFTER, stop.clone(), move |pulse| {
-            let (lane, tracker) = (reader.clone(), tracker.clone());
-            async move { lane.read(pulse, tracker).await }
+            let (partition, tracker) = (reader.clone(), tracker.clone());
+            async move { partition.read(pulse, tracker).await }
         });
         let tracker = loops.tracker().clone();
         loops.spawn_until(format!("keep:{queue}"), STALL_AFTER, stop, move |pulse| {
-            let (lane, tracker) = (lane.clone(), tracker.clone());
-            async move { lane.keep(pulse, tracker).await }
+            let (partition, tracker) = (partition.clone(), tracker.clone());
+            async move { partition.keep(pulse, tracker).await }
         });
     }
 }
 
-/// Opens a lane for each partition that appears and closes it when it is gone.
+/// Opens each partition that appears, and closes it when it is gone.
 async fn follow_partitions<C: Clone + Send + Sync + 'static>(
     worker: Arc<Worker<C>>,
     spec: QueueSpec,
@@ -214,14 +227,14 @@ async fn follow_partitions<C: Clone + Send + Sync + 'static>(
     pulse: Pulse,
 ) -> anyhow::Result<()> {
     let mut open: HashMap<QueueName, CancellationToken> = HashMap::new();
-    // When this loop ends for whatever reason its lanes end too, and are opened again by its next run.
-    let lanes = CloseAll(worker.stopping.child_token());
+    // When this loop ends for whatever reason its partitions end too, and are opened again by its next run.
+    let opened = CloseAll(worker.stopping.child_token());
     while !pulse.stopping() {
         match partitions(worker.context.clone()).await {
             Ok(wanted) => {
                 for queue in &wanted {
                     if !open.contains_key(queue) {
-                        let stop = lanes.0.child_token();
+                        let stop = opened.0.child_token();
                         worker.clone().open(spec, queue.clone(), stop.clone(), &loops);
                         open.insert(queue.clone(), stop);
                     }
@@ -235,7 +248,7 @@ async fn follow_partitions<C: Clone + Send + Sync + 'static>(
                 });
                 pulse.beat();
             }
-            // The lanes that are open stay so; without a beat, readiness tells when this goes on for long.
+            // The partitions that are open stay so; without a beat, readiness tells when this goes on for long.
             Err(error) => {
                 tracing::warn!(queue = spec.name, error = format!("{error:#}"), "partitions could not be listed");
             }
@@ -245,7 +258,7 @@ async fn follow_partitions<C: Clone + Send + Sync + 'static>(
     Ok(())
 }
 
-/// Closes the lanes opened under it when dropped.
+/// Closes the partitions opened under it when dropped.
 struct CloseAll(CancellationToken);
 impl Drop for CloseAll {
     fn drop(&mut self) {

@@ -114,8 +114,8 @@ mod tests {
         }
         assert!(kept() <= BUCKETS);
         // Who is known is limited however full it is.
-        let refused =
-            (0..crowd).filter(|who| matches!(buckets.add(Action::Poll, Who::Address(*who), rate, NOW), AddedInMemory::Full(_)));
+        let refused = (0..crowd)
+            .filter(|who| matches!(buckets.add(Action::Poll, Who::Address(*who), rate, NOW), AddedInMemory::Full(_)));
         assert_eq!(refused.count(), kept());
         // A minute later all of them are empty, and others have room.
         let later = NOW + 60_000_000;

@@ -7,7 +7,7 @@ use metrics::{counter, gauge};
 
 use crate::app::App;
 use crate::auth;
-use crate::platform::crowd::InFlightLimit;
+use crate::platform::in_flight::InFlightLimit;
 use crate::platform::loops::{LoopHealth, shared_name};
 
 /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
@@ -44,8 +44,8 @@ pub fn prepare_counters() {
 }
 
 /// Measures what changes by itself.
-pub fn measure(app: &App, crowd: &InFlightLimit) {
-    gauge!("onrush_http_requests_in_flight").set(crowd.taken() as f64);
+pub fn measure(app: &App, in_flight: &InFlightLimit) {
+    gauge!("onrush_http_requests_in_flight").set(in_flight.taken() as f64);
     gauge!("onrush_http_waiting_limit").set(app.config.http.max_waiting as f64);
     counter!("onrush_password_hashes_total").absolute(auth::password_hashes(app));
     let (size, idle) = (app.db.size(), app.db.num_idle());

@@ -11,9 +11,9 @@ use serde::Serialize;
 use super::clocks;
 use super::pages::{self, Pages};
 use crate::app::App;
+use crate::platform::coalesce::Coalescer;
 use crate::platform::db;
 use crate::platform::loops::LoopHealth;
-use crate::platform::together::Together;
 
 /// The process is up.
 #[utoipa::path(get, path = "/healthz", operation_id = "check_health", tag = "ops", responses((status = 200, body = String, content_type = "text/plain", description = "The process is up")))]
@@ -59,7 +59,7 @@ pub async fn readyz(State(app): State<App>, Extension(pages): Extension<Pages>, 
 
 /// Questions that come while the servers are asked: one look at a time, however many want to know.
 #[derive(Default)]
-struct Asking(Arc<Together<(), (), Readiness, ()>>);
+struct Asking(Arc<Coalescer<(), (), Readiness, ()>>);
 
 /// Looks at everything. Whoever asks gets a look that began after they asked.
 pub async fn readiness(app: &App) -> Readiness {

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::model::{OrderItem, NewOrder, Order, OrderId, OrderKind, Status};
-use super::pricing::{self, PricedLine, Priced, Rules, Unpriceable};
+use super::model::{NewOrder, Order, OrderId, OrderItem, OrderKind, Status};
+use super::pricing::{self, Priced, PricedLine, Rules, Unpriceable};
 use super::{Whole, announce_created, bought, store};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::catalogue::{self, CourseForSale, CourseId};
 use crate::error::{Error, Kind, Result, refuse, retrying};
-use crate::idempotency::{self, StoredAnswer, Key};
+use crate::idempotency::{self, Key, StoredAnswer};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::money::Money;
@@ -132,7 +132,8 @@ async fn assess(
             Some(coupon.terms)
         }
     };
-    let lines: Vec<PricedLine> = courses.iter().map(|course| PricedLine { price: course.price, discountable: true }).collect();
+    let lines: Vec<PricedLine> =
+        courses.iter().map(|course| PricedLine { price: course.price, discountable: true }).collect();
     let priced = pricing::price(&lines, coupon.as_ref(), new.points, Rules::from(&app.config.orders))?;
     refuse_another_price(new.expected_payable, priced.payable)?;
     if priced.payable > Money::ZERO {

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::auth::LiveUser;
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
-use crate::idempotency::{StoredAnswer, Key};
+use crate::idempotency::{Key, StoredAnswer};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Shape};
 use crate::platform::money::{CURRENCY, Money};

@@ -18,7 +18,7 @@ mod views;
 pub use create::{Quote, amount_too_large, create, quote, refuse_owned};
 pub use jobs::{ReleasePart, redrive};
 pub use model::{
-    Closing, Expire, Grant, OrderItem, NewOrder, Order, OrderId, OrderKind, OrderRefund, OrderRefundId, Release,
+    Closing, Expire, Grant, NewOrder, Order, OrderId, OrderItem, OrderKind, OrderRefund, OrderRefundId, Release,
     SeckillOrder, Status, WhichOrders,
 };
 pub use refund::{

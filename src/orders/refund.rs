@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::jobs;
-use super::model::{OrderItem, Order, OrderId, OrderRefundId, Status};
+use super::model::{Order, OrderId, OrderItem, OrderRefundId, Status};
 use super::pricing;
 use super::store::refund as store;
 pub use super::store::refund::TakenBack;

@@ -6,7 +6,7 @@ pub mod refund;
 use anyhow::Context;
 use sqlx::{Executor, QueryBuilder};
 
-use super::model::{Closing, OrderItem, Order, OrderId, OrderKind, Status, WhichOrders};
+use super::model::{Closing, Order, OrderId, OrderItem, OrderKind, Status, WhichOrders};
 use crate::auth::UserId;
 use crate::catalogue::CourseId;
 use crate::error::Result;

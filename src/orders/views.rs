@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{OrderItem, Order, OrderId, OrderKind, Status};
+use super::{Order, OrderId, OrderItem, OrderKind, Status};
 use crate::catalogue::CourseId;
 use crate::platform::clock::At;
 use crate::platform::money::{CURRENCY, Money};

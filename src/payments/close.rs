@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 
-use super::gateway::{self, PaymentOutcome, CloseAnswer};
+use super::gateway::{self, CloseAnswer, PaymentOutcome};
 use super::model::{Gateway, Payment, PaymentId, PaymentStatus};
 use super::{settle, store};
 use crate::app::App;
@@ -142,14 +142,18 @@ impl Task for EndTrade {
 pub(super) async fn end_at_gateway(app: &App, payment: &Payment) -> Result<bool> {
     match gateway::query(app, payment).await? {
         // Flagged money does not pay the order, so the order goes its way; a person decides about the money.
-        PaymentOutcome::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
+        PaymentOutcome::Paid(message, body) => {
+            settle::settle(app, payment.gateway, &message, &body).await.map(|_| true)
+        }
         PaymentOutcome::Over => Ok(true),
         PaymentOutcome::Waiting => match gateway::close(app, payment).await? {
             CloseAnswer::Closed => Ok(true),
             CloseAnswer::Unknown => Ok(false),
             // Paid between the question and the close.
             CloseAnswer::AlreadyPaid => match gateway::query(app, payment).await? {
-                PaymentOutcome::Paid(message, body) => settle::settle(app, payment.gateway, &message, &body).await.map(|_| true),
+                PaymentOutcome::Paid(message, body) => {
+                    settle::settle(app, payment.gateway, &message, &body).await.map(|_| true)
+                }
                 _ => Err(gateway::unavailable(payment.gateway, "it calls a trade paid and then not")),
             },
         },

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, Settled, PaymentMethod, close_order, gateway};
+use super::{Channel, Closed, Gateway, JsapiParams, PayWith, PaymentId, PaymentMethod, Settled, close_order, gateway};
 use crate::app::App;
 use crate::auth::{ClientIp, LiveUser};
 use crate::error::{Kind, Problem, Result, refuse};

@@ -141,7 +141,7 @@ pub async fn query_started(app: &App) -> anyhow::Result<usize> {
 async fn ask_in_turn(app: &App, payment: Payment) {
     match try_ask(app, &payment).await {
         Ok(()) => {}
-        // Told once for all of them: `off::watch`.
+        // Told once for all of them: `disabled_gateways::watch`.
         Err(error) if error.kind() == Kind::GatewayOff => {}
         Err(error) => tracing::warn!(payment.id = %payment.id, %error, "payment could not be asked about"),
     }

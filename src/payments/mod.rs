@@ -19,31 +19,33 @@
 
 mod asks;
 mod close;
+mod disabled_gateways;
 mod gateway;
 pub mod http;
 mod jobs;
 mod late;
-mod mask;
 mod model;
-mod off;
 mod reconcile;
+mod redact;
 mod refund;
 mod settle;
 mod store;
 mod views;
 
 pub use close::{Closed, EndTrade, close_order, sweep_due};
+pub use disabled_gateways::{
+    OpenAtDisabled, abandon as abandon_payment, open_at_disabled, watch as watch_switched_off,
+};
 pub use jobs::{drive_refunds, end_trades, expire, look_beside, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
 pub use model::{
     BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, PayWith, PaymentId, RefundId, RefundStatus,
 };
-pub use off::{OpenAtOff, abandon as abandon_payment, open_at_off, watch as watch_switched_off};
 pub use reconcile::{BillOf, FetchBill, Reconciled, fetch_bill, prune as prune_bills, reconcile};
-pub use refund::order::{RefundApplication, OrderRefundKind, OrderRefundView, RefundPart, refund_order};
+pub use refund::order::{OrderRefundKind, OrderRefundView, RefundApplication, RefundPart, refund_order};
 pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};
-pub use views::{NotificationOutcome as NotificationOutcome, PaymentState, Resolution};
+pub use views::{NotificationOutcome, PaymentState, Resolution};
 
 use std::time::Duration;
 

@@ -40,13 +40,13 @@ use crate::error::{Kind, Result};
 use crate::platform::day::Day;
 use crate::platform::id::Id;
 use crate::platform::text::Text;
-use fetch::{Fetched, FetchReason};
+use fetch::{FetchReason, Fetched};
 use store::bills::BillKey;
 use store::{bills, differences, fetches};
 
 pub use prune::prune;
 
-pub use compare::{DifferenceKind, DifferenceStatus, BillSubject};
+pub use compare::{BillSubject, DifferenceKind, DifferenceStatus};
 
 /// Names bills.
 pub struct BillName;
@@ -209,7 +209,13 @@ async fn fetch_lost(app: &App, done: &mut Reconciled) -> anyhow::Result<()> {
 }
 
 /// Fetches a bill. One that never comes (of a day before the account was opened, say) holds up no other.
-async fn fetch_one(app: &App, bill: BillOf, by: FetchReason, is_last: bool, done: &mut Reconciled) -> anyhow::Result<()> {
+async fn fetch_one(
+    app: &App,
+    bill: BillOf,
+    by: FetchReason,
+    is_last: bool,
+    done: &mut Reconciled,
+) -> anyhow::Result<()> {
     let BillOf { gateway, day } = bill;
     let error = match fetch::fetch(app, gateway, day, by).await {
         Ok(Fetched::Kept) => {

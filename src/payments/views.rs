@@ -10,7 +10,7 @@ use super::model::{Gateway, NotificationId, PaymentId, RefundId, RefundStatus};
 use super::store::views::{
     self as rows, NotificationRow, PaymentRow, RefundRow, WhichNotifications, WhichPayments, WhichRefunds,
 };
-use super::{mask, settle};
+use super::{redact, settle};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::error::{Kind, Result};
@@ -239,8 +239,8 @@ pub(super) struct Shown {
 pub(super) async fn notification(app: &App, id: NotificationId) -> Result<Shown> {
     let mut conn = app.db.acquire().await?;
     let row = rows::notification(&mut conn, id).await.context("reading a notification")?.ok_or(Kind::NotFound)?;
-    let message = row.message.as_deref().map_or(Value::Null, |said| mask::masked(said.as_bytes()));
-    Ok(Shown { notification: NotificationView::from(&row), body: mask::masked(&row.body), message })
+    let message = row.message.as_deref().map_or(Value::Null, |said| redact::redacted(said.as_bytes()));
+    Ok(Shown { notification: NotificationView::from(&row), body: redact::redacted(&row.body), message })
 }
 
 /// What became of a message that was judged again.

@@ -12,7 +12,7 @@ mod session;
 mod trouble;
 mod writer;
 
-pub use connection::{Conn, Db, ConnectionLease, Tx, for_requests};
+pub use connection::{Conn, ConnectionLease, Db, Tx, for_requests};
 pub use contention::Meetings;
 pub use migrations::{migrate, pending_migrations};
 pub use trouble::{Trouble, trouble};

@@ -108,8 +108,10 @@ impl Known {
         let there: HashSet<ActivityId> = activities.iter().map(|activity| activity.id).collect();
         self.gates.retain(|id, _| there.contains(id));
         let due = |activity: &&Activity| {
-            let rests =
-                self.gates.get(&activity.id).is_some_and(|last| last.rests() && last.row == ActivityRow::of(activity, now));
+            let rests = self
+                .gates
+                .get(&activity.id)
+                .is_some_and(|last| last.rests() && last.row == ActivityRow::of(activity, now));
             // Spread over the passes, so that each costs the same.
             !rests || (self.passes + turn_of(activity.id)).is_multiple_of(REST_PASSES)
         };
@@ -194,7 +196,11 @@ mod tests {
 
     fn looked(sale: &Activity, after: Option<UserId>) -> Looked {
         let agreed = Some(Counts { stock: 7, admitted: 2, ended: 2, is_closed: false });
-        Looked { row: ActivityRow::of(sale, start()), agreed, written: OwnerProgress { after, marks: 0, taken_off: None } }
+        Looked {
+            row: ActivityRow::of(sale, start()),
+            agreed,
+            written: OwnerProgress { after, marks: 0, taken_off: None },
+        }
     }
 
     /// In how many of as many passes as a gate may rest it is looked at.

@@ -5,7 +5,7 @@ use std::future::{Future, ready};
 use futures_util::stream::{self, Stream, TryStreamExt};
 
 use super::model::{ActivityId, Phase};
-use super::redis::{Gate, UnitHolder, PLACES_AT_ONCE};
+use super::redis::{Gate, PLACES_AT_ONCE, UnitHolder};
 use super::{ahead, owners, reconcile, store, telling};
 use crate::app::App;
 use crate::auth::UserId;

@@ -22,8 +22,8 @@ use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::lang::Lang;
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
-use crate::platform::rules::{in_our_time, words};
 use crate::platform::spelling::nfc;
+use crate::platform::validators::{in_our_time, words};
 use crate::texts;
 
 /// A seckill activity.

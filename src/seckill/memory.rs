@@ -14,7 +14,7 @@ use super::model::{ActivityId, Admission, EntryId};
 use super::redis::Submission;
 use crate::auth::UserId;
 use crate::error::Kind;
-use crate::platform::together::Together;
+use crate::platform::coalesce::Coalescer;
 
 /// Unknown ids remembered; past it everything older than its time is dropped, or all of it.
 const MEMORY_SIZE: usize = 4096;
@@ -34,11 +34,11 @@ pub struct Memory {
     hasher: RandomState,
     floods: Floods,
     /// Submissions on their way to the gates.
-    pub admissions: Arc<Together<ActivityId, Submission, Admission, RedisError>>,
+    pub admissions: Arc<Coalescer<ActivityId, Submission, Admission, RedisError>>,
     /// Those who wait for a gate to be built.
-    pub building: Arc<Together<ActivityId, (), (), Kind>>,
+    pub building: Arc<Coalescer<ActivityId, (), (), Kind>>,
     /// Those who ask MySQL what became of a submission.
-    pub lookups: Arc<Together<(), EntryId, Option<Placed>, Kind>>,
+    pub lookups: Arc<Coalescer<(), EntryId, Option<Placed>, Kind>>,
     /// Kept: finding a counter by its labels costs more than the rest of a refusal.
     pub admitted: metrics::Counter,
     /// As [`Memory::admitted`].

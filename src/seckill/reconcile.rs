@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::apart::{all, each, is_partly, put_off};
-use super::attention::{self, Attention, Counts, Glance, Looked, ActivityRow};
+use super::attention::{self, ActivityRow, Attention, Counts, Glance, Looked};
 use super::model::{Activity, ActivityId, EntryId, Look, Phase};
 use super::redis::{Gate, KEEP_AFTER_END, OwnerProgress};
 use super::{owners, store, turn};

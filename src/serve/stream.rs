@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::head::{BareLf, Heads, ConnectionState};
+use super::head::{BareLf, ConnectionState, Heads};
 
 /// A client that is to take bytes takes [`ENOUGH_BYTES`] in this long, or all there are. One that does not is cut off.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(20);

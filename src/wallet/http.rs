@@ -11,13 +11,13 @@ use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::{Admin, LiveUser};
 use crate::error::{Problem, Result, retrying};
-use crate::idempotency::{self, StoredAnswer, Key};
+use crate::idempotency::{self, Key, StoredAnswer};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
-use crate::platform::rules::words;
 use crate::platform::spelling::nfc;
+use crate::platform::validators::words;
 
 /// A coupon in the caller's wallet.
 #[derive(Debug, Serialize, utoipa::ToSchema)]

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onrush::engine::{
-    Call, Effect, Engine, Envelope, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, TaskStatus,
-    Task, TaskId, TimeLimit, Unique, Worker,
+    Call, Effect, Engine, Envelope, Item, Job, Outcome, QueueName, QueueSpec, Registry, Retry, Revoked, State, Task,
+    TaskId, TaskStatus, TimeLimit, Unique, Worker,
 };
 use onrush::platform::loops::Loops;
 use serde::{Deserialize, Serialize};

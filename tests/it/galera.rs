@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use onrush::auth::{self, UserId};
 use onrush::check;
 use onrush::platform::db::{Trouble, trouble};
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;

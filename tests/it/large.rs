@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onrush::engine::Worker;
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use onrush::{check, jobs};
 use reqwest::Method;
 use serde_json::json;

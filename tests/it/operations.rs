@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use onrush::engine::{
-    Call, Item, Job, Outcome, Priority, QueueName, QueueSpec, Registry, Retry, State, TaskStatus, Task, TaskId, Unique,
+    Call, Item, Job, Outcome, Priority, QueueName, QueueSpec, Registry, Retry, State, Task, TaskId, TaskStatus, Unique,
     Worker,
 };
 use onrush::platform::loops::Loops;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use onrush::engine::{
-    Call, Effect, Engine, Job, Outcome, QueueName, QueueSpec, Registry, State, TaskStatus, Task, Unique, Worker,
+    Call, Effect, Engine, Job, Outcome, QueueName, QueueSpec, Registry, State, Task, TaskStatus, Unique, Worker,
 };
 use onrush::platform::loops::Loops;
 use onrush::platform::redis::Redis;

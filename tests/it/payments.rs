@@ -29,7 +29,7 @@ use std::time::Duration;
 use onrush::engine::{Job, Outcome, TaskId};
 use onrush::orders::{self, OrderId};
 use onrush::payments::{self, ResolveLate};
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -5,7 +5,7 @@
 use onrush::engine::{Item, Worker};
 use onrush::jobs;
 use onrush::orders::{Grant, OrderId};
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Row};

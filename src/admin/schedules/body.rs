@@ -4,13 +4,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::app::App;
-use crate::engine::schedule::{CatchUp, Crontab, Definition, ScheduleKind, ScheduleId, crontab_faults};
+use crate::engine::schedule::{CatchUp, Crontab, Definition, ScheduleId, ScheduleKind, crontab_faults};
 use crate::jobs;
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, FieldFault, Shape};
-use crate::platform::rules::{in_our_time, words};
 use crate::platform::spelling::{nfc, nfc_option};
+use crate::platform::validators::{in_our_time, words};
 
 /// A new schedule.
 #[derive(Debug, Deserialize, garde::Validate, utoipa::ToSchema)]

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::app::App;
-use crate::engine::schedule::{CatchUp, ScheduleKind, Schedule, ScheduleId};
+use crate::engine::schedule::{CatchUp, Schedule, ScheduleId, ScheduleKind};
 use crate::engine::{State, TaskId};
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;

@@ -3,13 +3,13 @@
 use serde::Deserialize;
 
 use crate::app::App;
-use crate::engine::operate::{TaskFilter, ListPosition};
+use crate::engine::inspect::{ListPosition, TaskFilter};
 use crate::engine::{QueueName, Registry, State};
 use crate::jobs;
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, FieldFault, Shape};
-use crate::platform::rules::{in_our_time, words};
 use crate::platform::spelling::nfc_option;
+use crate::platform::validators::{in_our_time, words};
 
 /// Items of a page when the request does not say.
 const DEFAULT_LIMIT: usize = 20;

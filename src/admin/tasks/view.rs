@@ -5,7 +5,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::app::App;
-use crate::engine::operate::{Found, ListedTask};
+use crate::engine::inspect::{Found, ListedTask};
 use crate::engine::{Failed, Priority, Registry, State, TaskId};
 use crate::platform::clock::At;
 

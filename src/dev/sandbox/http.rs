@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
-use super::model::{BuyerAct, BuyerAction, SandboxAnswer, No, Refunding, Request, TradeNo, TradeStatus};
-use super::store::{self, StoredNotify, SandboxTrade};
+use super::model::{BuyerAct, BuyerAction, No, Refunding, Request, SandboxAnswer, TradeNo, TradeStatus};
+use super::store::{self, SandboxTrade, StoredNotify};
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Path, RawBody};
@@ -167,13 +167,16 @@ const PAY_TWICE: Button =
     Button { action: BuyerAction::PayTwice, zh: "支付并通知两次", en: "Pay, told twice (two notify ids)" };
 const PAY_WRONG_AMOUNT: Button =
     Button { action: BuyerAction::PayWrongAmount, zh: "支付错误金额", en: "Pay a wrong amount" };
-const PAY_LATE: Button =
-    Button {
-        action: BuyerAction::PayLate, zh: "延迟到账", en: "Pay late (the money comes even if the trade is closed)"
-    };
+const PAY_LATE: Button = Button {
+    action: BuyerAction::PayLate,
+    zh: "延迟到账",
+    en: "Pay late (the money comes even if the trade is closed)",
+};
 
 const REFUNDS_SLOWLY: Button =
-    Button { action: BuyerAction::Refunds(Refunding::Slowly), zh: "退款处理中", en: "Let refunds take their time" };
+    Button {
+        action: BuyerAction::Refunds(Refunding::Slowly), zh: "退款处理中", en: "Let refunds take their time"
+    };
 const REFUNDS_NEVER: Button =
     Button { action: BuyerAction::Refunds(Refunding::Never), zh: "拒绝退款", en: "Decline refunds" };
 const REFUNDS_AT_ONCE: Button =

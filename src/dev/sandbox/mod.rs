@@ -16,11 +16,11 @@
 
 mod http;
 mod model;
-mod notify;
+mod notification;
 mod store;
 
 pub use http::routes;
-pub use notify::deliver;
+pub use notification::deliver;
 
 use std::time::Duration;
 
@@ -31,12 +31,13 @@ use crate::app::App;
 use crate::error::{Result, retrying};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
+use crate::platform::hmac::SharedSecret;
 use crate::platform::id::Id;
-use crate::platform::signed::SharedSecret;
 use model::{
-    BuyerAct, BuyerAction, SandboxAnswer, SandboxBill, BillKind, SandboxBillLine, Create, No, SandboxRefund, SandboxRefundStatus, Refunding, TradeNo, TradeStatus,
+    BillKind, BuyerAct, BuyerAction, Create, No, Refunding, SandboxAnswer, SandboxBill, SandboxBillLine, SandboxRefund,
+    SandboxRefundStatus, TradeNo, TradeStatus,
 };
-use store::{StoredRefund, SandboxTrade};
+use store::{SandboxTrade, StoredRefund};
 
 /// Lines of one page of a bill.
 const BILL_PAGE: u32 = 200;
@@ -117,7 +118,9 @@ async fn refund(app: &App, wanted: &SandboxRefund) -> Result<Result<SandboxAnswe
                 return Ok(Err(No::Conflict));
             }
             // One that was declined is decided anew.
-            Some(known) if known.status != SandboxRefundStatus::Declined => return Ok(Ok(SandboxAnswer::SandboxRefund(known.clone()))),
+            Some(known) if known.status != SandboxRefundStatus::Declined => {
+                return Ok(Ok(SandboxAnswer::SandboxRefund(known.clone())));
+            }
             _ => {}
         }
         let left = trade.paid_fen - store::refunded_fen(&mut tx, trade.trade_no).await?;
@@ -198,7 +201,9 @@ async fn apply(conn: &mut Conn, trade: &SandboxTrade, act: &BuyerAct, now: At) -
     let amount_fen = act.amount_fen(trade.amount_fen);
     let (paid_body, failed_body) = (trade.notify_body(model::SUCCESS, amount_fen), trade.notify_body(model::FAILED, 0));
     match act.action {
-        BuyerAction::Pay | BuyerAction::PayTwice | BuyerAction::PayWrongAmount if !open => return Ok(Err(No::TradeOver)),
+        BuyerAction::Pay | BuyerAction::PayTwice | BuyerAction::PayWrongAmount if !open => {
+            return Ok(Err(No::TradeOver));
+        }
         BuyerAction::Pay | BuyerAction::PayTwice | BuyerAction::PayWrongAmount => {
             store::mark_paid(conn, trade.trade_no, amount_fen, now).await?;
             store::insert_notify(conn, trade, &paid_body(Id::new()), now).await?;

@@ -1,10 +1,10 @@
 //! The sandbox gateway's words: what a merchant asks and hears, what a buyer does, what a notify says.
 
-mod notify;
+mod notification;
 mod refund;
 
-pub use notify::{Notify, repeat_after};
-pub use refund::{SandboxRefundStatus, Refunding};
+pub use notification::{Notify, repeat_after};
+pub use refund::{Refunding, SandboxRefundStatus};
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -358,7 +358,9 @@ impl BuyerAct {
     /// What the buyer pays for a trade of `due_fen`: the wrong amount is the chosen one, or a fen beside it.
     pub fn amount_fen(&self, due_fen: i64) -> i64 {
         match self.action {
-            BuyerAction::PayWrongAmount => self.amount_fen.unwrap_or(if due_fen > 1 { due_fen - 1 } else { due_fen + 1 }),
+            BuyerAction::PayWrongAmount => {
+                self.amount_fen.unwrap_or(if due_fen > 1 { due_fen - 1 } else { due_fen + 1 })
+            }
             _ => due_fen,
         }
     }

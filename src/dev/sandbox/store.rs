@@ -2,7 +2,7 @@
 
 use sqlx::{query, query_as, query_scalar};
 
-use super::model::{SandboxBillLine, Create, Notify, NotifyId, SandboxRefundStatus, Refunding, TradeNo, TradeStatus};
+use super::model::{Create, Notify, NotifyId, Refunding, SandboxBillLine, SandboxRefundStatus, TradeNo, TradeStatus};
 use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -324,7 +324,13 @@ pub async fn notifies_of(conn: &mut Conn, trade_no: TradeNo, limit: u32) -> Resu
 }
 
 /// Money that came in, by the merchant's number. The books of a sandbox are small: no index serves this.
-pub async fn bill_payments(conn: &mut Conn, from: At, until: At, after: &str, limit: u32) -> Result<Vec<SandboxBillLine>> {
+pub async fn bill_payments(
+    conn: &mut Conn,
+    from: At,
+    until: At,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<SandboxBillLine>> {
     Ok(query_as(
         "SELECT merchant_no AS number, merchant_no, paid_fen AS amount_fen, paid_at AS at FROM sandbox_trades \
          WHERE paid_at >= ? AND paid_at < ? AND merchant_no > ? ORDER BY merchant_no LIMIT ?",
@@ -338,7 +344,13 @@ pub async fn bill_payments(conn: &mut Conn, from: At, until: At, after: &str, li
 }
 
 /// Money that went back, by the refund's number.
-pub async fn bill_refunds(conn: &mut Conn, from: At, until: At, after: &str, limit: u32) -> Result<Vec<SandboxBillLine>> {
+pub async fn bill_refunds(
+    conn: &mut Conn,
+    from: At,
+    until: At,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<SandboxBillLine>> {
     Ok(query_as(
         "SELECT r.refund_no AS number, t.merchant_no, r.amount_fen, r.created_at AS at FROM sandbox_refunds r \
          JOIN sandbox_trades t ON t.trade_no = r.trade_no \

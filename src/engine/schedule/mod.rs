@@ -24,7 +24,7 @@ mod tasks;
 mod timing;
 
 pub use crontab::{Crontab, CrontabFault, NotACrontab};
-pub use model::{CatchUp, Definition, ScheduleKind, MAX_CATCH_UP, Schedule, ScheduleId, crontab_faults};
+pub use model::{CatchUp, Definition, MAX_CATCH_UP, Schedule, ScheduleId, ScheduleKind, crontab_faults};
 pub use run::{RunHere, Scheduler};
 pub use store::{Written, delete, enabled_of, find, list};
 pub use tasks::Tasks;

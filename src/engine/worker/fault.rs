@@ -1,10 +1,10 @@
-//! What a lane does about a key of its queue that is of a wrong type: it says so, seldom, and does the rest of its work. A
+//! What a partition does about a key of its queue that is of a wrong type: it says so, seldom, and does the rest of its work. A
 //! loop that failed for it would make the process unready, and with it stop every other queue.
 
 use std::time::Duration;
 
 use super::super::shapes::is_wrong_type;
-use super::Lane;
+use super::Partition;
 use crate::platform::seldom::Seldom;
 
 /// While it lasts it is told this often.
@@ -12,7 +12,7 @@ const TOLD: Duration = Duration::from_secs(60);
 /// And tried again this often, by who can do nothing else.
 pub(super) const TRIED: Duration = Duration::from_secs(1);
 
-/// What a lane tells once in a while.
+/// What a partition tells once in a while.
 #[derive(Default)]
 pub(super) struct FaultNotices {
     misshapen: Seldom,
@@ -20,7 +20,7 @@ pub(super) struct FaultNotices {
     pub(super) outbox: Seldom,
 }
 
-impl<C> Lane<C> {
+impl<C> Partition<C> {
     /// What a step comes to; none when a key of the queue is of a wrong type.
     pub(super) async fn spare<T>(&self, step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<Option<T>> {
         match step.await {

@@ -16,7 +16,7 @@ use super::super::keys::GROUP;
 use super::super::registry::Delivery;
 use super::super::scripts;
 use super::super::task::{Effect, State};
-use super::Lane;
+use super::Partition;
 use super::keeper::{IDLE_PERIOD, is_no_group};
 
 /// Writes of one ending before the task is left to run again: about half a minute.
@@ -69,7 +69,7 @@ impl Ending {
     }
 }
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     /// Writes endings; tried until Redis takes them or the lease is somebody else's, so that a short outage of Redis
     /// after a commit does not make the task run again.
     pub(super) async fn finish(&self, name: &str, mut endings: Vec<(Arc<Delivery>, Ending)>) {

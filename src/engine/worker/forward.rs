@@ -13,7 +13,7 @@ use super::super::client::{ENDED_ENTRIES, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::scripts;
 use super::super::task::State;
-use super::Lane;
+use super::Partition;
 
 /// What is sent at once.
 const FORWARD_CHUNK: usize = 100;
@@ -22,7 +22,7 @@ const GROUP_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What was sent once is not sent again for this long.
 const ONCE: Unique = Unique::For(Duration::from_secs(24 * 3600));
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     /// Sends what lies in the outbox.
     pub(super) async fn forward(&self) -> anyhow::Result<()> {
         let engine = &self.worker.engine;

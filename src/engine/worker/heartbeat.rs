@@ -8,8 +8,8 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::super::client::millis;
+use super::super::inspect::{ConsumedQueue, RUNNING_SHOWN, RunningTask, WORKER_LIFE, WorkerReport};
 use super::super::keys::{QueueName, WorkerKeys};
-use super::super::operate::{ConsumedQueue, RUNNING_SHOWN, RunningTask, WORKER_LIFE, WorkerReport};
 use super::super::scripts;
 use super::super::task::TaskId;
 use super::throttle::Throttle;

@@ -1,15 +1,15 @@
-//! Idle queues: what a lane shares with the loops that watch for all idle lanes of the process.
+//! Idle queues: what a partition shares with the loops that watch for all idle partitions of the process.
 //!
-//! A lane is idle when its reader has found nothing for a while and nothing runs in it. Then it costs nothing by itself:
+//! A partition is idle when its reader has found nothing for a while and nothing runs in it. Then it costs nothing by itself:
 //!
-//! * It gives its connection back and *rests*. One connection of the process watches the streams of all lanes that rest, of a
+//! * It gives its connection back and *rests*. One connection of the process watches the streams of all partitions that rest, of a
 //!   hundred or so ([`watch`](super::watch)), and wakes those to which something comes. A watch takes nothing from a stream, so a
-//!   process that dies in it loses nothing, and a lane that is woken for nothing rests again. On a cluster, where a command
+//!   process that dies in it loses nothing, and a partition that is woken for nothing rests again. On a cluster, where a command
 //!   has keys of one slot, each reader goes on with its own connection.
 //! * Of all processes one keeps its queue going ([`keeping`](super::keeping)); the others are told of what concerns
-//!   themselves, such as that the queue was paused, by a look at all idle lanes together.
+//!   themselves, such as that the queue was paused, by a look at all idle partitions together.
 //!
-//! Nothing here is needed for correctness: when a watch or a look fails or gives no sign, lanes do as if they were alone.
+//! Nothing here is needed for correctness: when a watch or a look fails or gives no sign, partitions do as if they were alone.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -20,14 +20,14 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::super::keys::{Keys, QueueName};
 
-/// A reader that found nothing for so long lets its lane be idle.
+/// A reader that found nothing for so long lets its partition be idle.
 pub(super) const AWAKE_FOR: Duration = Duration::from_secs(5);
 /// Readers of a process that have a connection of their own at once, of those that there are for blocking reads. When more
 /// are busy the others wait in the watch, or look twice a second where there is none.
 const OWN_CONNECTIONS: usize = 200;
-/// Lanes of one watch: each task that comes to one of them has the watch ask for all of them anew.
-const LANES_OF_A_WATCH: usize = 100;
-/// Watches of a process, at most: beyond them each has more lanes.
+/// Partitions of one watch: each task that comes to one of them has the watch ask for all of them anew.
+const PARTITIONS_OF_A_WATCH: usize = 100;
+/// Watches of a process, at most: beyond them each has more partitions.
 pub(super) const MAX_WATCHES: usize = 32;
 /// A watch, or a look, that gave no sign for so long is not relied on.
 const SIGN: Duration = Duration::from_secs(7);
@@ -36,7 +36,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of one lane.
+/// Of one partition.
 pub(super) struct Idle {
     pub(super) queue: QueueName,
     pub(super) keys: Keys,
@@ -98,7 +98,7 @@ impl Idle {
         }
     }
 
-    /// What the reader says before each read: whether nothing came, and nothing runs. Whether the lane is idle.
+    /// What the reader says before each read: whether nothing came, and nothing runs. Whether the partition is idle.
     pub(super) fn set_idle(&self, nothing_is_there: bool) -> bool {
         let is_idle = nothing_is_there && self.may_rest.load(Ordering::SeqCst);
         if self.is_idle.swap(is_idle, Ordering::SeqCst) && !is_idle {
@@ -151,7 +151,7 @@ impl Idle {
         self.rests().then_some(wakes)
     }
 
-    /// No worker had anything: that stays so until something comes to the stream, which wakes the lane.
+    /// No worker had anything: that stays so until something comes to the stream, which wakes the partition.
     pub(super) fn note_nothing_pending(&self, wakes: u64) {
         self.nothing_pending.store(wakes + 1, Ordering::SeqCst);
     }
@@ -174,8 +174,8 @@ impl Idle {
     }
 }
 
-/// The lanes of a process.
-pub(super) struct Lanes {
+/// The partitions of a process.
+pub(super) struct OpenPartitions {
     /// Connections that readers may have of their own.
     pub(super) own: Arc<Semaphore>,
     all: Mutex<HashMap<QueueName, Weak<Idle>>>,
@@ -183,12 +183,12 @@ pub(super) struct Lanes {
     looked: Mutex<Option<Instant>>,
 }
 
-/// What the lanes of one watch share with it.
+/// What the partitions of one watch share with it.
 #[derive(Default)]
 struct Watch {
     is_started: AtomicBool,
     round: Mutex<Round>,
-    /// Tells it that a lane rests.
+    /// Tells it that a partition rests.
     came: Notify,
     seen: Mutex<Option<Instant>>,
 }
@@ -202,7 +202,7 @@ struct Round {
     is_told: bool,
 }
 
-impl Default for Lanes {
+impl Default for OpenPartitions {
     fn default() -> Self {
         Self {
             own: Arc::new(Semaphore::new(OWN_CONNECTIONS)),
@@ -213,21 +213,21 @@ impl Default for Lanes {
     }
 }
 
-impl Lanes {
-    /// Gives a lane to the watch that has the fewest, of as many as are needed; that watch, when it is to be started.
-    pub(super) fn open(&self, lane: &Arc<Idle>) -> Option<usize> {
+impl OpenPartitions {
+    /// Gives a partition to the watch that has the fewest, of as many as are needed; that watch, when it is to be started.
+    pub(super) fn open(&self, partition: &Arc<Idle>) -> Option<usize> {
         let mut all = lock(&self.all);
-        all.insert(lane.queue.clone(), Weak::new());
-        all.retain(|queue, lane_of| *queue == lane.queue || lane_of.strong_count() > 0);
-        let mut loads = vec![0; all.len().div_ceil(LANES_OF_A_WATCH).clamp(1, MAX_WATCHES)];
+        all.insert(partition.queue.clone(), Weak::new());
+        all.retain(|queue, partition_of| *queue == partition.queue || partition_of.strong_count() > 0);
+        let mut loads = vec![0; all.len().div_ceil(PARTITIONS_OF_A_WATCH).clamp(1, MAX_WATCHES)];
         for other in all.values().filter_map(Weak::upgrade) {
             if let Some(load) = loads.get_mut(other.watch()) {
                 *load += 1;
             }
         }
         let least = loads.iter().enumerate().min_by_key(|(_, load)| **load).map_or(0, |(watch, _)| watch);
-        lane.watch.store(least, Ordering::SeqCst);
-        all.insert(lane.queue.clone(), Arc::downgrade(lane));
+        partition.watch.store(least, Ordering::SeqCst);
+        all.insert(partition.queue.clone(), Arc::downgrade(partition));
         (!self.watch(least).is_started.swap(true, Ordering::SeqCst)).then_some(least)
     }
 
@@ -238,66 +238,68 @@ impl Lanes {
     /// Those that are open and for which this holds.
     pub(super) fn that(&self, holds: impl Fn(&Idle) -> bool) -> Vec<Arc<Idle>> {
         let mut all = lock(&self.all);
-        all.retain(|_, lane| lane.strong_count() > 0);
-        all.values().filter_map(Weak::upgrade).filter(|lane| holds(lane)).collect()
+        all.retain(|_, partition| partition.strong_count() > 0);
+        all.values().filter_map(Weak::upgrade).filter(|partition| holds(partition)).collect()
     }
 
-    /// Has its watch read for a lane from `after` on; whether it has to be told.
-    pub(super) fn rest(&self, lane: &Idle, after: String) -> bool {
-        let watch = self.watch(lane.watch());
+    /// Has its watch read for a partition from `after` on; whether it has to be told.
+    pub(super) fn rest(&self, partition: &Idle, after: String) -> bool {
+        let watch = self.watch(partition.watch());
         let mut round = lock(&watch.round);
-        *lock(&lane.after) = after;
-        lane.rests.store(true, Ordering::SeqCst);
+        *lock(&partition.after) = after;
+        partition.rests.store(true, Ordering::SeqCst);
         watch.came.notify_one();
         round.reads && !std::mem::replace(&mut round.is_told, true)
     }
 
-    /// The lanes for which this watch reads now, each with the entry after which it does.
+    /// The partitions for which this watch reads now, each with the entry after which it does.
     pub(super) fn begin_round(&self, watch: usize) -> Vec<(Arc<Idle>, String)> {
         let (number, watch) = (watch, self.watch(watch));
         let mut round = lock(&watch.round);
         *lock(&watch.seen) = Some(Instant::now());
-        let resting = self.that(|lane| lane.watch() == number && lane.rests());
+        let resting = self.that(|partition| partition.watch() == number && partition.rests());
         *round = Round { reads: !resting.is_empty(), is_told: false };
-        resting.into_iter().map(|lane| (lane.clone(), lock(&lane.after).clone())).collect()
+        resting.into_iter().map(|partition| (partition.clone(), lock(&partition.after).clone())).collect()
     }
 
     pub(super) fn end_round(&self, watch: usize) {
         lock(&self.watch(watch).round).reads = false;
     }
 
-    /// Ends when a lane of this watch has come to rest.
+    /// Ends when a partition of this watch has come to rest.
     pub(super) async fn came(&self, watch: usize) {
         self.watch(watch).came.notified().await;
     }
 
     /// Whether its watch is one to rely on.
-    pub(super) fn is_watched(&self, lane: &Idle) -> bool {
-        lock(&self.watch(lane.watch()).seen).is_some_and(|at| at.elapsed() < SIGN)
+    pub(super) fn is_watched(&self, partition: &Idle) -> bool {
+        lock(&self.watch(partition.watch()).seen).is_some_and(|at| at.elapsed() < SIGN)
     }
 
     pub(super) fn note_look(&self) {
         *lock(&self.looked) = Some(Instant::now());
     }
 
-    /// Whether idle lanes are looked at together.
+    /// Whether idle partitions are looked at together.
     pub(super) fn are_looked_at(&self) -> bool {
         lock(&self.looked).is_some_and(|at| at.elapsed() < SIGN)
     }
 
-    /// Every lane of this watch looks for itself.
+    /// Every partition of this watch looks for itself.
     pub(super) fn wake_all(&self, watch: usize) {
         *lock(&self.watch(watch).seen) = None;
         self.end_round(watch);
-        self.that(|lane| lane.watch() == watch && lane.rests()).iter().for_each(|lane| lane.wake());
+        self.that(|partition| partition.watch() == watch && partition.rests())
+            .iter()
+            .for_each(|partition| partition.wake());
     }
 
-    /// Every lane keeps its queue itself.
+    /// Every partition keeps its queue itself.
     pub(super) fn keep_all(&self) {
         *lock(&self.looked) = None;
-        for lane in self.that(Idle::is_idle) {
-            lane.keep_elsewhere(None);
-            lane.bell.notify_one();
+        for partition in self.that(Idle::is_idle) {
+            partition.keep_elsewhere(None);
+            partition.bell.notify_one();
         }
     }
 }
@@ -306,91 +308,91 @@ impl Lanes {
 mod tests {
     use super::*;
 
-    fn lane(lanes: &Lanes, name: &str) -> Arc<Idle> {
+    fn partition(partitions: &OpenPartitions, name: &str) -> Arc<Idle> {
         let queue: QueueName = name.parse().unwrap();
         let keys = Keys::new("p", &queue);
-        let lane = Arc::new(Idle::new(queue, keys));
-        lanes.open(&lane);
-        lane.saw(true, true);
-        lane
+        let partition = Arc::new(Idle::new(queue, keys));
+        partitions.open(&partition);
+        partition.saw(true, true);
+        partition
     }
 
     #[test]
     fn a_lane_that_comes_to_rest_during_a_read_ends_it_once() {
-        let lanes = Lanes::default();
-        let (a, b, c) = (lane(&lanes, "a"), lane(&lanes, "b"), lane(&lanes, "c"));
-        assert!(!lanes.rest(&a, "1-0".to_owned()), "nothing reads yet");
-        assert_eq!(lanes.begin_round(0).len(), 1);
-        assert!(lanes.rest(&b, "2-0".to_owned()));
-        assert!(!lanes.rest(&c, "3-0".to_owned()), "it was told");
-        lanes.end_round(0);
-        let asked = lanes.begin_round(0);
+        let partitions = OpenPartitions::default();
+        let (a, b, c) = (partition(&partitions, "a"), partition(&partitions, "b"), partition(&partitions, "c"));
+        assert!(!partitions.rest(&a, "1-0".to_owned()), "nothing reads yet");
+        assert_eq!(partitions.begin_round(0).len(), 1);
+        assert!(partitions.rest(&b, "2-0".to_owned()));
+        assert!(!partitions.rest(&c, "3-0".to_owned()), "it was told");
+        partitions.end_round(0);
+        let asked = partitions.begin_round(0);
         assert_eq!(asked.len(), 3);
-        assert!(asked.iter().any(|(lane, after)| lane.queue == b.queue && after == "2-0"));
+        assert!(asked.iter().any(|(partition, after)| partition.queue == b.queue && after == "2-0"));
         a.wake();
         drop((asked, c));
-        assert_eq!(lanes.begin_round(0).len(), 1, "one is awake, one is gone");
+        assert_eq!(partitions.begin_round(0).len(), 1, "one is awake, one is gone");
     }
 
     #[test]
     fn many_lanes_are_shared_out_to_watches_and_few_have_one() {
-        let lanes = Lanes::default();
+        let partitions = OpenPartitions::default();
         let open = |n: usize| {
             let queue: QueueName = format!("q{n}").parse().unwrap();
-            let lane = Arc::new(Idle::new(queue.clone(), Keys::new("p", &queue)));
-            (lanes.open(&lane), lane)
+            let partition = Arc::new(Idle::new(queue.clone(), Keys::new("p", &queue)));
+            (partitions.open(&partition), partition)
         };
-        let all: Vec<_> = (0..LANES_OF_A_WATCH).map(open).collect();
-        assert!(all.iter().all(|(_, lane)| lane.watch() == 0));
+        let all: Vec<_> = (0..PARTITIONS_OF_A_WATCH).map(open).collect();
+        assert!(all.iter().all(|(_, partition)| partition.watch() == 0));
         assert!(all[0].0 == Some(0) && all[1..].iter().all(|(started, _)| started.is_none()), "started once");
-        let (started, next) = open(LANES_OF_A_WATCH);
+        let (started, next) = open(PARTITIONS_OF_A_WATCH);
         assert_eq!((started, next.watch()), (Some(1), 1));
-        let more: Vec<_> = (LANES_OF_A_WATCH + 1..LANES_OF_A_WATCH * 40).map(open).collect();
-        let of = |watch| more.iter().filter(|(_, lane)| lane.watch() == watch).count();
-        assert!((1..MAX_WATCHES).all(|watch| of(watch) >= LANES_OF_A_WATCH - 1), "there are no more than so many");
+        let more: Vec<_> = (PARTITIONS_OF_A_WATCH + 1..PARTITIONS_OF_A_WATCH * 40).map(open).collect();
+        let of = |watch| more.iter().filter(|(_, partition)| partition.watch() == watch).count();
+        assert!((1..MAX_WATCHES).all(|watch| of(watch) >= PARTITIONS_OF_A_WATCH - 1), "there are no more than so many");
         // An arrival ends a read of its own watch alone.
-        assert_eq!([lanes.begin_round(0).len(), lanes.begin_round(1).len()], [0, 0]);
-        lanes.rest(&next, "1-0".to_owned());
-        assert_eq!([lanes.begin_round(0).len(), lanes.begin_round(1).len()], [0, 1]);
-        assert!(!lanes.rest(&all[0].1, "1-0".to_owned()), "the first watch reads nothing");
-        lanes.wake_all(0);
-        assert!(next.rests() && !lanes.is_watched(&all[0].1) && lanes.is_watched(&next));
+        assert_eq!([partitions.begin_round(0).len(), partitions.begin_round(1).len()], [0, 0]);
+        partitions.rest(&next, "1-0".to_owned());
+        assert_eq!([partitions.begin_round(0).len(), partitions.begin_round(1).len()], [0, 1]);
+        assert!(!partitions.rest(&all[0].1, "1-0".to_owned()), "the first watch reads nothing");
+        partitions.wake_all(0);
+        assert!(next.rests() && !partitions.is_watched(&all[0].1) && partitions.is_watched(&next));
     }
 
     #[test]
     fn that_no_worker_has_anything_holds_until_the_lane_is_woken() {
-        let lanes = Lanes::default();
-        let lane = lane(&lanes, "a");
-        assert_eq!(lane.before_look(), None, "who is awake is told of nothing");
-        lanes.rest(&lane, "1-0".to_owned());
-        let before = lane.before_look().unwrap();
-        // What comes during the look wakes the lane.
-        lane.wake();
-        lanes.rest(&lane, "2-0".to_owned());
-        lane.note_nothing_pending(before);
-        assert!(!lane.has_nothing_pending());
-        lane.note_nothing_pending(lane.before_look().unwrap());
-        assert!(lane.has_nothing_pending());
-        lane.wake();
-        assert!(!lane.has_nothing_pending());
+        let partitions = OpenPartitions::default();
+        let partition = partition(&partitions, "a");
+        assert_eq!(partition.before_look(), None, "who is awake is told of nothing");
+        partitions.rest(&partition, "1-0".to_owned());
+        let before = partition.before_look().unwrap();
+        // What comes during the look wakes the partition.
+        partition.wake();
+        partitions.rest(&partition, "2-0".to_owned());
+        partition.note_nothing_pending(before);
+        assert!(!partition.has_nothing_pending());
+        partition.note_nothing_pending(partition.before_look().unwrap());
+        assert!(partition.has_nothing_pending());
+        partition.wake();
+        assert!(!partition.has_nothing_pending());
     }
 
     #[test]
     fn a_queue_is_kept_here_unless_another_process_said_lately_that_it_does() {
-        let lanes = Lanes::default();
-        let lane = lane(&lanes, "a");
+        let partitions = OpenPartitions::default();
+        let partition = partition(&partitions, "a");
         let soon = Some(Instant::now() + Duration::from_secs(60));
-        lane.keep_elsewhere(soon);
-        assert!(!lane.is_kept_elsewhere(), "it is not idle");
-        assert!(lane.set_idle(true) && lane.is_kept_elsewhere());
-        lane.keep_elsewhere(Some(Instant::now()));
-        assert!(!lane.is_kept_elsewhere(), "that is over");
-        lane.keep_elsewhere(soon);
-        lanes.keep_all();
-        assert!(!lane.is_kept_elsewhere());
-        lane.keep_elsewhere(soon);
-        assert!(!lane.set_idle(false) && !lane.is_kept_elsewhere(), "something came");
-        lane.saw(false, false);
-        assert!(!lane.set_idle(true), "something is set of the queue");
+        partition.keep_elsewhere(soon);
+        assert!(!partition.is_kept_elsewhere(), "it is not idle");
+        assert!(partition.set_idle(true) && partition.is_kept_elsewhere());
+        partition.keep_elsewhere(Some(Instant::now()));
+        assert!(!partition.is_kept_elsewhere(), "that is over");
+        partition.keep_elsewhere(soon);
+        partitions.keep_all();
+        assert!(!partition.is_kept_elsewhere());
+        partition.keep_elsewhere(soon);
+        assert!(!partition.set_idle(false) && !partition.is_kept_elsewhere(), "something came");
+        partition.saw(false, false);
+        assert!(!partition.set_idle(true), "something is set of the queue");
     }
 }

@@ -19,7 +19,7 @@ use super::super::client::{META_LIFE, millis};
 use super::super::keys::GROUP;
 use super::super::priority::Levels;
 use super::super::scripts;
-use super::Lane;
+use super::Partition;
 use super::lost::Search;
 use crate::platform::loops::Pulse;
 
@@ -53,7 +53,7 @@ struct Seen {
     next_ms: i64,
 }
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     pub(super) async fn keep(self, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
         let lease = self.worker.engine.settings.lease;
         let recover_period = (lease / 4).clamp(Duration::from_millis(100), Duration::from_secs(2));
@@ -81,8 +81,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             }
             let recover_after = if self.idle.has_nothing_pending() { SURE_PERIOD } else { recover_period };
             if due(recovered, recover_after) && !self.throttle.is_paused() && !self.worker.engine.is_held() {
-                for lane in self.each_level() {
-                    self.spare(lane.recover(&pulse, &tracker)).await?;
+                for partition in self.each_level() {
+                    self.spare(partition.recover(&pulse, &tracker)).await?;
                 }
                 self.spare(self.note_nothing_pending()).await?;
                 recovered = Some(Instant::now());
@@ -96,8 +96,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 sampled = Some(Instant::now());
             }
             if due(pruned, lease * PRUNE_PERIOD) {
-                for lane in self.each_level() {
-                    self.spare(lane.prune()).await?;
+                for partition in self.each_level() {
+                    self.spare(partition.prune()).await?;
                 }
                 pruned = Some(Instant::now());
             }
@@ -107,7 +107,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         Ok(())
     }
 
-    /// Whether there still is nothing to follow, by one command; by none where all idle lanes are looked at.
+    /// Whether there still is nothing to follow, by one command; by none where all idle partitions are looked at.
     async fn is_quiet(&self) -> anyhow::Result<bool> {
         if self.is_looked_at() {
             return Ok(true);
@@ -120,11 +120,11 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     fn is_looked_at(&self) -> bool {
-        self.idle.is_idle() && !self.runs() && self.worker.lanes.are_looked_at()
+        self.idle.is_idle() && !self.runs() && self.worker.partitions.are_looked_at()
     }
 
     /// Whether tasks run here. Who has no place free cannot take over what a dead worker had, so it leaves the queue to another
-    /// process whose lane is idle.
+    /// process whose partition is idle.
     pub(super) fn runs(&self) -> bool {
         !self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

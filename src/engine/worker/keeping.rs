@@ -3,7 +3,7 @@
 //! Two that keep a queue at once are harmless, so whoever does not know keeps.
 //!
 //! What concerns each process itself, and what lies in wait in the queues that this one keeps, is looked for in all idle
-//! lanes together: an `EXISTS` of some of their keys, and of each lane alone only when it finds something.
+//! partitions together: an `EXISTS` of some of their keys, and of each partition alone only when it finds something.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use futures_util::{StreamExt, stream};
 use super::super::client::millis;
 use super::super::keys::{QueueName, WorkerKeys};
 use super::super::scripts;
-use super::idle::{Idle, Lanes};
+use super::idle::{Idle, OpenPartitions};
 use super::keeper::IDLE_PERIOD;
 use super::{STALL_AFTER, Worker};
 use crate::platform::loops::{Loops, Pulse};
@@ -25,9 +25,9 @@ const RIGHT_LIFE: Duration = Duration::from_secs(3);
 const RIGHT_PERIOD: Duration = Duration::from_secs(1);
 /// Queues of one script.
 const RIGHTS_AT_ONCE: usize = 500;
-/// Lanes that one command looks at.
+/// Partitions that one command looks at.
 const LOOKED_AT: usize = 100;
-/// Looks at single lanes under way at once.
+/// Looks at single partitions under way at once.
 const LOOKS_AT_ONCE: usize = 16;
 
 /// Starts the loop.
@@ -39,8 +39,8 @@ pub(super) fn start<C: Clone + Send + Sync + 'static>(worker: &Arc<Worker<C>>, l
     });
 }
 
-/// When the loop ends, for whatever reason, every lane keeps its queue itself.
-struct KeepAll<'a>(&'a Lanes);
+/// When the loop ends, for whatever reason, every partition keeps its queue itself.
+struct KeepAll<'a>(&'a OpenPartitions);
 
 impl Drop for KeepAll<'_> {
     fn drop(&mut self) {
@@ -50,23 +50,23 @@ impl Drop for KeepAll<'_> {
 
 impl<C: Clone + Send + Sync + 'static> Worker<C> {
     async fn look_after_idle(&self, pulse: &Pulse) -> anyhow::Result<()> {
-        let _keeping = KeepAll(&self.lanes);
+        let _keeping = KeepAll(&self.partitions);
         let (mut asked, mut names) = (None::<Instant>, Vec::new());
         while !pulse.stopping() {
             pulse.beat();
-            let idle = self.lanes.that(Idle::is_idle);
+            let idle = self.partitions.that(Idle::is_idle);
             if asked.is_none_or(|at| at.elapsed() >= RIGHT_PERIOD) {
                 asked = Some(Instant::now());
                 // One that may begin nothing leaves the queues to others.
                 let life = if self.engine.is_held() { Duration::ZERO } else { RIGHT_LIFE };
                 self.ask_for_rights(&idle, life).await?;
-                names = idle.iter().map(|lane| lane.queue.clone()).collect();
+                names = idle.iter().map(|partition| partition.queue.clone()).collect();
             }
             self.look_at(&idle).await?;
-            self.lanes.note_look();
+            self.partitions.note_look();
             pulse.sleep(IDLE_PERIOD).await;
         }
-        // By their names: the lanes end now too.
+        // By their names: the partitions end now too.
         for some in names.chunks(RIGHTS_AT_ONCE) {
             self.ask_for(some.iter(), Duration::ZERO).await?;
         }
@@ -77,9 +77,9 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         for some in idle.chunks(RIGHTS_AT_ONCE) {
             // Before the answer, so that a slow one does not make it last longer.
             let until = Instant::now() + RIGHT_LIFE;
-            let ours = self.ask_for(some.iter().map(|lane| &lane.queue), life).await?;
-            for (lane, is_ours) in some.iter().zip(ours) {
-                lane.keep_elsewhere((!is_ours).then_some(until));
+            let ours = self.ask_for(some.iter().map(|partition| &partition.queue), life).await?;
+            for (partition, is_ours) in some.iter().zip(ours) {
+                partition.keep_elsewhere((!is_ours).then_some(until));
             }
         }
         Ok(())
@@ -97,18 +97,22 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     }
 
     async fn look_at(&self, idle: &[Arc<Idle>]) -> anyhow::Result<()> {
-        let asked: Vec<(&Arc<Idle>, Vec<String>)> =
-            idle.iter().map(|lane| (lane, looked_for(lane))).filter(|(_, keys)| !keys.is_empty()).collect();
+        let asked: Vec<(&Arc<Idle>, Vec<String>)> = idle
+            .iter()
+            .map(|partition| (partition, looked_for(partition)))
+            .filter(|(_, keys)| !keys.is_empty())
+            .collect();
         for some in asked.chunks(LOOKED_AT) {
             let is_one = !self.engine.redis.is_cluster();
             if is_one && self.found(some.iter().flat_map(|(_, keys)| keys)).await? == 0 {
                 continue;
             }
-            let looks: Vec<_> = some.iter().map(|(lane, keys)| async move { (lane, self.found(keys).await) }).collect();
+            let looks: Vec<_> =
+                some.iter().map(|(partition, keys)| async move { (partition, self.found(keys).await) }).collect();
             let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
-            while let Some((lane, found)) = looks.next().await {
+            while let Some((partition, found)) = looks.next().await {
                 if found? > 0 {
-                    lane.stir();
+                    partition.stir();
                 }
             }
         }
@@ -125,10 +129,10 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
 }
 
 /// The keys that say that there is something to follow. A keeper that follows something already sees all of them itself.
-fn looked_for(lane: &Idle) -> Vec<String> {
-    let keys = &lane.keys;
-    if lane.is_kept_elsewhere() {
+fn looked_for(partition: &Idle) -> Vec<String> {
+    let keys = &partition.keys;
+    if partition.is_kept_elsewhere() {
         return vec![keys.control(), keys.levels()];
     }
-    if lane.is_quiet() { keys.stirring() } else { Vec::new() }
+    if partition.is_quiet() { keys.stirring() } else { Vec::new() }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::keys::GROUP;
 use super::super::registry::Delivery;
 use super::super::scripts;
-use super::Lane;
+use super::Partition;
 use super::run::Batch;
 
 /// A task is shown as started when it has run for this long: most end sooner, and are spared the writing.
@@ -20,21 +20,21 @@ pub(super) struct TaskLease {
 }
 
 impl TaskLease {
-    pub(super) fn hold<C: Clone + Send + Sync + 'static>(lane: Lane<C>, batch: &Batch) -> Self {
+    pub(super) fn hold<C: Clone + Send + Sync + 'static>(partition: Partition<C>, batch: &Batch) -> Self {
         let held = Arc::new(AtomicBool::new(true));
         let holding = held.clone();
         let deliveries = batch.readable.clone();
         let unreadable: Vec<_> = batch.unreadable.iter().map(|(delivery, _)| delivery.clone()).collect();
         let renewal = tokio::spawn(async move {
-            let period = lane.worker.engine.settings.lease / 3;
+            let period = partition.worker.engine.settings.lease / 3;
             let mut next = tokio::time::Instant::now() + period;
             tokio::time::sleep(STARTED_AFTER).await;
             // What runs for long may be taken back: the keeper looks for that.
-            lane.idle.bell.notify_one();
+            partition.idle.bell.notify_one();
             loop {
                 // At first all of them, then whoever has news.
-                if let Err(error) = lane.mark_started(&deliveries).await {
-                    tracing::debug!(queue = %lane.queue, error = format!("{error:#}"), "tasks could not be marked as started");
+                if let Err(error) = partition.mark_started(&deliveries).await {
+                    tracing::debug!(queue = %partition.queue, error = format!("{error:#}"), "tasks could not be marked as started");
                 }
                 tokio::select! {
                     () = tokio::time::sleep_until(next) => {}
@@ -48,12 +48,12 @@ impl TaskLease {
                     return;
                 }
                 let mut call = scripts::RENEW.prepare_invoke();
-                call.key(lane.stream()).arg(GROUP).arg(&lane.worker.consumer);
+                call.key(partition.stream()).arg(GROUP).arg(&partition.worker.consumer);
                 for delivery in deliveries.iter().chain(&unreadable) {
                     call.arg(&delivery.entry);
                 }
-                if let Err(error) = call.invoke_async::<i64>(&mut lane.worker.engine.redis.commands()).await {
-                    tracing::warn!(queue = %lane.queue, %error, "lease could not be renewed");
+                if let Err(error) = call.invoke_async::<i64>(&mut partition.worker.engine.redis.commands()).await {
+                    tracing::warn!(queue = %partition.queue, %error, "lease could not be renewed");
                 }
             }
         });

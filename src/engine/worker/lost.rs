@@ -14,7 +14,7 @@ use redis::Value;
 use super::super::client::{Engine, millis};
 use super::super::keys::{GROUP, Keys};
 use super::super::scripts;
-use super::Lane;
+use super::Partition;
 use crate::platform::loops::Pulse;
 
 /// A look comes this often.
@@ -76,7 +76,7 @@ impl Books {
     }
 }
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     /// A bounded part of the search, when it is time for one. In a quiet queue no task waits for its time.
     pub(super) async fn look_for_lost(&self, search: &mut Search, quiet: bool, pulse: &Pulse) -> anyhow::Result<()> {
         let period = if search.amiss.is_some() { HURRY_PERIOD } else { LOOK_PERIOD };
@@ -197,7 +197,12 @@ pub(super) enum LostMode {
 }
 
 /// Looks whether these tasks are lost.
-pub(super) async fn look_through(engine: &Engine, keys: &Keys, tasks: &[String], how: LostMode) -> anyhow::Result<Books> {
+pub(super) async fn look_through(
+    engine: &Engine,
+    keys: &Keys,
+    tasks: &[String],
+    how: LostMode,
+) -> anyhow::Result<Books> {
     let mut call = scripts::LOST.prepare_invoke();
     call.key(keys.stream()).key(keys.meta()).key(keys.delayed()).key(keys.envelopes()).key(keys.revoked());
     call.arg(GROUP).arg(millis(GRACE)).arg(millis(GRACE.max(engine.settings.lease * GONE_LEASES)));

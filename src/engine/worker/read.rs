@@ -6,7 +6,7 @@
 //! first that has something (`take.lua`), and when none has, a read that takes nothing waits for the next task.
 //!
 //! Where nothing has come for a while the reader gives its connection back and rests ([`idle`](super::idle)): it takes by the
-//! script too, and waits for the watch of all lanes that rest. So does one that begins.
+//! script too, and waits for the watch of all partitions that rest. So does one that begins.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -22,8 +22,8 @@ use super::super::keys::GROUP;
 use super::super::priority::{Levels, Priority};
 use super::super::scripts;
 use super::idle::AWAKE_FOR;
-use super::turns::Turns;
-use super::{BLOCK, Lane, READ_GRACE, fault, keeper};
+use super::priority_order::PriorityOrder;
+use super::{BLOCK, Partition, READ_GRACE, fault, keeper};
 use crate::platform::loops::Pulse;
 use crate::platform::redis::Blocking;
 
@@ -44,7 +44,7 @@ enum Looked {
 #[derive(Default)]
 struct Own(Option<(Blocking, OwnedSemaphorePermit)>);
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     pub(super) async fn read(self, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
         let mut own = Own::default();
         let read = self.read_on(&mut own, pulse, tracker).await;
@@ -55,7 +55,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     async fn read_on(&self, own: &mut Own, pulse: Pulse, tracker: TaskTracker) -> anyhow::Result<()> {
-        let (mut turns, mut found) = (Turns::default(), None::<Instant>);
+        let (mut turns, mut found) = (PriorityOrder::default(), None::<Instant>);
         self.spare(self.ensure_groups(self.levels())).await?;
         while !pulse.stopping() {
             pulse.beat();
@@ -112,20 +112,20 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
                 self.worker.engine.note_woken(&self.queue);
             }
             self.moved.store(true, Ordering::SeqCst);
-            let lane = self.at(level);
-            let batch = lane.batch(entries, 1);
+            let partition = self.at(level);
+            let batch = partition.batch(entries, 1);
             if pulse.stopping() {
-                lane.give_back(&batch.into_deliveries()).await?;
+                partition.give_back(&batch.into_deliveries()).await?;
                 break;
             }
-            tracker.spawn(async move { lane.process(batch, permit).await });
+            tracker.spawn(async move { partition.process(batch, permit).await });
         }
         Ok(())
     }
 
     /// Whether the next read waits on a connection of the reader's own, which it then has.
     async fn has_own(&self, own: &mut Own, is_idle: bool) -> anyhow::Result<bool> {
-        let places = &self.worker.lanes.own;
+        let places = &self.worker.partitions.own;
         if is_idle && (self.may_rest() || places.available_permits() == 0) {
             // Not back to the pool, which keeps what it has open for ever.
             if let Some((connection, _)) = own.0.take() {
@@ -141,7 +141,12 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     /// Entries of the stream whose turn it is; waits for some for a while.
-    async fn take(&self, own: &mut Own, levels: Levels, turns: &mut Turns) -> Result<(Priority, Entries), RedisError> {
+    async fn take(
+        &self,
+        own: &mut Own,
+        levels: Levels,
+        turns: &mut PriorityOrder,
+    ) -> Result<(Priority, Entries), RedisError> {
         let Some((connection, _)) = &mut own.0 else { return Ok((Priority::DEFAULT, Entries::new())) };
         if levels.is_one() {
             self.take_or_wait(connection).await.map(|entries| (Priority::DEFAULT, entries))
@@ -163,7 +168,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         &self,
         connection: &mut Blocking,
         levels: Levels,
-        turns: &mut Turns,
+        turns: &mut PriorityOrder,
     ) -> Result<(Priority, Entries), RedisError> {
         let last = match self.look(levels, turns).await? {
             Looked::Some(level, entries) => return Ok((level, entries)),
@@ -181,7 +186,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
     }
 
     /// Entries of the stream whose turn it is, without a wait.
-    async fn look(&self, levels: Levels, turns: &mut Turns) -> Result<Looked, RedisError> {
+    async fn look(&self, levels: Levels, turns: &mut PriorityOrder) -> Result<Looked, RedisError> {
         let order = turns.order(levels);
         let mut take = scripts::TAKE.prepare_invoke();
         for level in &order {

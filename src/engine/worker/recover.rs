@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::client::millis;
 use super::super::keys::GROUP;
-use super::Lane;
+use super::Partition;
 use super::finish::Ending;
 use super::keeper::is_no_group;
 use super::read::stream_entries;
@@ -20,7 +20,7 @@ const RECOVER_PAGE: usize = 100;
 /// A delivery as `XPENDING` lists it: entry, consumer, idle (ms), deliveries.
 type Pending = (String, String, u64, u32);
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     /// Takes over deliveries whose worker gave no sign for a lease, or gave them back, until none is left or there is no
     /// place to run them in.
     pub(super) async fn recover(&self, pulse: &Pulse, tracker: &TaskTracker) -> anyhow::Result<()> {
@@ -43,7 +43,7 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         }
     }
 
-    /// Of a lane that rests: notes when no worker has anything, here or elsewhere. Then there is nothing to take over until
+    /// Of a partition that rests: notes when no worker has anything, here or elsewhere. Then there is nothing to take over until
     /// something comes, which the watch tells.
     pub(super) async fn note_nothing_pending(&self) -> anyhow::Result<()> {
         let Some(wakes) = self.idle.before_look() else { return Ok(()) };
@@ -112,8 +112,8 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
             }
             return Ok(());
         }
-        let lane = self.clone();
-        tracker.spawn(async move { lane.process(batch, permit).await });
+        let partition = self.clone();
+        tracker.spawn(async move { partition.process(batch, permit).await });
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use super::super::control::Control;
 use super::super::envelope::Envelope;
 use super::super::registry::{Delivery, Registered};
 use super::super::task::{Outcome, Retry, TaskId};
-use super::Lane;
+use super::Partition;
 use super::finish::Ending;
 use super::lease::TaskLease;
 use super::traced::Attempts;
@@ -40,7 +40,7 @@ impl Batch {
     }
 }
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
     /// Entries as deliveries, read for the `delivery`th time.
     pub(super) fn batch(&self, entries: Vec<(String, String)>, delivery: u32) -> Batch {
         let mut batch = Batch { readable: Vec::with_capacity(entries.len()), unreadable: Vec::new() };

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::platform::loops::Pulse;
 
-/// What bounds the reads of one lane.
+/// What bounds the reads of one partition.
 pub(super) struct Throttle {
     permits: Arc<Semaphore>,
     size: Mutex<Size>,
@@ -20,7 +20,7 @@ pub(super) struct Throttle {
     resting: AtomicBool,
 }
 
-/// Places of a lane.
+/// Places of a partition.
 struct Size {
     /// By the process's own settings.
     own: usize,

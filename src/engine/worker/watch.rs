@@ -1,12 +1,12 @@
-//! Connections that watch the streams of lanes that rest, by an `XREAD` that takes nothing. One has a hundred lanes or so: it
+//! Connections that watch the streams of partitions that rest, by an `XREAD` that takes nothing. One has a hundred partitions or so: it
 //! asks for all of them anew whenever something comes to one.
 //!
-//! A lane that comes to rest while a read is under way must not wait for its end: it writes to a stream of its watch, the
-//! bell, which every read names too. What came to a stream between the last look of its lane and the read is above the
-//! entry that the lane named, so the read gives it at once.
+//! A partition that comes to rest while a read is under way must not wait for its end: it writes to a stream of its watch, the
+//! bell, which every read names too. What came to a stream between the last look of its partition and the read is above the
+//! entry that the partition named, so the read gives it at once.
 //!
-//! What a new stream holds may be below the entry that the lane named: the stream was deleted, and the server's clock set
-//! back. So now and then a watch looks whether the streams are as its lanes left them.
+//! What a new stream holds may be below the entry that the partition named: the stream was deleted, and the server's clock set
+//! back. So now and then a watch looks whether the streams are as its partitions left them.
 //!
 //! A read that takes nothing succeeds at a replica too, or at a server that others have left. So the bell, which goes
 //! through the shared connection, must be heard now and then.
@@ -22,15 +22,15 @@ use super::super::client::millis;
 use super::super::keys::WorkerKeys;
 use super::super::scripts;
 use super::super::shapes::is_wrong_type;
-use super::idle::{AWAKE_FOR, Idle, Lanes};
+use super::idle::{AWAKE_FOR, Idle, OpenPartitions};
 use super::read::wait_for;
-use super::{Lane, STALL_AFTER, Worker};
+use super::{Partition, STALL_AFTER, Worker};
 use crate::platform::loops::{Loops, Pulse};
 use crate::platform::redis::Blocking;
 
 /// A read waits this long for news.
 pub(super) const WATCH_BLOCK: Duration = Duration::from_secs(2);
-/// A lane that rests makes a step this often.
+/// A partition that rests makes a step this often.
 const REST_BEAT: Duration = Duration::from_secs(3);
 /// The bell is rung when it was not heard for so long, to hear whether the watch is where everybody writes.
 const ECHO_PERIOD: Duration = Duration::from_secs(5);
@@ -55,8 +55,8 @@ pub(super) fn start<C: Clone + Send + Sync + 'static>(worker: &Arc<Worker<C>>, w
     });
 }
 
-/// When a watch ends, for whatever reason, every lane of it looks for itself.
-struct WakeAll<'a>(&'a Lanes, usize);
+/// When a watch ends, for whatever reason, every partition of it looks for itself.
+struct WakeAll<'a>(&'a OpenPartitions, usize);
 
 impl Drop for WakeAll<'_> {
     fn drop(&mut self) {
@@ -66,7 +66,7 @@ impl Drop for WakeAll<'_> {
 
 impl<C: Clone + Send + Sync + 'static> Worker<C> {
     async fn watch(&self, watch: usize, pulse: &Pulse) -> anyhow::Result<()> {
-        let _waking = WakeAll(&self.lanes, watch);
+        let _waking = WakeAll(&self.partitions, watch);
         let mut connection = self.engine.redis.blocking().await?;
         let watched = self.watch_on(watch, &mut connection, pulse).await;
         // A read may be under way on it.
@@ -78,10 +78,10 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
         let (mut rung, mut heard, mut looked) = ("0-0".to_owned(), Instant::now(), Instant::now());
         while !pulse.stopping() {
             pulse.beat();
-            let resting = self.lanes.begin_round(watch);
+            let resting = self.partitions.begin_round(watch);
             if resting.is_empty() {
                 tokio::select! {
-                    () = self.lanes.came(watch) => {}
+                    () = self.partitions.came(watch) => {}
                     () = pulse.sleep(WATCH_BLOCK) => {}
                 }
                 heard = Instant::now();
@@ -103,16 +103,16 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
                 // It takes nothing, so it may be given up.
                 () = pulse.stopped() => return Ok(()),
             };
-            self.lanes.end_round(watch);
+            self.partitions.end_round(watch);
             match reply {
                 Ok(reply) => {
                     if let Some(bell) = self.wake(watch, &resting, reply) {
                         (rung, heard) = (bell, Instant::now());
                     }
                 }
-                // Of one of them: its lane finds it, and does not rest any more.
+                // Of one of them: its partition finds it, and does not rest any more.
                 Err(error) if is_wrong_type(&anyhow::Error::from(error.clone())) => {
-                    resting.iter().for_each(|(lane, _)| lane.wake());
+                    resting.iter().for_each(|(partition, _)| partition.wake());
                 }
                 Err(error) => return Err(error).context("watching idle queues"),
             }
@@ -123,8 +123,8 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     fn read_of(&self, watch: usize, resting: &[(Arc<Idle>, String)], rung: &str) -> redis::Cmd {
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(1).arg("BLOCK").arg(millis(WATCH_BLOCK)).arg("STREAMS").arg(self.bell(watch));
-        for (lane, _) in resting {
-            read.arg(lane.keys.stream());
+        for (partition, _) in resting {
+            read.arg(partition.keys.stream());
         }
         read.arg(rung);
         for (_, after) in resting {
@@ -136,13 +136,13 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     /// Wakes those to which something came; the bell's entry, when it was rung.
     fn wake(&self, watch: usize, resting: &[(Arc<Idle>, String)], reply: Value) -> Option<String> {
         let by_stream: HashMap<String, &Arc<Idle>> =
-            resting.iter().map(|(lane, _)| (lane.keys.stream(), lane)).collect();
+            resting.iter().map(|(partition, _)| (partition.keys.stream(), partition)).collect();
         let (bell, mut rung) = (self.bell(watch), None);
         for (stream, last) in streams_of(reply) {
             if stream == bell {
                 rung = Some(last);
-            } else if let Some(lane) = by_stream.get(&stream) {
-                lane.wake();
+            } else if let Some(partition) = by_stream.get(&stream) {
+                partition.wake();
             }
         }
         rung
@@ -152,12 +152,12 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     async fn wake_unheard(&self, resting: &[(Arc<Idle>, String)]) -> Result<(), RedisError> {
         for some in resting.chunks(LOOKED_AT) {
             let mut look = scripts::UNHEARD.prepare_invoke();
-            for (lane, after) in some {
-                look.key(lane.keys.stream()).arg(after);
+            for (partition, after) in some {
+                look.key(partition.keys.stream()).arg(after);
             }
             let changed: Vec<usize> = look.invoke_async(&mut self.engine.redis.commands()).await?;
             let of = |number: usize| some.get(number.checked_sub(1)?);
-            changed.into_iter().filter_map(of).for_each(|(lane, _)| lane.wake());
+            changed.into_iter().filter_map(of).for_each(|(partition, _)| partition.wake());
         }
         Ok(())
     }
@@ -175,11 +175,11 @@ impl<C: Clone + Send + Sync + 'static> Worker<C> {
     }
 }
 
-impl<C: Clone + Send + Sync + 'static> Lane<C> {
-    /// Rests until something may have come to the stream after its entry `last`, or the lane has to look for itself.
+impl<C: Clone + Send + Sync + 'static> Partition<C> {
+    /// Rests until something may have come to the stream after its entry `last`, or the partition has to look for itself.
     pub(super) async fn rest_after(&self, last: String, pulse: &Pulse) -> anyhow::Result<()> {
-        let lanes = &self.worker.lanes;
-        if lanes.rest(&self.idle, last) {
+        let partitions = &self.worker.partitions;
+        if partitions.rest(&self.idle, last) {
             self.worker.ring(self.idle.watch()).await.context("telling the watch of an idle queue")?;
         }
         let rests_since = Instant::now();
@@ -196,14 +196,14 @@ impl<C: Clone + Send + Sync + 'static> Lane<C> {
         Ok(())
     }
 
-    /// A lane that is not idle keeps its queue itself, and begins to be idle only when its reader looks.
+    /// A partition that is not idle keeps its queue itself, and begins to be idle only when its reader looks.
     fn is_best_at_rest(&self, since: Instant) -> bool {
         if self.idle.is_idle() { !self.runs() } else { since.elapsed() < AWAKE_FOR }
     }
 
     /// Whether there is a watch, which reads of one stream, and does not know of a pause.
     pub(super) fn may_rest(&self) -> bool {
-        self.worker.lanes.is_watched(&self.idle) && self.levels().is_one() && !self.throttle.is_paused()
+        self.worker.partitions.is_watched(&self.idle) && self.levels().is_one() && !self.throttle.is_paused()
     }
 }
 

@@ -12,7 +12,7 @@
 
 mod answer;
 mod bill;
-mod notify;
+mod notification;
 mod request;
 mod signature;
 
@@ -29,7 +29,7 @@ use self::answer::{AlipayAnswer, yuan};
 pub(super) use self::request::account;
 use self::request::{Called, call, signed_url};
 use super::client::{self, GatewayCall};
-use super::{PaymentOutcome, CloseAnswer, unavailable};
+use super::{CloseAnswer, PaymentOutcome, unavailable};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::payments::model::{Channel, DayBill, Gateway, Message, PayWith, Payment, Refund, RefundAnswer, Said};
@@ -83,9 +83,11 @@ fn beijing(at: At) -> String {
 
 /// Checks a notify over its form, and only then reads it.
 pub(super) fn verify(app: &App, body: &[u8]) -> Result<Message> {
-    notify::read(body, &account(app)?.public_keys).map_err(|error| {
+    notification::read(body, &account(app)?.public_keys).map_err(|error| {
         match &error {
-            notify::BadNotify::Unreadable(_) => tracing::error!(gateway = "alipay", %error, "callback cannot be read"),
+            notification::BadNotify::Unreadable(_) => {
+                tracing::error!(gateway = "alipay", %error, "callback cannot be read")
+            }
             _ => tracing::warn!(gateway = "alipay", %error, "callback could not be verified"),
         }
         Kind::CallbackInvalid.into()
@@ -162,7 +164,7 @@ fn asked(merchant: &str, payment: &Payment, answer: &AlipayAnswer) -> Result<Pay
         // Nobody paid, or all of it went back without us having heard of it: either way there is no money.
         "TRADE_CLOSED" => Ok(PaymentOutcome::Over),
         "TRADE_SUCCESS" | "TRADE_FINISHED" => {
-            if !notify::is_short(&trade.trade_no, notify::TRADE_NO_LENGTH) {
+            if !notification::is_short(&trade.trade_no, notification::TRADE_NO_LENGTH) {
                 return Err(anyhow!("Alipay's number of a trade cannot be kept").into());
             }
             // The answer names neither application nor seller: it is to our application, which sells for nobody else.
@@ -297,7 +299,11 @@ pub(super) async fn bill(app: &App, date: &str) -> Result<DayBill> {
     if !secure {
         return Err(gateway_down("its bill is at an address without TLS"));
     }
-    let how = GatewayCall { limit_bytes: bill::ZIP_LIMIT, patience: BILL_PATIENCE, ..GatewayCall::new(app, Gateway::Alipay, "bill") };
+    let how = GatewayCall {
+        limit_bytes: bill::ZIP_LIMIT,
+        patience: BILL_PATIENCE,
+        ..GatewayCall::new(app, Gateway::Alipay, "bill")
+    };
     let zip = client::send(app, &how, || Ok(app.http.get(&place.bill_download_url))).await?;
     if !zip.status.is_success() {
         return Err(gateway_down(format_args!("no bill: HTTP {}", zip.status.as_u16())));

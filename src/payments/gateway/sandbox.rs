@@ -11,15 +11,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::client::{self, GatewayCall};
-use super::{PaymentOutcome, CloseAnswer, unavailable};
+use super::{CloseAnswer, PaymentOutcome, unavailable};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::payments::model::{
     BillLine, DayBill, Gateway, Message, PayWith, Payment, PaymentId, Refund, RefundAnswer, RefundId, Said,
 };
 use crate::platform::clock::At;
+use crate::platform::hmac::SharedSecret;
 use crate::platform::money::Money;
-use crate::platform::signed::SharedSecret;
 
 /// The sandbox's name for us.
 pub(super) const MERCHANT_ID: &str = "onrush-sandbox";

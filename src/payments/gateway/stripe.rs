@@ -16,9 +16,9 @@ use anyhow::{Context, anyhow};
 use axum::http::HeaderMap;
 use std::time::Duration;
 
-use self::api::{StripeAnswer, Ask, Form};
-use self::objects::{StripePage, Progress, RefundObject, StripeSession};
-use super::{PaymentOutcome, CloseAnswer, switched_off, unavailable};
+use self::api::{Ask, Form, StripeAnswer};
+use self::objects::{Progress, RefundObject, StripePage, StripeSession};
+use super::{CloseAnswer, PaymentOutcome, switched_off, unavailable};
 use crate::app::App;
 use crate::config::Stripe;
 use crate::error::{Error, Kind, Result, refuse, retrying};

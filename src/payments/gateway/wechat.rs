@@ -8,7 +8,7 @@
 
 mod bill;
 mod call;
-mod notify;
+mod notification;
 mod sign;
 #[cfg(test)]
 mod tests;
@@ -25,8 +25,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::call::{WechatAnswer, get, post, read};
-use self::trade::{RefundState, WechatTrade, TradeState};
-use super::{PaymentOutcome, CloseAnswer, switched_off, unavailable};
+use self::trade::{RefundState, TradeState, WechatTrade};
+use super::{CloseAnswer, PaymentOutcome, switched_off, unavailable};
 use crate::app::App;
 use crate::config::WechatPay;
 use crate::error::{Error, Kind, Plain, Result};
@@ -58,12 +58,12 @@ pub(super) fn merchant(app: &App) -> Result<&str> {
 
 /// Checks a notify over its raw bytes, and only then reads it.
 pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Message> {
-    notify::read(settings(app)?, headers, body, app.clock.now()).map_err(|fault| {
+    notification::read(settings(app)?, headers, body, app.clock.now()).map_err(|fault| {
         match fault {
-            notify::Fault::WechatUnsigned(sign::WechatUnsigned::Probe) => {
+            notification::Fault::WechatUnsigned(sign::WechatUnsigned::Probe) => {
                 tracing::info!(gateway = "wechat", "callback is a probe of our verification, and is refused");
             }
-            notify::Fault::WechatUnsigned(_) => {
+            notification::Fault::WechatUnsigned(_) => {
                 tracing::warn!(gateway = "wechat", error = %fault, "callback could not be verified");
             }
             _ => tracing::error!(gateway = "wechat", error = %fault, "callback verified and cannot be read"),
@@ -90,7 +90,9 @@ pub(super) async fn create(app: &App, payment: &Payment, subject: &str) -> Resul
     let body = trade_request(wechat, &app.config.http.public_url, payment, subject)?;
     let way = payment.channel.as_str();
     match post(app, "create", &format!("/v3/pay/transactions/{way}"), &body).await? {
-        WechatAnswer::Done(answer) => Ok((pay_with(wechat, payment.channel, &answer, app.clock.now())?, PaymentOutcome::Waiting)),
+        WechatAnswer::Done(answer) => {
+            Ok((pay_with(wechat, payment.channel, &answer, app.clock.now())?, PaymentOutcome::Waiting))
+        }
         // The trade ended meanwhile, or its number has been used for another one: what became of it is asked.
         WechatAnswer::Declined { code, .. } if matches!(&*code, "ORDERPAID" | "ORDER_CLOSED" | "OUT_TRADE_NO_USED") => {
             match query(app, payment).await? {

@@ -11,18 +11,18 @@ use crate::app::App;
 use crate::auth::Admin;
 use crate::catalogue::CourseId;
 use crate::error::{Problem, Result};
-use crate::idempotency::{self, StoredAnswer, Key};
+use crate::idempotency::{self, Key, StoredAnswer};
 use crate::orders::OrderId;
 use crate::payments::views::{self, NotificationView, PaymentView, RefundView};
 use crate::payments::{
-    Gateway, NotificationId, RefundApplication, OrderRefundView, RefundPart, PaymentId, RefundId, RefundStatus,
+    Gateway, NotificationId, OrderRefundView, PaymentId, RefundApplication, RefundId, RefundPart, RefundStatus,
 };
 use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Paged, Path, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
-use crate::platform::rules::words;
 use crate::platform::spelling::nfc;
+use crate::platform::validators::words;
 
 /// What of a paid order is to be refunded: all that is left, unless courses or an amount are named.
 #[derive(Debug, Clone, Serialize, Deserialize, garde::Validate, utoipa::ToSchema)]

@@ -10,12 +10,12 @@ use crate::auth::Admin;
 use crate::error::{Kind, Problem, Result};
 use crate::payments::Gateway;
 use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
-use crate::payments::reconcile::{DifferenceId, DifferenceKind, DifferenceStatus, BillSubject};
+use crate::payments::reconcile::{BillSubject, DifferenceId, DifferenceKind, DifferenceStatus};
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Inputs, Json, Paged, Path, Shape};
 use crate::platform::page::{Page, PageQuery};
-use crate::platform::rules::words;
 use crate::platform::spelling::nfc;
+use crate::platform::validators::words;
 
 /// Which bills.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]

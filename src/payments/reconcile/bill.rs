@@ -162,7 +162,8 @@ mod tests {
         let bill =
             Bill::of(DayBill { payments: vec![line("a", 5, 9), line("a ", 7, 3)], refunds: vec![line("a", 2, 1)] });
         let bill = bill.unwrap();
-        let expected = CheckedLine { merchant_no: "a".to_owned(), amount: Money::fen(12), count: 2, at: At::from_ms(3) };
+        let expected =
+            CheckedLine { merchant_no: "a".to_owned(), amount: Money::fen(12), count: 2, at: At::from_ms(3) };
         assert_eq!(bill.lines[&(BillSubject::Payment, "a".to_owned())], expected);
         assert_eq!(bill.lines.len(), 2);
         let mixed = Bill::of(DayBill { payments: vec![line("a", 2, 1)], refunds: Vec::new() }).unwrap();

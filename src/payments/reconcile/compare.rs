@@ -246,7 +246,8 @@ mod tests {
     }
 
     fn ours() -> impl Strategy<Value = Ours> {
-        let states = prop_oneof![Just(DifferenceState::Moved), Just(DifferenceState::UnderWay), Just(DifferenceState::NotMoved)];
+        let states =
+            prop_oneof![Just(DifferenceState::Moved), Just(DifferenceState::UnderWay), Just(DifferenceState::NotMoved)];
         (amounts(), states, any::<bool>()).prop_map(|(amount, state, is_sure)| Ours { amount, state, is_sure })
     }
 

@@ -12,7 +12,9 @@ use futures_util::stream;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use super::compare::{self, DifferenceKind, DifferenceStatus, Figures, DifferenceFound, Ours, DifferenceState, Step, BillSubject};
+use super::compare::{
+    self, BillSubject, DifferenceFound, DifferenceKind, DifferenceState, DifferenceStatus, Figures, Ours, Step,
+};
 use super::days;
 use super::store::differences::{self, Facts, KnownDifference, Named};
 use super::store::{self, BookEntry, Theirs, bills};
@@ -110,7 +112,8 @@ impl<'a> Examiner<'a> {
             .iter()
             .filter(|(number, entry)| {
                 // Lines that come to nothing are money that did not move, or that is gone again: to settle it would be wrong.
-                entry.state != DifferenceState::Moved && theirs.get(*number).is_some_and(|theirs| theirs.amount > Money::ZERO)
+                entry.state != DifferenceState::Moved
+                    && theirs.get(*number).is_some_and(|theirs| theirs.amount > Money::ZERO)
             })
             .map(|(_, entry)| entry.id)
             .collect();
@@ -161,7 +164,8 @@ impl<'a> Examiner<'a> {
             .filter(|number| (1..=TRADE_NO_CHARS).contains(&number.len()) && number.is_ascii())
             .partition(|number| uuid_of(number).is_some());
         let ids: Vec<Uuid> = ids.into_iter().filter_map(uuid_of).collect();
-        let named = store::ours(conn, self.gateway, BillSubject::Payment, &ids).await.context("reading payments of lines")?;
+        let named =
+            store::ours(conn, self.gateway, BillSubject::Payment, &ids).await.context("reading payments of lines")?;
         let mut all = store::by_trade(conn, self.gateway, &trades).await.context("reading payments of trades")?;
         all.extend(named.into_iter().map(|(number, entry)| (number, entry.payment)));
         Ok(all)
@@ -266,14 +270,25 @@ fn waits_since(entry: &BookEntry) -> At {
 }
 
 /// Until when a difference that waits can wait at most; `None`: our books have the number no more.
-pub(super) async fn waits_until(conn: &mut Conn, gateway: Gateway, what: BillSubject, number: &str) -> Result<Option<At>> {
+pub(super) async fn waits_until(
+    conn: &mut Conn,
+    gateway: Gateway,
+    what: BillSubject,
+    number: &str,
+) -> Result<Option<At>> {
     let ids: Vec<Uuid> = uuid_of(number).into_iter().collect();
     let ours = store::ours(conn, gateway, what, &ids).await.context("reading our side of a difference")?;
     Ok(ours.get(number).map(|entry| days::waits_until(waits_since(entry))))
 }
 
 /// What becomes of a known difference.
-async fn again(conn: &mut Conn, case: &Case<'_>, known: &KnownDifference, told: &mut ExamineReport, now: At) -> Result<()> {
+async fn again(
+    conn: &mut Conn,
+    case: &Case<'_>,
+    known: &KnownDifference,
+    told: &mut ExamineReport,
+    now: At,
+) -> Result<()> {
     let (found, facts) = (case.found.iter().find(|finding| finding.kind == known.kind).copied(), case.facts());
     match compare::step(known.status, known.figures(), found, facts.figures) {
         Step::Stay => {

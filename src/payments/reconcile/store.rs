@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use sqlx::{MySql, QueryBuilder};
 use uuid::Uuid;
 
-use super::compare::{DifferenceState, BillSubject};
+use super::compare::{BillSubject, DifferenceState};
 use crate::payments::model::{Gateway, PaymentId, PaymentStatus, RefundStatus};
 use crate::platform::clock::At;
 use crate::platform::day::Day;

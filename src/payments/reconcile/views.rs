@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::compare::{DifferenceKind, DifferenceStatus, BillSubject};
+use super::compare::{BillSubject, DifferenceKind, DifferenceStatus};
 use super::fetch::FetchReason;
 use super::store::bills::{self, BillRow};
 use super::store::differences::{self, DifferenceRow, WhichDifferences};

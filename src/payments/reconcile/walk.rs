@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 
 use super::BillId;
-use super::compare::{DifferenceKind, DifferenceStatus, BillSubject};
-use super::examine::{Examiner, ExamineReport};
+use super::compare::{BillSubject, DifferenceKind, DifferenceStatus};
+use super::examine::{ExamineReport, Examiner};
 use super::store::bills::{self, BillKey};
 use super::store::{self, HeardPosition, differences};
 use crate::app::App;

@@ -11,7 +11,8 @@ use crate::auth::{self, Phone, User, UserId};
 use crate::catalogue::CourseId;
 use crate::error::{Kind, Result};
 use crate::orders::{
-    self, BackReason, BackStatus, BackView, OrderItem, OrderFacts, OrderId, OrderRefundId, OrderView, WhichOrders, Whole,
+    self, BackReason, BackStatus, BackView, OrderFacts, OrderId, OrderItem, OrderRefundId, OrderView, WhichOrders,
+    Whole,
 };
 use crate::payments::model::{PaymentId, RefundId, RefundReason, RefundStatus};
 use crate::payments::store::refunds::NOBODY;

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::{Faults, MAX_FAULTS, FaultClass};
+use super::{FaultClass, Faults, MAX_FAULTS};
 
 /// Why the body is not declared as JSON in UTF-8, if it is not.
 pub(super) fn not_declared(headers: &HeaderMap) -> Option<&'static str> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use onrush::engine::operate::SeenWorker;
+use onrush::engine::inspect::SeenWorker;
 use onrush::orders::{Grant, OrderId};
 use onrush::platform::clock::At;
 

@@ -1,6 +1,6 @@
 //! Priorities: what is urgent comes first, nothing waits for ever, and whatever holds of a task holds at each of them.
 
-use onrush::engine::operate::{TaskFilter, ListPosition, Retried};
+use onrush::engine::inspect::{ListPosition, Retried, TaskFilter};
 use onrush::engine::{NotAPriority, Priority};
 
 use super::*;

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use onrush::platform::clock::Clock;
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 

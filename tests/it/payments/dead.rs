@@ -71,7 +71,9 @@ async fn pay(h: &Harness, who: &Person, no: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_an_answer_is_tried_three_times_and_no_more() {
-    for (way, tries) in [(PaymentMethod::Close, 3), (PaymentMethod::Fail, 3), (PaymentMethod::Cut, 3), (PaymentMethod::Flood, 1)] {
+    for (way, tries) in
+        [(PaymentMethod::Close, 3), (PaymentMethod::Fail, 3), (PaymentMethod::Cut, 3), (PaymentMethod::Flood, 1)]
+    {
         let (address, count) = gateway(way).await;
         let h = service_with(vec![("payments.sandbox_url", address)]).await;
         let alice = h.register().await;

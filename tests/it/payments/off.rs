@@ -41,13 +41,13 @@ async fn what_is_open_at_a_gateway_that_is_switched_off_is_told() {
     let h = service().await;
     let (alice, admin) = (h.register().await, h.admin().await);
     let off = switched_off(&h).await;
-    assert_eq!(payments::open_at_off(&off.app).await.unwrap(), []);
+    assert_eq!(payments::open_at_disabled(&off.app).await.unwrap(), []);
     let no = order(&h, &alice, 500).await;
     start(&h, &alice, &no).await;
     owed_back(&h, &alice, &admin).await;
-    assert_eq!(payments::open_at_off(&h.app).await.unwrap(), [], "it is switched on here");
-    let open = payments::OpenAtOff { gateway: payments::Gateway::Sandbox, payments: 1, refunds: 1 };
-    assert_eq!(payments::open_at_off(&off.app).await.unwrap(), [open]);
+    assert_eq!(payments::open_at_disabled(&h.app).await.unwrap(), [], "it is switched on here");
+    let open = payments::OpenAtDisabled { gateway: payments::Gateway::Sandbox, payments: 1, refunds: 1 };
+    assert_eq!(payments::open_at_disabled(&off.app).await.unwrap(), [open]);
 
     // A process whose gateway is another one says so at the start, and in its metrics.
     for process_says in [true, false] {

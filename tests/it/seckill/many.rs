@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use onrush::engine::operate::Retried;
+use onrush::engine::inspect::Retried;
 use onrush::engine::{QueueName, TaskId};
 use sqlx::QueryBuilder;
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onrush::platform::clock::Clock;
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::sleep;

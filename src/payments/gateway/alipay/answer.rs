@@ -254,7 +254,10 @@ mod tests {
     fn an_answer_that_is_not_signed_by_the_gateway_is_not_believed() {
         let body = signed(PAID);
         let stranger = [new_pair().public_key().unwrap()];
-        assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &stranger), Err(Unbelievable::AlipayUnsigned(_))));
+        assert!(matches!(
+            AlipayAnswer::verified(body.as_bytes(), METHOD, &stranger),
+            Err(Unbelievable::AlipayUnsigned(_))
+        ));
         assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &[]), Err(Unbelievable::AlipayUnsigned(_))));
         let unsigned =
             r#"{"error_response":{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id"}}"#;

@@ -21,8 +21,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::unavailable;
-use super::api::{self, StripeAnswer, Form};
-use super::objects::{Charge, Dispute, Metadata, StripePage, RefundObject};
+use super::api::{self, Form, StripeAnswer};
+use super::objects::{Charge, Dispute, Metadata, RefundObject, StripePage};
 use crate::app::App;
 use crate::error::{Kind, Result, refuse};
 use crate::payments::model::{BILL_LINES_MAX, BillLine, DayBill, Gateway};

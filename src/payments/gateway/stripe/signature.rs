@@ -5,7 +5,7 @@
 //! is enough. Other schemes (`v0`) are for tests and are worth nothing. The time counts both ways, by our own clock.
 
 use crate::platform::clock::At;
-use crate::platform::signed::{SharedSecret, Unsigned};
+use crate::platform::hmac::{SharedSecret, Unsigned};
 
 /// Signatures of one event that are looked at: Stripe sends one for each secret that is in force.
 const SIGNATURES_MAX: usize = 16;
@@ -51,7 +51,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::platform::signed::WINDOW;
+    use crate::platform::hmac::WINDOW;
 
     const BODY: &[u8] = br#"{"id":"evt_1"}"#;
 

@@ -64,7 +64,14 @@ pub(super) fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
     Ok(serde_json::from_slice(answer).context("reading WeChat Pay's answer")?)
 }
 
-async fn ask(app: &App, call: &GatewayCall, accept: &str, method: Method, path: &str, body: Option<&Value>) -> Result<Reply> {
+async fn ask(
+    app: &App,
+    call: &GatewayCall,
+    accept: &str,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Reply> {
     let wechat = settings(app)?;
     let body = body.map(serde_json::to_vec).transpose().context("writing a request to WeChat Pay")?.unwrap_or_default();
     send(app, call, || {

@@ -13,9 +13,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use super::notify::Fault;
+use super::notification::Fault;
 use super::sign::WechatUnsigned;
-use super::{beijing, bill, cut, notify, sign};
+use super::{beijing, bill, cut, notification, sign};
 use crate::config::{ApiV3Key, PlatformKey, WechatPay, merchant_of};
 use crate::payments::model::{Message, PaymentId, RefundAnswer, RefundId, Said};
 use crate::platform::clock::At;
@@ -98,7 +98,7 @@ fn envelope(event: &str, content: &Value, about: Option<&str>) -> Vec<u8> {
 }
 
 fn read(body: &[u8]) -> Result<Message, Fault> {
-    notify::read(&SETTINGS, &signed(PUBLIC_KEY_ID, 1, body, *NOW), body, *NOW)
+    notification::read(&SETTINGS, &signed(PUBLIC_KEY_ID, 1, body, *NOW), body, *NOW)
 }
 
 fn trade(payment: PaymentId) -> Value {
@@ -291,7 +291,7 @@ fn sealed_content_opens_with_its_own_key_and_words_only() {
     assert!(matches!(read(&serde_json::to_vec(&envelope).unwrap()), Err(Fault::Unreadable(_))));
     let other = WechatPay { api_v3_key: ApiV3Key([7; 32]), ..SETTINGS.clone() };
     let headers = signed(PUBLIC_KEY_ID, 1, &body, *NOW);
-    assert!(matches!(notify::read(&other, &headers, &body, *NOW), Err(Fault::Sealed)));
+    assert!(matches!(notification::read(&other, &headers, &body, *NOW), Err(Fault::Sealed)));
 }
 
 #[test]

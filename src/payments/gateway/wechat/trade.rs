@@ -4,7 +4,7 @@
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use super::notify::is_name;
+use super::notification::is_name;
 use crate::config::merchant_of;
 use crate::payments::model::{Message, RefundAnswer, Said};
 use crate::platform::money::Money;

@@ -5,7 +5,7 @@ use sqlx::{MySql, QueryBuilder, query, query_as};
 use crate::auth::UserId;
 use crate::payments::model::Gateway;
 use crate::payments::reconcile::DifferenceId;
-use crate::payments::reconcile::compare::{DifferenceKind, DifferenceStatus, Figures, BillSubject};
+use crate::payments::reconcile::compare::{BillSubject, DifferenceKind, DifferenceStatus, Figures};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::Router;
 use onrush::platform::clock::Clock;
-use onrush::platform::signed::SharedSecret;
+use onrush::platform::hmac::SharedSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;

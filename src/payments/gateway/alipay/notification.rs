@@ -3,7 +3,7 @@
 //! There is no window of time: the same message may come again days later, and has the same `notify_id`. What makes a
 //! recorded one worthless is that it was handled before.
 
-use super::signature::{Params, AlipayUnsigned, verify};
+use super::signature::{AlipayUnsigned, Params, verify};
 use crate::config::alipay_merchant;
 use crate::payments::model::{Message, RefundAnswer, Said};
 use crate::platform::money::{CURRENCY, Money};

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 /// Shown in place of a value.
-const MASK: &str = "***";
+const REDACTED: &str = "***";
 /// Fields whose names have one of these in them: people, their accounts and addresses, and signatures and secrets.
 const SENSITIVE: &[&str] = &[
     "openid",
@@ -38,17 +38,17 @@ fn is_sensitive(name: &str) -> bool {
 }
 
 /// The body with its sensitive values replaced, as JSON.
-pub(super) fn masked(body: &[u8]) -> Value {
+pub(super) fn redacted(body: &[u8]) -> Value {
     if let Ok(mut value) = serde_json::from_slice::<Value>(body)
         && (value.is_object() || value.is_array())
     {
-        mask(&mut value);
+        redact(&mut value);
         return value;
     }
     match serde_urlencoded::from_bytes::<Vec<(String, String)>>(body) {
         Ok(pairs) if body.contains(&b'=') && pairs.iter().all(|(name, _)| is_name(name)) => {
             let shown = pairs.into_iter().map(|(name, value)| {
-                let value = if is_sensitive(&name) { MASK.to_owned() } else { value };
+                let value = if is_sensitive(&name) { REDACTED.to_owned() } else { value };
                 (name, Value::String(value))
             });
             Value::Object(shown.collect())
@@ -63,18 +63,18 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Replaces what is below a sensitive field, whatever it is. (What was read has a bound on its depth.)
-fn mask(value: &mut Value) {
+fn redact(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match value {
                     Value::Null => {}
-                    _ if is_sensitive(name) => *value = MASK.into(),
-                    _ => mask(value),
+                    _ if is_sensitive(name) => *value = REDACTED.into(),
+                    _ => redact(value),
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(mask),
+        Value::Array(values) => values.iter_mut().for_each(redact),
         _ => {}
     }
 }
@@ -89,27 +89,27 @@ mod tests {
     fn who_paid_is_not_shown_and_what_was_paid_is() {
         let alipay =
             b"out_trade_no=1&total_amount=88.88&buyer_logon_id=abc%40x.com&buyer_id=2088&sign=a%2Bb&sign_type=RSA2";
-        let shown = masked(alipay);
+        let shown = redacted(alipay);
         assert_eq!((&shown["total_amount"], &shown["out_trade_no"]), (&json!("88.88"), &json!("1")));
-        assert_eq!([&shown["buyer_logon_id"], &shown["buyer_id"], &shown["sign"]], [MASK; 3]);
+        assert_eq!([&shown["buyer_logon_id"], &shown["buyer_id"], &shown["sign"]], [REDACTED; 3]);
         let wechat = json!({"amount": {"total": 1}, "payer": {"openid": "o1"}, "resource": {"ciphertext": "x", "algorithm": "a"}});
-        let shown = masked(wechat.to_string().as_bytes());
+        let shown = redacted(wechat.to_string().as_bytes());
         let expected =
-            json!({"amount": {"total": 1}, "payer": MASK, "resource": {"ciphertext": MASK, "algorithm": "a"}});
+            json!({"amount": {"total": 1}, "payer": REDACTED, "resource": {"ciphertext": REDACTED, "algorithm": "a"}});
         assert_eq!(shown, expected);
         let stripe = json!({"data": {"object": [{"customer_details": {"email": "a@b", "name": "A"}, "customer_email": null,
             "amount_total": 5}]}});
-        let shown = masked(stripe.to_string().as_bytes());
+        let shown = redacted(stripe.to_string().as_bytes());
         assert_eq!(
             shown["data"]["object"][0],
-            json!({"customer_details": MASK, "customer_email": null, "amount_total": 5})
+            json!({"customer_details": REDACTED, "customer_email": null, "amount_total": 5})
         );
     }
 
     #[test]
     fn what_is_neither_json_nor_a_form_is_not_shown() {
         for body in [&b""[..], b"\xff\xfe", b"hello there", b"5", b"\"text\""] {
-            assert_eq!(masked(body), Value::Null, "{body:?}");
+            assert_eq!(redacted(body), Value::Null, "{body:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::gateway;
 use super::late;
 use super::model::{Gateway, PaymentId, PaymentStatus};
-use super::store::{self, off};
+use super::store::{self, disabled_gateways};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::UserId;
@@ -22,7 +22,7 @@ use crate::error::{Kind, Result, refuse, retrying};
 
 /// What is open at a gateway that is switched off here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenAtOff {
+pub struct OpenAtDisabled {
     /// Where.
     pub gateway: Gateway,
     /// Payments that were started and have not ended, as far as they were counted.
@@ -32,20 +32,22 @@ pub struct OpenAtOff {
 }
 
 /// What is open at each gateway that is switched off here; nothing said of those where nothing is.
-pub async fn open_at_off(app: &App) -> Result<Vec<OpenAtOff>> {
+pub async fn open_at_disabled(app: &App) -> Result<Vec<OpenAtDisabled>> {
     Ok(count(app).await?.into_iter().filter(|open| open.payments + open.refunds > 0).collect())
 }
 
-async fn count(app: &App) -> Result<Vec<OpenAtOff>> {
+async fn count(app: &App) -> Result<Vec<OpenAtDisabled>> {
     let mut conn = app.db.acquire().await?;
     let switched_off = || Gateway::ALL.into_iter().filter(|gateway| !gateway::is_on(app, *gateway));
     if switched_off().next().is_none() {
         return Ok(Vec::new());
     }
-    let payments = off::count_started(&mut conn).await.context("counting started payments")?;
-    let refunds = off::count_pending_refunds(&mut conn).await.context("counting pending refunds")?;
-    let of = |counts: &[off::Open], wanted| counts.iter().find(|at| at.gateway == wanted).map_or(0, |at| at.open);
-    let open = |gateway| OpenAtOff { gateway, payments: of(&payments, gateway), refunds: of(&refunds, gateway) };
+    let payments = disabled_gateways::count_started(&mut conn).await.context("counting started payments")?;
+    let refunds = disabled_gateways::count_pending_refunds(&mut conn).await.context("counting pending refunds")?;
+    let of = |counts: &[disabled_gateways::Open], wanted| {
+        counts.iter().find(|at| at.gateway == wanted).map_or(0, |at| at.open)
+    };
+    let open = |gateway| OpenAtDisabled { gateway, payments: of(&payments, gateway), refunds: of(&refunds, gateway) };
     Ok(switched_off().map(open).collect())
 }
 
@@ -56,7 +58,7 @@ struct ReportedGateways(Mutex<HashSet<Gateway>>);
 /// Says loudly, once, where something is open at a gateway that is switched off, and keeps its gauge.
 pub async fn watch(app: &App) -> anyhow::Result<()> {
     let told = app.local::<ReportedGateways>();
-    for OpenAtOff { gateway, payments, refunds } in count(app).await? {
+    for OpenAtDisabled { gateway, payments, refunds } in count(app).await? {
         for (what, open) in [("payments", payments), ("refunds", refunds)] {
             metrics::gauge!("onrush_gateway_off_open", "gateway" => gateway.as_str(), "what" => what).set(open as f64);
         }

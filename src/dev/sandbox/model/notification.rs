@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{MERCHANT_ID, NotifyId, REFUND_DECLINED, REFUNDED, SandboxRefundStatus, TradeNo};
-use crate::dev::sandbox::store::{StoredRefund, SandboxTrade};
+use crate::dev::sandbox::store::{SandboxTrade, StoredRefund};
 use crate::platform::money::CURRENCY;
 
 /// What a notify's body says.

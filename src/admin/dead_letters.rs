@@ -12,7 +12,7 @@ use super::{Segment, queue_at, segment};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::auth::Admin;
-use crate::engine::operate::Letter;
+use crate::engine::inspect::Letter;
 use crate::engine::{QueueName, Registry, TaskId};
 use crate::error::{Problem, Result};
 use crate::jobs;

@@ -9,14 +9,14 @@
 //!   acknowledgement writes one entry for its whole batch.
 //! * **An action on a task is one script**: twice at once is harmless.
 
-mod letters;
+mod dead_letters;
 mod list;
 mod queues;
 mod tasks;
 mod workers;
 
-pub use letters::Letter;
-pub use list::{TaskFilter, ListedTask, ListPosition};
+pub use dead_letters::Letter;
+pub use list::{ListPosition, ListedTask, TaskFilter};
 pub use queues::{QueueDepth, QueueState};
 pub use tasks::{Found, HeldTask, Retried};
 pub use workers::{ConsumedQueue, RunningTask, SeenWorker, WorkerReport};

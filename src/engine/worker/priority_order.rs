@@ -10,7 +10,7 @@ const ROUND: u32 = 16;
 ///
 /// A read takes from one stream alone, so that a batch is of one priority. When nothing waits the count begins anew.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct PriorityOrder {
     reads: u32,
     /// Which was read from last, out of turn.
     turned: Option<Priority>,
@@ -18,7 +18,7 @@ pub(super) struct Turns {
     urgent: Option<Priority>,
 }
 
-impl Turns {
+impl PriorityOrder {
     fn is_turn(&self) -> bool {
         self.reads % ROUND == ROUND - 1
     }
@@ -55,7 +55,7 @@ mod tests {
 
     /// Which priorities so many reads take from, when these always wait.
     fn taken(waiting: &[u8], reads: usize) -> Vec<u8> {
-        let (mut turns, all) = (Turns::default(), Levels::of(&[0, 1, 2, 3, 4, 6, 7, 8, 9]));
+        let (mut turns, all) = (PriorityOrder::default(), Levels::of(&[0, 1, 2, 3, 4, 6, 7, 8, 9]));
         let mut read = || {
             let order = turns.order(all);
             let level = order.into_iter().find(|level| waiting.contains(&level.number())).unwrap();
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_few_tasks_go_strictly_by_their_priority() {
-        let mut turns = Turns::default();
+        let mut turns = PriorityOrder::default();
         let all = Levels::of(&[0, 9]);
         for _ in 0..100 {
             // One read that finds something, then one that does not.

@@ -9,7 +9,7 @@ use super::super::call::Follow;
 use super::super::client::{ENDED_ENTRIES, Engine, millis};
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
-use super::super::priority::{StreamEntry, Levels, Priority};
+use super::super::priority::{Levels, Priority, StreamEntry};
 use super::super::scripts;
 
 /// The counters of a queue are noted this often, at most.

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 /// Questions that one call takes, so that none holds up Redis for long: about half a millisecond.
-const MAX_TOGETHER: usize = 128;
+const MAX_COALESCED: usize = 128;
 
 /// Questions of type `Q` about things of type `K`, with answers of type `A`. What waits is bounded by who asks: the
 /// question of one who has left is not asked.
-pub struct Together<K, Q, A, E> {
+pub struct Coalescer<K, Q, A, E> {
     waiting: Mutex<Queues<K, Q, A, E>>,
 }
 
@@ -27,7 +27,7 @@ struct Waiting<Q, A, E> {
     answer: oneshot::Sender<Result<A, E>>,
 }
 
-impl<K, Q, A, E> Default for Together<K, Q, A, E> {
+impl<K, Q, A, E> Default for Coalescer<K, Q, A, E> {
     fn default() -> Self {
         Self { waiting: Mutex::default() }
     }
@@ -38,7 +38,7 @@ impl<K, Q, A, E> Default for Together<K, Q, A, E> {
 #[error("the question was not asked")]
 pub struct NotAsked;
 
-impl<K, Q, A, E> Together<K, Q, A, E>
+impl<K, Q, A, E> Coalescer<K, Q, A, E>
 where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     Q: Send + 'static,
@@ -85,7 +85,7 @@ struct Queue<K, Q, A, E>
 where
     K: Eq + Hash,
 {
-    together: Arc<Together<K, Q, A, E>>,
+    together: Arc<Coalescer<K, Q, A, E>>,
     about: K,
     open: bool,
 }
@@ -117,7 +117,7 @@ where
                     asking.into_iter().chain(behind).for_each(|asking| drop(asking.send(Err(error.clone()))));
                 }
             }
-            batch = self.take(MAX_TOGETHER);
+            batch = self.take(MAX_COALESCED);
         }
     }
 
@@ -155,7 +155,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::Semaphore;
 
-    type Doubled = Together<u8, usize, usize, String>;
+    type Doubled = Coalescer<u8, usize, usize, String>;
 
     #[tokio::test]
     async fn what_comes_meanwhile_is_asked_together_and_each_hears_its_own_answer() {

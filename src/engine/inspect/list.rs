@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::super::client::Engine;
 use super::super::envelope::{Envelope, Record};
 use super::super::keys::{GROUP, QueueName};
-use super::super::priority::{StreamEntry, Priority};
+use super::super::priority::{Priority, StreamEntry};
 use super::super::task::{State, TaskId};
 use super::tasks::waiting_state;
 use crate::platform::clock::At;
