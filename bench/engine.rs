@@ -56,6 +56,8 @@ struct Noop {
 impl Task for Noop {
     const NAME: &'static str = "bench.noop";
     const QUEUE: &'static str = "bench";
+    // As long as the peers keep theirs.
+    const KEEP_RESULT: Option<Duration> = None;
 }
 
 /// What the handlers tell the benchmark.
