@@ -24,11 +24,11 @@ use onrush::app::App;
 use onrush::auth::{self, CurrentUser, UserId};
 use onrush::config::Config;
 use onrush::dev::servers::{Care, Reach, Server, database_url};
+use onrush::http;
 use onrush::platform::clock::Clock;
 use onrush::platform::db;
 use onrush::platform::id::Id;
 use onrush::platform::money::Money;
-use onrush::routes;
 use onrush::seckill::{self, NewActivity};
 
 use process::Process;
@@ -260,7 +260,7 @@ impl Bench {
 
     /// Submissions that win, that come too late, and polls of those that won.
     async fn submits(&mut self) {
-        let path = |activity| format!("{}/seckill/activities/{activity}/submissions", routes::API);
+        let path = |activity| format!("{}/seckill/activities/{activity}/submissions", http::API);
         let mut wins = Vec::new();
         for _ in 0..ROUNDS {
             wins.push(self.activity(10_000_000).await);
@@ -296,7 +296,7 @@ impl Bench {
             let course = fresh.next().unwrap();
             tokio::task::block_in_place(|| runtime.block_on(bench.forget_keys()));
             let body = format!("{{\"course_ids\":[\"{course}\"]}}");
-            bench.wrk(&bench.api, &format!("{}/orders", routes::API), "POST", &body, None)
+            bench.wrk(&bench.api, &format!("{}/orders", http::API), "POST", &body, None)
         });
     }
 
@@ -335,7 +335,7 @@ impl Bench {
         for n in 0..USERS {
             let Some(value) = held.remove(&format!("u{}", user(n))) else { continue };
             let task = value.split_once(':').unwrap().1.to_owned();
-            writeln!(file, "{}/tasks/{task}.seckill.{activity}", routes::API).unwrap();
+            writeln!(file, "{}/tasks/{task}.seckill.{activity}", http::API).unwrap();
             writeln!(tokens, "{}", auth::access_token(&self.app, user(n), auth::Role::User).unwrap()).unwrap();
         }
         path

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use onrush::platform::id::Id;
-use onrush::{payments, routes, seckill};
+use onrush::{http, payments, seckill};
 
 use super::support::{ROUNDS, median};
 use super::{Bench, Process};
@@ -35,7 +35,7 @@ impl Bench {
 
     /// Orders per second that a worker places from a full queue.
     async fn place(&self, activity: seckill::ActivityId) -> f64 {
-        let path = format!("{}/seckill/activities/{activity}/submissions", routes::API);
+        let path = format!("{}/seckill/activities/{activity}/submissions", http::API);
         while self.app.engine.depth(&seckill::queue(activity)).await.unwrap().depth < PLACED as u64 {
             self.wrk(&self.api, &path, "POST", "", None);
         }

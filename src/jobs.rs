@@ -10,10 +10,10 @@ use futures_util::future::BoxFuture;
 
 use crate::app::App;
 use crate::config::Config;
-use crate::dev::sandbox;
 use crate::engine::schedule::{RunHere, Scheduler};
 use crate::engine::{Job, Outcome, QueueSpec, Registry};
 use crate::orders::{Grant, OrderId};
+use crate::sandbox;
 use crate::{check, orders, payments, seckill};
 
 pub use passes::{own_schedules, run_pass, schedulable};

@@ -10,12 +10,13 @@
 //! * [`engine`]: the task engine on Redis Streams. No business words either.
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
-//! * [`routes`] and [`jobs`]: every route and every background task, in one list each.
+//! * [`http`] and [`jobs`]: every route and every background task, in one list each; what each request passes.
 //! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
 //!   audit of all that they did, there and in the features ([`audit`]).
 //! * [`limits`]: how many requests of each kind an account and an address may make in a minute.
 //! * [`serve`]: runs all that, by role, and stops it in order.
-//! * [`dev`]: what `onrush dev` needs: private servers, demo data, the sandbox payment gateway.
+//! * [`sandbox`]: a payment company that lives here, for those who have none yet.
+//! * [`dev`]: what `onrush dev` needs: private servers, demo data.
 //! * [`check`]: the invariants that must always hold, proved on a live system.
 
 pub mod app;
@@ -38,11 +39,10 @@ pub mod wallet;
 pub mod admin;
 pub mod check;
 pub mod dev;
-pub mod edge;
+pub mod http;
 pub mod jobs;
 pub mod limits;
-pub mod ops;
-pub mod routes;
+pub mod sandbox;
 pub mod serve;
 
 /// The code of docs/TASKS.md, compiled with the documentation's tests.

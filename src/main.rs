@@ -12,7 +12,7 @@ use onrush::app::App;
 use onrush::config::{self, Config};
 use onrush::dev::{demo, playground};
 use onrush::engine::schedule::Crontab;
-use onrush::ops;
+use onrush::http;
 use onrush::platform::clock::Clock;
 use onrush::platform::output::{OutputClosed, say};
 use onrush::platform::{day, db, telemetry};
@@ -203,7 +203,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
     raise_file_limit();
-    let _ = ops::METRICS.set(telemetry::init_metrics()?);
+    let _ = http::metrics::METRICS.set(telemetry::init_metrics()?);
     let DevArgs { dir, port, fresh, pay_deadline_s } = args;
     playground::run(playground::Options { dir, port, fresh, pay_deadline_s }).await?;
     Ok(ExitCode::SUCCESS)
@@ -242,7 +242,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     raise_file_limit();
     // Set once: nothing before this has set it.
-    let _ = ops::METRICS.set(telemetry::init_metrics()?);
+    let _ = http::metrics::METRICS.set(telemetry::init_metrics()?);
     let app = App::connect(config, Clock::System).await?;
     if args.migrate {
         db::migrate(&app.db).await?;
@@ -349,7 +349,7 @@ async fn ready() -> anyhow::Result<ExitCode> {
 }
 
 fn openapi() -> anyhow::Result<ExitCode> {
-    say(onrush::routes::document().to_pretty_json().context("writing the OpenAPI document")?)?;
+    say(http::document().to_pretty_json().context("writing the OpenAPI document")?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,35 +1,27 @@
 //! Runs an [`App`]: its HTTP server, its workers and its periodic jobs, by role, and stops them in order. `onrush
 //! serve`, `onrush dev` and the tests all come through here.
 
-mod connection;
-mod head;
-mod stream;
-
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use axum::Router;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-pub use self::connection::HEAD_TIMEOUT;
 use crate::app::App;
 use crate::engine::QueueName;
 use crate::engine::inspect::QueueState;
+use crate::http::{self, server};
 use crate::platform::address::warn_if_nobody_is_trusted;
 use crate::platform::loops::{Partly, Pulse};
 use crate::platform::telemetry;
-use crate::{auth, engine, jobs, ops, routes};
+use crate::{auth, engine, jobs};
 
-/// After a failed `accept` (no file descriptors left, say) the next one waits this long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The subscription to finished tasks looks at itself every second; without a sign for this long it is stuck.
 const LISTEN_STALL: Duration = Duration::from_secs(15);
 /// Open files that the process asks the system for.
@@ -82,13 +74,13 @@ impl Serving {
     /// readiness and metrics alone; and the operators' own listener, where the settings name one.
     pub async fn start(app: &App, listener: TcpListener, roles: &[ProcessRole]) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("reading the address that is listened on")?;
-        ops::clocks::start(app).await;
+        http::health::clocks::start(app).await;
         let router = if roles.contains(&ProcessRole::Api) {
             start_listening(app);
             warn_if_nobody_is_trusted(&app.config.http.public_url, &app.config.http.trusted_proxies);
-            routes::router(app)
+            http::router(app)
         } else {
-            routes::operations_router(app)
+            http::operations_router(app)
         };
         if roles.contains(&ProcessRole::Worker) {
             engine::Worker::start(app.engine.clone(), jobs::registry(&app.config), app.clone(), &app.loops);
@@ -102,18 +94,18 @@ impl Serving {
         let watched = app.clone();
         app.loops.every("redis.eviction", EVICTION_PERIOD, move |_: Pulse| {
             let app = watched.clone();
-            async move { ops::health::watch_eviction(&app).await }
+            async move { http::health::watch_eviction(&app).await }
         });
         start_measuring(app);
         let operations = match &app.config.http.operations_listen {
             Some(wanted) => {
                 let listener = listen(wanted).with_context(|| format!("listening on {wanted}, for operators"))?;
                 let address = listener.local_addr().context("reading the operators' address")?;
-                Some((address, tokio::spawn(accept(app.clone(), listener, routes::own_operations_router(app)))))
+                Some((address, tokio::spawn(server::accept(app.clone(), listener, http::own_operations_router(app)))))
             }
             None => None,
         };
-        let accepting = tokio::spawn(accept(app.clone(), listener, router));
+        let accepting = tokio::spawn(server::accept(app.clone(), listener, router));
         Ok(Self { app: app.clone(), address, accepting, operations })
     }
 
@@ -199,14 +191,14 @@ fn start_listening(app: &App) {
 /// Keeps the metrics current.
 fn start_measuring(app: &App) {
     // Tests run many services in one process, which has one recorder at most.
-    if ops::METRICS.get().is_none() {
+    if http::metrics::METRICS.get().is_none() {
         return;
     }
-    ops::gauges::prepare_counters();
+    http::metrics::prepare_counters();
     auth::prepare_counters();
     jobs::prepare_counters();
     app.loops.every("metrics", telemetry::UPKEEP_PERIOD, |_: Pulse| async {
-        if let Some(metrics) = ops::METRICS.get() {
+        if let Some(metrics) = http::metrics::METRICS.get() {
             metrics.run_upkeep();
         }
         Ok(())
@@ -215,7 +207,7 @@ fn start_measuring(app: &App) {
     app.loops.every("ready", READY_PERIOD, move |_: Pulse| {
         let app = asked.clone();
         async move {
-            ops::health::readiness(&app).await;
+            http::health::readiness(&app).await;
             Ok(())
         }
     });
@@ -313,59 +305,4 @@ async fn measure_queues(app: App) -> anyhow::Result<()> {
         }
     }
     failed.map_or(Ok(()), Err)
-}
-
-/// What is told to a client for whom there is no connection left.
-const FULL: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-
-/// Takes connections until the process stops; gives back those still open.
-async fn accept(app: App, listener: TcpListener, router: Router) -> GracefulShutdown {
-    let connections = GracefulShutdown::new();
-    let stop = app.loops.stop_signal();
-    let free = Arc::new(Semaphore::new(app.config.http.max_connections));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return connections,
-        };
-        match accepted {
-            Ok((stream, peer)) => match free.clone().try_acquire_owned() {
-                Ok(place) => {
-                    let open = Open::new(place);
-                    let serving = connection::serve(stream, peer, router.clone(), connections.watcher(), stop.clone());
-                    tokio::spawn(async move {
-                        serving.await;
-                        drop(open);
-                    });
-                }
-                Err(_) => {
-                    metrics::counter!("onrush_http_connections_refused_total").increment(1);
-                    // As good as it goes: it is closed whether or not the client hears why.
-                    let _ = stream.try_write(FULL);
-                }
-            },
-            Err(error) => {
-                metrics::counter!("onrush_http_accept_failures_total").increment(1);
-                tracing::warn!(%error, "connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// A connection that is open, of `http.max_connections`.
-struct Open(#[expect(dead_code, reason = "held until the connection's end")] OwnedSemaphorePermit);
-
-impl Open {
-    fn new(place: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!("onrush_http_connections").increment(1.0);
-        Self(place)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        metrics::gauge!("onrush_http_connections").decrement(1.0);
-    }
 }

@@ -1,7 +1,6 @@
-//! What `onrush dev` and the tests need beside the service: private servers, demo data, the sandbox payment gateway.
+//! What `onrush dev` and the tests need beside the service: private servers and demo data.
 
 pub mod demo;
 pub mod playground;
-pub mod sandbox;
 pub mod servers;
 pub mod supervised;

@@ -29,7 +29,7 @@ pub type NotificationId = Id<Notification>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gateway {
-    /// The sandbox of this very service (`dev::sandbox`).
+    /// The sandbox of this very service (`crate::sandbox`).
     Sandbox,
     /// Alipay (支付宝).
     Alipay,

@@ -329,7 +329,7 @@ async fn a_client_that_dawdles_over_its_head_is_cut_off_and_others_are_served() 
     slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-never: ").await.unwrap();
     h.get("/healthz", ()).await.expect(200);
     let mut rest = Vec::new();
-    let patience = onrush::serve::HEAD_TIMEOUT + Duration::from_secs(10);
+    let patience = onrush::http::server::HEAD_TIMEOUT + Duration::from_secs(10);
     let read = tokio::time::timeout(patience, slow.read_to_end(&mut rest)).await;
     assert!(read.is_ok(), "the connection is still open");
     assert!(!rest.starts_with(b"HTTP/1.1 200"));

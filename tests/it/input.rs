@@ -369,7 +369,7 @@ async fn every_fault_of_a_body_and_of_what_comes_with_it_is_told_at_once() {
 /// A route that is not in the list above would not be held to it.
 #[test]
 fn every_route_with_a_body_is_asked() {
-    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let document = serde_json::to_value(onrush::http::document()).unwrap();
     let mut unasked = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
@@ -377,7 +377,7 @@ fn every_route_with_a_body_is_asked() {
             if operation["requestBody"].is_null() || path.ends_with("/notify") {
                 continue;
             }
-            let route = path.trim_start_matches(onrush::routes::API);
+            let route = path.trim_start_matches(onrush::http::API);
             if !WITH_BODY.iter().any(|case| case.method == method && case.route == route) {
                 unasked.push(format!("{method} {route}"));
             }
@@ -392,9 +392,9 @@ fn every_route_with_a_body_is_asked() {
 async fn what_a_buyer_is_shown_as_an_example_is_no_wrong_request() {
     let h = Harness::new().await;
     let user = h.register().await;
-    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let document = serde_json::to_value(onrush::http::document()).unwrap();
     for case in WITH_BODY.iter().filter(|case| case.by != By::Admin) {
-        let path = format!("{}{}", onrush::routes::API, case.route);
+        let path = format!("{}{}", onrush::http::API, case.route);
         let body = &document["paths"][path][case.method]["requestBody"]["content"]["application/json"];
         let shape = body["schema"]["$ref"].as_str().and_then(|at| document.pointer(at.strip_prefix('#')?)).unwrap();
         let members = shape["properties"].as_object().unwrap().iter();

@@ -140,7 +140,7 @@ fn label<'a>(labels: &'a str, name: &str) -> &'a str {
 async fn a_stranger_who_walks_over_all_routes_makes_few_series() {
     let h = Harness::with(Options { system_clock: true, ..Options::default() }).await;
     let process = h.process("api", &[]).await;
-    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let document = serde_json::to_value(onrush::http::document()).unwrap();
     let paths = document["paths"].as_object().unwrap();
     let methods: Vec<Method> = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW", "x"]
         .iter()

@@ -152,10 +152,10 @@ async fn a_user_whose_account_is_gone_is_refused_on_every_route_that_acts_for_th
     let no = order(&h, &alice, &[&course], json!({})).await.expect(201).text_of("order_no");
     sqlx::query("DELETE FROM users").execute(&h.app.db).await.unwrap();
 
-    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let document = serde_json::to_value(onrush::http::document()).unwrap();
     let mut tried = 0;
     for (path, item) in document["paths"].as_object().unwrap() {
-        let Some(path) = path.strip_prefix(onrush::routes::API) else { continue };
+        let Some(path) = path.strip_prefix(onrush::http::API) else { continue };
         if HOT.contains(&path) {
             continue;
         }

@@ -88,7 +88,7 @@ async fn buyer(h: &Harness, trade: &str, form: &'static str) -> Answer {
 
 /// Sends the notifies that are due, once each.
 async fn deliver(h: &Harness) -> usize {
-    onrush::dev::sandbox::deliver(&h.app).await.unwrap()
+    onrush::sandbox::deliver(&h.app).await.unwrap()
 }
 
 async fn status(h: &Harness, who: &Person, order: &str) -> String {

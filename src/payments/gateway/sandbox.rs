@@ -1,4 +1,4 @@
-//! The sandbox gateway's protocol, from the merchant's side. The gateway itself is `dev::sandbox`.
+//! The sandbox gateway's protocol, from the merchant's side. The gateway itself is [`crate::sandbox`].
 //!
 //! Requests, answers and notifies are JSON, signed with HMAC-SHA256 over `timestamp.rawbody` ([`SharedSecret`]). What is
 //! asked is inside the body, so the signature covers it; an answer names the trade it is about, so an answer to another

@@ -120,7 +120,7 @@ async fn while_redis_is_away_orders_are_made_and_nobody_registers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_description_says_where_requests_are_counted() {
-    let document = serde_json::to_value(onrush::routes::document()).unwrap();
+    let document = serde_json::to_value(onrush::http::document()).unwrap();
     let mut counted = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {

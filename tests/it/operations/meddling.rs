@@ -2,7 +2,7 @@
 
 use onrush::auth::UserId;
 use onrush::check;
-use onrush::ops::health;
+use onrush::http::health;
 use onrush::seckill::{self, EntryId};
 
 use super::*;

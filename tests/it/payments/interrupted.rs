@@ -141,7 +141,7 @@ impl Desk {
     /// The gateway tells of what is due, until it hears yes.
     async fn deliver(&self) {
         for _ in 0..PATIENCE {
-            self.pass(async || onrush::dev::sandbox::deliver(&self.s.app).await).await;
+            self.pass(async || onrush::sandbox::deliver(&self.s.app).await).await;
             if self.h.count("SELECT COUNT(*) FROM sandbox_notifies WHERE confirmed_at IS NULL").await == 0 {
                 return;
             }

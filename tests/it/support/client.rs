@@ -59,8 +59,7 @@ impl Client {
     /// A request for a path of the API (or, when it begins with `/api`, `/healthz` or the like, as it stands).
     pub fn request(&self, method: Method, path: &str, who: impl Who) -> RequestBuilder {
         let whole = ["/api/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/sandbox"];
-        let api =
-            if path == "/" || whole.iter().any(|start| path.starts_with(start)) { "" } else { onrush::routes::API };
+        let api = if path == "/" || whole.iter().any(|start| path.starts_with(start)) { "" } else { onrush::http::API };
         let request = self.http.request(method, format!("{}{api}{path}", self.base));
         match who.token() {
             Some(token) => request.bearer_auth(token),

@@ -5,11 +5,11 @@ use axum::http::{Method, StatusCode};
 use tracing::Span;
 use tracing::field::Empty;
 
+use super::super::paths::{API, SANDBOX, is_hot};
 use super::PATH_LOGGED;
 use crate::app::App;
 use crate::platform::telemetry::LINES_ALONE;
 use crate::platform::traces;
-use crate::routes::{API, SANDBOX, is_crowd};
 
 /// The span of a request, by its id and its route. A crowd's requests have none while traces are off: its fields are
 /// written out as text for lines that these requests hardly ever write. Of one that fails, [`fn@line`] is made then.
@@ -17,7 +17,7 @@ pub(super) fn span(app: &App, request: &Request, id: &str, route: &str) -> Span 
     // Who asks after the process's health every second would fill the traces.
     let is_traced = traces::is_on() && (route.starts_with(API) || route.starts_with(SANDBOX));
     match is_traced {
-        false if is_crowd(route) => return Span::none(),
+        false if is_hot(route) => return Span::none(),
         false => return line(request.method(), id, route),
         true => {}
     }

@@ -30,13 +30,13 @@ use uuid::Uuid;
 
 use self::cors::Cors;
 use self::dress::RequestFacts;
+use super::paths::API;
 use crate::app::App;
 use crate::auth;
 use crate::error::{self, Error, Kind, REQUEST_ID, refuse};
 use crate::limits;
 use crate::platform::in_flight::{InFlightLimit, InFlightPermit};
 use crate::platform::lang::Lang;
-use crate::routes::API;
 use crate::texts;
 
 /// The layer; cheap to clone.

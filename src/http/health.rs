@@ -1,5 +1,7 @@
 //! Whether the process is up, and whether it can serve.
 
+pub mod clocks;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Request, State};
@@ -8,8 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
 
-use super::clocks;
-use super::pages::{self, Pages};
+use super::operator_pages::{self, Pages};
 use crate::app::App;
 use crate::platform::coalesce::Coalescer;
 use crate::platform::db;
@@ -50,7 +51,7 @@ pub struct Readiness {
 pub async fn readyz(State(app): State<App>, Extension(pages): Extension<Pages>, request: Request) -> Response {
     let mut readiness = readiness(&app).await;
     let (mut parts, _) = request.into_parts();
-    if pages::may_see(&pages, &app, &mut parts).await.is_err() {
+    if operator_pages::may_see(&pages, &app, &mut parts).await.is_err() {
         readiness = Readiness { ready: readiness.ready, ..Readiness::default() };
     }
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -1,11 +1,64 @@
-//! What the API's description says of all operations, and what the handlers' own descriptions cannot say.
+//! The API's description: what it begins with, what it says of all operations, what the handlers' own descriptions cannot
+//! say, and the page that shows it.
 
+use std::sync::OnceLock;
+
+use axum::Extension;
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::OpenApi;
 use utoipa::openapi::schema::{ArrayItems, Components};
 use utoipa::openapi::security::{Http, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, HeaderBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
+use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder, Schema};
+
+use super::paths::API;
+use crate::error::{self, Problem};
+use crate::payments;
+use crate::platform::described::AnyObject;
+
+/// What the description begins with; the operations bring their own.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "onrush",
+        description = "Orders and seckill for an online-course platform.\n\nA refusal is `application/problem+json`; \
+            whatever is wrong with the path, the query, the headers and the body of a request is told at once, by field, \
+            in `errors`. Only what HTTP itself refuses has no body: a malformed head, a line that ends \
+            with LF alone or two content lengths (400), a head that is too large (431)."
+    ),
+    servers((url = "/", description = "Where this document is, unless that is a listener of the operators' own")),
+    // Those of parameters are not found by themselves.
+    components(schemas(
+        error::Problem,
+        payments::NotificationOutcome,
+        payments::PaymentState,
+        payments::Resolution,
+    )),
+    tags(
+        (name = "auth"), (name = "catalogue"), (name = "wallet"), (name = "orders"), (name = "payments"),
+        (name = "seckill"), (name = "tasks"), (name = "admin"), (name = "ops"),
+    )
+)]
+pub struct Document;
+
+/// How the whole description is made: by who knows every route.
+#[derive(Clone, Copy)]
+pub struct Made(pub fn() -> utoipa::openapi::OpenApi);
+
+/// The OpenAPI document.
+#[utoipa::path(get, path = "/openapi.json", operation_id = "show_openapi", tag = "ops", security((), ("operators" = [])), responses(
+    (status = 200, content_type = "application/json", body = AnyObject, description = "This document"),
+    (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
+))]
+pub async fn openapi(Extension(Made(made)): Extension<Made>) -> axum::response::Response {
+    static DOCUMENT: OnceLock<String> = OnceLock::new();
+    let text = DOCUMENT.get_or_init(|| made().to_json().unwrap_or_default());
+    ([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response()
+}
 
 /// Adds what is the same everywhere.
-pub fn describe(api: &mut OpenApi) {
+pub fn describe(api: &mut utoipa::openapi::OpenApi) {
     let components = api.components.get_or_insert_default();
     credentials(components);
     if let Some(problem) = components.schemas.get_mut("Problem") {
@@ -40,7 +93,7 @@ fn pages(components: &mut Components) {
 }
 
 /// Says of operations that anybody may ask that they are so, and not that nobody has thought of it.
-fn whom(api: &mut OpenApi) {
+fn whom(api: &mut utoipa::openapi::OpenApi) {
     for item in api.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
@@ -60,13 +113,13 @@ fn too_many() -> RefOr<Response> {
 }
 
 /// Adds to every operation the refusals that any route may give.
-fn problems(api: &mut OpenApi) {
+fn problems(api: &mut utoipa::openapi::OpenApi) {
     let problem = |description: &str| {
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
         RefOr::T(ResponseBuilder::new().description(description).content("application/problem+json", content).build())
     };
     for (path, item) in &mut api.paths.paths {
-        if !path.starts_with(crate::routes::API) {
+        if !path.starts_with(API) {
             continue;
         }
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];

@@ -1,14 +1,58 @@
-//! What is measured when somebody asks for the metrics, and what must be there before it happens first.
+//! The page of metrics, what is measured when somebody asks for it, and what must be there before it happens first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge};
+use ::metrics::{counter, gauge};
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync;
 
 use crate::app::App;
 use crate::auth;
+use crate::error::Problem;
 use crate::platform::in_flight::InFlightLimit;
 use crate::platform::loops::{LoopHealth, shared_name};
+
+/// The process's metrics recorder, installed by `main` once.
+pub static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Whoever asks more often is told what was told last.
+const RENDER_PERIOD: Duration = Duration::from_secs(1);
+
+/// The page of metrics as it was made last.
+#[derive(Default)]
+struct Rendered(sync::Mutex<Option<(Instant, Bytes)>>);
+
+/// Metrics in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", operation_id = "show_metrics", tag = "ops", security((), ("operators" = [])), responses(
+    (status = 200, body = String, content_type = "text/plain", description = "Prometheus text format"),
+    (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
+))]
+pub async fn metrics(State(app): State<App>, Extension(in_flight): Extension<InFlightLimit>) -> Response {
+    let rendered = app.local::<Rendered>();
+    let mut last = rendered.0.lock().await;
+    let body = match &*last {
+        Some((at, body)) if at.elapsed() < RENDER_PERIOD => body.clone(),
+        _ => {
+            let body = render(&app, &in_flight);
+            *last = Some((Instant::now(), body.clone()));
+            body
+        }
+    };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
+}
+
+fn render(app: &App, in_flight: &InFlightLimit) -> Bytes {
+    measure(app, in_flight);
+    METRICS.get().map(PrometheusHandle::render).unwrap_or_default().into()
+}
 
 /// Makes the counters that alerts look at, so that their first event is an increase and not a beginning.
 pub fn prepare_counters() {

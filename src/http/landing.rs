@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 
 use super::health::readiness;
-use super::pages::Pages;
+use super::operator_pages::Pages;
 use crate::app::App;
 use crate::platform::lang::Lang;
 
