@@ -11,8 +11,8 @@ use crate::auth::{Admin, UserId};
 use crate::error::{Problem, Result};
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;
-use crate::platform::extract::{Input, Paged, Shape};
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::extract::{Input, Shape};
+use crate::platform::page::{Page, PageQuery, Paged};
 
 /// Which rows of the audit.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]

@@ -5,8 +5,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use super::address::ClientAddress;
 use super::device::{self, DeviceToken};
-use super::extract::ClientAddress;
 use super::model::{Phone, RefreshToken, User, UserId};
 use super::nickname::is_reserved;
 use super::password::Password;

@@ -12,6 +12,7 @@
 //!   the first attempts of another address do not wait for what was guessed elsewhere ([`redis`]). Without Redis nobody
 //!   logs in: that is better than unlimited guessing.
 
+mod address;
 mod device;
 mod extract;
 pub mod http;
@@ -23,8 +24,9 @@ mod session;
 mod store;
 mod watch;
 
-use extract::ClientAddress;
-pub use extract::{Admin, ClientIp, CurrentUser, LiveUser, client_ip};
+use address::ClientAddress;
+pub use address::{ClientIp, client_ip};
+pub use extract::{Admin, CurrentUser, LiveUser};
 pub use model::{Phone, Role, User, UserId};
 pub use password::password_hashes;
 pub use watch::{operations_token, prepare_counters};

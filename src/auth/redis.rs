@@ -20,8 +20,8 @@ use std::time::Duration;
 use ::redis::Script;
 use anyhow::Context;
 
+use super::address::ClientAddress;
 use super::device::DeviceId;
-use super::extract::ClientAddress;
 use super::model::Phone;
 use crate::app::App;
 use crate::error::{Kind, Result, refuse};

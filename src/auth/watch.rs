@@ -15,7 +15,7 @@ use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap};
 use serde_json::json;
 
-use super::extract::client_ip;
+use super::address::client_ip;
 use super::model::{Phone, UserId};
 use super::store;
 use crate::app::App;

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::settings::{SETTINGS, variable_of};
+use super::names::variable_of;
+use super::settings::SETTINGS;
 
 /// What a variable ends with that names a file.
 const SUFFIX: &str = "_FILE";

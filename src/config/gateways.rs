@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
-use super::settings::{SETTINGS, Setting, variable_of};
+use super::names::variable_of;
+use super::settings::{SETTINGS, Setting};
 
 /// Longest file that is read: keys and certificates are small.
 const FILE_LIMIT_BYTES: u64 = 256 << 10;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use secrecy::ExposeSecret;
 
 use super::Auth;
-use super::settings::variable_of;
+use super::names::variable_of;
 use crate::platform::jwt::{TokenKeys, Tokens, VerifyingKey};
 
 /// Bytes of a secret that tokens are signed with, at least.

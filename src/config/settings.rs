@@ -8,6 +8,7 @@ use axum::http::HeaderName;
 use config::{Source, Value};
 use sqlx::mysql::MySqlConnectOptions;
 
+use super::names::{COMMON_NAMES, variable_of};
 use super::secrets;
 use crate::platform::address::Networks;
 use crate::platform::{day, redis, telemetry};
@@ -208,9 +209,6 @@ pub(super) const SETTINGS: &[Setting] = &[
 const URL: &str = "an address without a trailing slash";
 const COLLECTOR: &str = "a collector's address for OTLP over HTTP, without /v1/traces";
 
-/// Settings whose variables everybody calls by another name.
-pub(super) const COMMON_NAMES: &[(&str, &str)] = &[("database_url", "DATABASE_URL"), ("redis_url", "REDIS_URL")];
-
 /// Settings of former versions, and what to write instead.
 const REPLACED: &[(&str, &str)] = &[(
     "http.trust_forwarded_for",
@@ -290,12 +288,6 @@ fn place(name: &str, value: &Value, file: Option<&Path>) -> String {
         Some(file) => format!("{} ({name} in {})", variable_of(name), file.display()),
         None => variable_of(name),
     }
-}
-
-/// The variable of a setting.
-pub(super) fn variable_of(name: &str) -> String {
-    let common = COMMON_NAMES.iter().find(|(known, _)| *known == name);
-    common.map_or_else(|| format!("ONRUSH_{}", name.to_uppercase().replace('.', "__")), |(_, it)| (*it).to_owned())
 }
 
 /// The setting that was probably meant.

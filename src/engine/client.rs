@@ -11,8 +11,9 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::call::{self, Call, Follow, Member, Unique};
+use super::call::{self, Call, Member, Unique};
 use super::envelope::{Envelope, Record};
+use super::follow::Follow;
 use super::keys::{GROUP, Keys, QueueName};
 use super::task::{State, Task, TaskId};
 use super::waiters::Waiters;
@@ -173,7 +174,7 @@ impl Engine {
 
     /// Enqueues a task of any kind, at its time if it has one; false when, by `unique`, another one stays in its place.
     pub async fn call(&self, call: &Call, due: Option<At>, unique: Unique) -> anyhow::Result<bool> {
-        let envelope = call.envelope(self.clock.now().ms());
+        let envelope = Envelope::of(call, self.clock.now().ms());
         Ok(self.send(&call.queue, &[(envelope, due)], unique).await? == [true])
     }
 
@@ -181,7 +182,7 @@ impl Engine {
     /// When one fails the rest do not run. A task of the chain is known once the one before it has ended.
     pub async fn chain(&self, calls: &[Call]) -> anyhow::Result<()> {
         let Some((first, then)) = calls.split_first() else { return Ok(()) };
-        let envelope = Envelope { then: then.to_vec(), ..first.envelope(self.clock.now().ms()) };
+        let envelope = Envelope { then: then.to_vec(), ..Envelope::of(first, self.clock.now().ms()) };
         self.send(&first.queue, &[(envelope, None)], Unique::UntilDone).await?;
         Ok(())
     }
@@ -193,13 +194,13 @@ impl Engine {
         anyhow::ensure!(members.len() <= MAX_MEMBERS, "a group has at most {MAX_MEMBERS} members");
         let (group, now) = (Uuid::now_v7(), self.clock.now().ms());
         if members.is_empty() {
-            let envelope = Envelope { previous: Some(call::raw(&[(); 0])), ..callback.envelope(now) };
+            let envelope = Envelope { previous: Some(call::raw(&[(); 0])), ..Envelope::of(callback, now) };
             self.send(&callback.queue, &[(envelope, None)], Unique::UntilDone).await?;
         }
         let mut by_queue: BTreeMap<&QueueName, Vec<(Envelope, Option<At>)>> = BTreeMap::new();
         for (number, call) in members.iter().enumerate() {
             let member = Member { group, number, of: members.len(), callback: Box::new(callback.clone()) };
-            let envelope = Envelope { member: Some(member), ..call.envelope(now) };
+            let envelope = Envelope { member: Some(member), ..Envelope::of(call, now) };
             by_queue.entry(&call.queue).or_default().push((envelope, None));
         }
         for (queue, entries) in by_queue {
@@ -383,7 +384,8 @@ impl Engine {
 
     /// As [`Engine::status`], but waits up to `patience` for the task to end.
     pub async fn wait(&self, id: &TaskId, patience: Duration) -> anyhow::Result<Option<TaskStatus>> {
-        self.waiters.wait(self, id, patience).await
+        let has_ended = |status: &Option<TaskStatus>| status.as_ref().is_none_or(|status| status.state.is_final());
+        self.waiters.wait(id.key, patience, || self.status(id), has_ended).await
     }
 
     /// The loop that hears which tasks ended and wakes who waits for them.

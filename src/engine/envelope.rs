@@ -106,6 +106,12 @@ impl Envelope {
         }
     }
 
+    /// Of a call, enqueued `now` (ms since 1970).
+    pub(super) fn of(call: &Call, now: i64) -> Self {
+        let (priority, trace) = (call.priority, call.trace.clone());
+        Self { priority, trace, ..Self::new(call.key, &call.name, call.args.clone(), now) }
+    }
+
     /// Of a task of which nothing but its key is known.
     pub(super) fn nameless(key: Uuid) -> Self {
         Self::new(key, "", RawValue::NULL.to_owned(), 0)

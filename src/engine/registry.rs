@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use super::control::Control;
 use super::envelope::Envelope;
 use super::keys::QueueName;
-use super::task::{Job, Outcome, Retry, Task, TaskId, TimeLimit};
+use super::outcome::Outcome;
+use super::task::{Job, Retry, Task, TaskId, TimeLimit};
 use crate::platform::clock::At;
 
 /// A queue as this process consumes it.

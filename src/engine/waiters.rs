@@ -12,9 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use super::client::{Engine, TaskStatus};
 use super::keys::echo;
-use super::task::TaskId;
 use crate::platform::loops::Pulse;
 use crate::platform::redis::Redis;
 
@@ -62,23 +60,28 @@ impl Waiters {
         }
     }
 
-    pub(super) async fn wait(
+    /// What `look` finds once the task of this key `has_ended`, or after `patience`.
+    pub(super) async fn wait<S, F, Fut>(
         &self,
-        engine: &Engine,
-        id: &TaskId,
+        key: Uuid,
         patience: Duration,
-    ) -> anyhow::Result<Option<TaskStatus>> {
-        let place = self.enter(id.key);
+        look: F,
+        has_ended: impl Fn(&S) -> bool,
+    ) -> anyhow::Result<S>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = anyhow::Result<S>>,
+    {
+        let place = self.enter(key);
         let deadline = Instant::now() + patience;
         loop {
             // Listening begins before looking, so an end between the two is heard.
             let rung = place.bell.notified();
             tokio::pin!(rung);
             rung.as_mut().enable();
-            let status = engine.status(id).await?;
-            let ended = status.as_ref().is_none_or(|status| status.state.is_final());
+            let status = look().await?;
             let now = Instant::now();
-            if ended || now >= deadline {
+            if has_ended(&status) || now >= deadline {
                 return Ok(status);
             }
             let _ = tokio::time::timeout_at(deadline.min(now + LOOK_AGAIN), rung).await;

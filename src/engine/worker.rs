@@ -8,6 +8,7 @@
 //! A handler is never cancelled (it may be inside a database transaction). A stop ends the reading, waits for what
 //! runs, and gives back what was read and not begun.
 
+mod batch;
 mod fault;
 mod finish;
 mod forward;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::close::{self, CONCURRENCY, Closed, DueOrder, EndTrade, Gateways};
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
-use super::{refund, settle, store};
+use super::{inquiry, refund, settle, store};
 use crate::app::{App, failed};
 use crate::engine::{Job, Outcome};
 use crate::error::{Error, Kind, Result, retrying};
@@ -162,7 +162,7 @@ async fn try_ask(app: &App, payment: &Payment) -> Result<()> {
     let in_vain = order.status != Status::Unpaid || orders::bought_otherwise(&mut conn, &order).await?.all;
     drop(conn);
     if !in_vain {
-        return settle::ask(app, payment).await;
+        return inquiry::ask(app, payment).await;
     }
     // Another payment paid the order, or others of the buyer's bought all its courses: nobody is to pay it once more.
     close::end(app, payment).await

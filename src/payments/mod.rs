@@ -22,6 +22,7 @@ mod close;
 mod disabled_gateways;
 mod gateway;
 pub mod http;
+mod inquiry;
 mod jobs;
 mod late;
 mod model;
@@ -295,7 +296,7 @@ pub async fn returned(app: &App, gateway: Gateway, payment: PaymentId) -> Result
     drop(conn);
     if payment.status == PaymentStatus::Started
         && asks::may_ask(app, payment.id).await?
-        && let Err(error) = settle::ask(app, &payment).await
+        && let Err(error) = inquiry::ask(app, &payment).await
     {
         // The notify or a later question will tell.
         tracing::warn!(payment.id = %payment.id, %error, "payment could not be asked about");

@@ -8,8 +8,7 @@ use anyhow::Context;
 use axum::http::HeaderMap;
 use serde_json::json;
 
-use super::close;
-use super::gateway::{self, PaymentOutcome};
+use super::gateway;
 use super::late::ResolveLate;
 use super::model::{
     Gateway, Message, NotificationId, Payment, PaymentId, PaymentStatus, RefundId, Said, Verdict, judge,
@@ -90,15 +89,6 @@ fn announce(app: &App, settled: Settled) {
             orders::tell(app, async move { enqueue_late(&telling, &[payment_id]).await });
         }
         _ => {}
-    }
-}
-
-/// Asks the gateway about a started payment and acts on the answer.
-pub(super) async fn ask(app: &App, payment: &Payment) -> Result<()> {
-    match gateway::query(app, payment).await? {
-        PaymentOutcome::Paid(message, body) => settle(app, payment.gateway, &message, &body).await.map(|_| ()),
-        PaymentOutcome::Waiting => Ok(()),
-        PaymentOutcome::Over => close::close_payment(app, payment.id).await,
     }
 }
 

@@ -27,8 +27,6 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, MapDeserializer};
 use serde_json::{Map, Value};
 
-use super::page::PageQuery;
-
 /// One fault of one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldFault {
@@ -280,7 +278,7 @@ impl<S: Sync, T: Shape<S>> Part<S> for Query<T> {
 }
 
 /// What the query string has, each parameter once.
-fn parameters(asked: &UnreadRequest, faults: &mut Faults) -> Map<String, Value> {
+pub(super) fn parameters(asked: &UnreadRequest, faults: &mut Faults) -> Map<String, Value> {
     // Reading this form of text never fails: what is not UTF-8 comes out as U+FFFD.
     let given: Vec<(String, String)> =
         serde_urlencoded::from_str(asked.head.uri.query().unwrap_or("")).unwrap_or_default();
@@ -296,21 +294,6 @@ fn parameters(asked: &UnreadRequest, faults: &mut Faults) -> Map<String, Value> 
         map.insert(name, Value::String(value));
     }
     map
-}
-
-/// The parameters of the query string of a list: what is asked for, and which page of it. Each is fitted by itself, since a
-/// type that is flattened into another forgets what is wrong with its fields.
-#[derive(Debug)]
-pub struct Paged<T>(pub T, pub PageQuery);
-
-impl<S: Sync, T: Shape<S>> Part<S> for Paged<T> {
-    async fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> Option<Self> {
-        let (page, asked_for) =
-            parameters(asked, faults).into_iter().partition(|(name, _)| PageQuery::FIELDS.contains(&name.as_str()));
-        let asked_for = checked(Value::Object(asked_for), true, service, faults);
-        let page = checked(Value::Object(page), true, service, faults);
-        asked_for.zip(page).map(|(asked_for, page)| Self(asked_for, page))
-    }
 }
 
 /// A JSON body.
@@ -364,7 +347,7 @@ pub fn faults_of<T: DeserializeOwned>(at: &str, value: Value) -> Vec<FieldFault>
 }
 
 /// Fits `value` to its type and holds it against every rule.
-fn checked<S, T: Shape<S>>(value: Value, textual: bool, service: &S, faults: &mut Faults) -> Option<T> {
+pub(super) fn checked<S, T: Shape<S>>(value: Value, textual: bool, service: &S, faults: &mut Faults) -> Option<T> {
     if !value.is_object() {
         // serde would read a struct from an array too, by position: no shape that we document.
         faults.add("", "must be an object");

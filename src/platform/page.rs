@@ -1,8 +1,9 @@
 //! Cursor pagination: newest first, `?cursor=…&limit=…`, an opaque `next_cursor` until the last page.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::extract::Shape;
+use super::extract::{Faults, Part, Shape, UnreadRequest, checked, parameters};
 use super::id::Id;
 
 /// Items of a page when the request does not say.
@@ -31,7 +32,7 @@ impl<S> Shape<S> for PageQuery {}
 
 impl PageQuery {
     /// How its parameters are called.
-    pub(super) const FIELDS: [&str; 2] = ["cursor", "limit"];
+    const FIELDS: [&str; 2] = ["cursor", "limit"];
 
     /// The id below which the page begins (lists are newest first).
     pub fn before<K>(&self) -> Id<K> {
@@ -50,6 +51,21 @@ impl PageQuery {
     /// Makes a page of what [`PageQuery::fetch`] rows became; `id_of` names an item's id.
     pub fn page<T, K>(&self, items: Vec<T>, id_of: impl Fn(&T) -> Id<K>) -> Page<T> {
         Page::cut(items, self.size(), |item| id_of(item).to_string())
+    }
+}
+
+/// The parameters of the query string of a list: what is asked for, and which page of it. Each is fitted by itself, since a
+/// type that is flattened into another forgets what is wrong with its fields.
+#[derive(Debug)]
+pub struct Paged<T>(pub T, pub PageQuery);
+
+impl<S: Sync, T: Shape<S>> Part<S> for Paged<T> {
+    async fn read(asked: &mut UnreadRequest, service: &S, faults: &mut Faults) -> Option<Self> {
+        let (page, asked_for) =
+            parameters(asked, faults).into_iter().partition(|(name, _)| PageQuery::FIELDS.contains(&name.as_str()));
+        let asked_for = checked(Value::Object(asked_for), true, service, faults);
+        let page = checked(Value::Object(page), true, service, faults);
+        asked_for.zip(page).map(|(asked_for, page)| Self(asked_for, page))
     }
 }
 

@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
-use super::model::{BuyerAct, BuyerAction, No, Refunding, Request, SandboxAnswer, TradeNo, TradeStatus};
-use super::store::{self, SandboxTrade, StoredNotify};
+use super::model::{BuyerAct, BuyerAction, No, Refunding, Request, SandboxAnswer, SandboxTrade, TradeNo, TradeStatus};
+use super::store::{self, StoredNotify};
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Path, RawBody};
@@ -44,9 +44,9 @@ async fn api(State(app): State<App>, headers: HeaderMap, Input(RawBody(body)): I
         Ok(Request::Create(wanted)) => super::create(&app, &wanted).await?,
         Ok(Request::Query { merchant_no }) => super::query(&app, &merchant_no).await?,
         Ok(Request::Close { merchant_no }) => super::close(&app, &merchant_no).await?,
-        Ok(Request::SandboxRefund(wanted)) => super::refund(&app, &wanted).await?,
+        Ok(Request::Refund(wanted)) => super::refund(&app, &wanted).await?,
         Ok(Request::QueryRefund { refund_no }) => super::query_refund(&app, &refund_no).await?,
-        Ok(Request::SandboxBill(wanted)) => super::bill(&app, &wanted).await?,
+        Ok(Request::Bill(wanted)) => super::bill(&app, &wanted).await?,
     };
     signed(&app, StatusCode::OK, answer)
 }

@@ -35,9 +35,8 @@ use crate::platform::hmac::SharedSecret;
 use crate::platform::id::Id;
 use model::{
     BillKind, BuyerAct, BuyerAction, Create, No, Refunding, SandboxAnswer, SandboxBill, SandboxBillLine, SandboxRefund,
-    SandboxRefundStatus, TradeNo, TradeStatus,
+    SandboxRefundStatus, SandboxTrade, StoredRefund, TradeNo, TradeStatus,
 };
-use store::{SandboxTrade, StoredRefund};
 
 /// Lines of one page of a bill.
 const BILL_PAGE: u32 = 200;
@@ -119,7 +118,7 @@ async fn refund(app: &App, wanted: &SandboxRefund) -> Result<Result<SandboxAnswe
             }
             // One that was declined is decided anew.
             Some(known) if known.status != SandboxRefundStatus::Declined => {
-                return Ok(Ok(SandboxAnswer::SandboxRefund(known.clone())));
+                return Ok(Ok(SandboxAnswer::Refund(known.clone())));
             }
             _ => {}
         }
@@ -136,7 +135,7 @@ async fn refund(app: &App, wanted: &SandboxRefund) -> Result<Result<SandboxAnswe
         store::put_refund(&mut tx, &refund, trade.trade_no, app.clock.now()).await?;
         store::mark_if_refunded(&mut tx, trade.trade_no).await?;
         tx.commit().await.context("committing")?;
-        Ok(Ok(SandboxAnswer::SandboxRefund(refund)))
+        Ok(Ok(SandboxAnswer::Refund(refund)))
     })
     .await
 }
@@ -145,7 +144,7 @@ async fn refund(app: &App, wanted: &SandboxRefund) -> Result<Result<SandboxAnswe
 async fn query_refund(app: &App, refund_no: &str) -> Result<Result<SandboxAnswer, No>> {
     let mut conn = app.db.acquire().await.context("taking a connection")?;
     let refund = store::refund_by_no(&mut conn, refund_no).await?;
-    Ok(refund.map(SandboxAnswer::SandboxRefund).ok_or(No::RefundNotFound))
+    Ok(refund.map(SandboxAnswer::Refund).ok_or(No::RefundNotFound))
 }
 
 /// Decides about the refunds of a trade: those to come and those that are under way, of which the merchant is told.
@@ -172,7 +171,7 @@ async fn bill(app: &App, wanted: &SandboxBill) -> Result<Result<SandboxAnswer, N
     let more = lines.len() > BILL_PAGE as usize;
     lines.truncate(BILL_PAGE as usize);
     let next = if more { lines.last().map(|line| line.number.clone()) } else { None };
-    Ok(Ok(SandboxAnswer::SandboxBill { lines, next }))
+    Ok(Ok(SandboxAnswer::Bill { lines, next }))
 }
 
 /// What the buyer does on the cashier's page.
@@ -232,7 +231,7 @@ async fn apply(conn: &mut Conn, trade: &SandboxTrade, act: &BuyerAct, now: At) -
 }
 
 fn answer(app: &App, trade: &SandboxTrade) -> SandboxAnswer {
-    SandboxAnswer::SandboxTrade {
+    SandboxAnswer::Trade {
         merchant_no: trade.merchant_no.clone(),
         trade_no: trade.trade_no,
         status: trade.status,

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::store::StoredRefund;
 use crate::platform::clock::At;
 use crate::platform::day::{self, Day};
 use crate::platform::id::Id;
@@ -65,14 +64,14 @@ pub enum Request {
         merchant_no: String,
     },
     /// Give money back.
-    SandboxRefund(SandboxRefund),
+    Refund(SandboxRefund),
     /// What became of a refund?
     QueryRefund {
         /// The merchant's number of the refund.
         refund_no: String,
     },
     /// A day's payments or refunds.
-    SandboxBill(SandboxBill),
+    Bill(SandboxBill),
 }
 
 /// A trade to open.
@@ -176,12 +175,59 @@ pub struct SandboxBillLine {
     pub at: At,
 }
 
+/// A trade.
+#[derive(Debug, sqlx::FromRow)]
+pub struct SandboxTrade {
+    /// The gateway's number.
+    pub trade_no: TradeNo,
+    /// The merchant's number.
+    #[sqlx(try_from = "Text")]
+    pub merchant_no: String,
+    /// What is to be paid.
+    pub amount_fen: i64,
+    /// What was paid.
+    pub paid_fen: i64,
+    /// Its state.
+    #[sqlx(try_from = "Text")]
+    pub status: TradeStatus,
+    /// What the buyer reads.
+    #[sqlx(try_from = "Text")]
+    pub subject: String,
+    /// Where notifies go.
+    #[sqlx(try_from = "Text")]
+    pub notify_url: String,
+    /// Where the browser goes.
+    #[sqlx(try_from = "Text")]
+    pub return_url: String,
+    /// The buyer cannot pay after this.
+    pub expires_at: At,
+    /// What becomes of its refunds.
+    #[sqlx(try_from = "Text")]
+    pub refunding: Refunding,
+}
+
+/// A refund.
+#[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
+pub struct StoredRefund {
+    /// The merchant's number of the refund.
+    #[sqlx(try_from = "Text")]
+    pub refund_no: String,
+    /// The merchant's number of the trade.
+    #[sqlx(try_from = "Text")]
+    pub merchant_no: String,
+    /// How much.
+    pub amount_fen: i64,
+    /// How far it is.
+    #[sqlx(try_from = "Text")]
+    pub status: SandboxRefundStatus,
+}
+
 /// What a merchant hears when it was carried out.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum SandboxAnswer {
     /// A trade as it is now.
-    SandboxTrade {
+    Trade {
         /// The merchant's number.
         merchant_no: String,
         /// The gateway's number.
@@ -200,9 +246,9 @@ pub enum SandboxAnswer {
         pay_url: String,
     },
     /// A refund as it is now.
-    SandboxRefund(StoredRefund),
+    Refund(StoredRefund),
     /// A page of a bill.
-    SandboxBill {
+    Bill {
         /// Its lines.
         lines: Vec<SandboxBillLine>,
         /// `after` of the next page, if there is one.

@@ -2,58 +2,13 @@
 
 use sqlx::{query, query_as, query_scalar};
 
-use super::model::{Create, Notify, NotifyId, Refunding, SandboxBillLine, SandboxRefundStatus, TradeNo, TradeStatus};
+use super::model::{
+    Create, Notify, NotifyId, Refunding, SandboxBillLine, SandboxRefundStatus, SandboxTrade, StoredRefund, TradeNo,
+};
 use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
 use crate::platform::text::Text;
-
-/// A trade.
-#[derive(Debug, sqlx::FromRow)]
-pub struct SandboxTrade {
-    /// The gateway's number.
-    pub trade_no: TradeNo,
-    /// The merchant's number.
-    #[sqlx(try_from = "Text")]
-    pub merchant_no: String,
-    /// What is to be paid.
-    pub amount_fen: i64,
-    /// What was paid.
-    pub paid_fen: i64,
-    /// Its state.
-    #[sqlx(try_from = "Text")]
-    pub status: TradeStatus,
-    /// What the buyer reads.
-    #[sqlx(try_from = "Text")]
-    pub subject: String,
-    /// Where notifies go.
-    #[sqlx(try_from = "Text")]
-    pub notify_url: String,
-    /// Where the browser goes.
-    #[sqlx(try_from = "Text")]
-    pub return_url: String,
-    /// The buyer cannot pay after this.
-    pub expires_at: At,
-    /// What becomes of its refunds.
-    #[sqlx(try_from = "Text")]
-    pub refunding: Refunding,
-}
-
-/// A refund.
-#[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
-pub struct StoredRefund {
-    /// The merchant's number of the refund.
-    #[sqlx(try_from = "Text")]
-    pub refund_no: String,
-    /// The merchant's number of the trade.
-    #[sqlx(try_from = "Text")]
-    pub merchant_no: String,
-    /// How much.
-    pub amount_fen: i64,
-    /// How far it is.
-    #[sqlx(try_from = "Text")]
-    pub status: SandboxRefundStatus,
-}
 
 /// A notify that is to be sent or was.
 #[derive(Debug, sqlx::FromRow)]

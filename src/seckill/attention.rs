@@ -11,8 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::model::{Activity, ActivityId, Phase};
-use super::redis::{Gate, OwnerProgress};
-use super::telling;
+use super::redis::{Counts, Gate, OwnerProgress};
+use super::redis_runs::run_seen;
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::clock::At;
@@ -21,28 +21,6 @@ use crate::platform::clock::At;
 const REST_PASSES: u64 = 5;
 /// Gates that one command looks for.
 const LOOKED_FOR: usize = 500;
-
-/// What one command tells of a gate.
-#[derive(Debug, Clone, Copy)]
-pub struct Glance {
-    /// Its counters.
-    pub counts: Counts,
-    /// How far those who have the course are written.
-    pub written: OwnerProgress,
-}
-
-/// The counters of a gate: nothing was admitted, placed, put back or corrected as long as they stay as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
-    /// Units that it would give.
-    pub stock: i64,
-    /// Tasks admitted so far.
-    pub admitted: i64,
-    /// Of these, ended.
-    pub ended: i64,
-    /// Whether it was shut early.
-    pub is_closed: bool,
-}
 
 /// What MySQL says of an activity, as far as its gate depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +128,7 @@ impl Attention {
 /// Those of `activities` that this pass looks at.
 pub async fn due(app: &App, activities: &[Activity]) -> Result<HashSet<ActivityId>> {
     let attention = app.local::<Attention>();
-    let mut due = attention.lock().begin(activities, &telling::run_seen(app), app.clock.now());
+    let mut due = attention.lock().begin(activities, &run_seen(app), app.clock.now());
     if app.redis.is_cluster() {
         return Ok(due);
     }

@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream, TryStreamExt};
 
 use super::model::{ActivityId, Phase};
 use super::redis::{Gate, PLACES_AT_ONCE, UnitHolder};
-use super::{ahead, owners, reconcile, store, telling};
+use super::{ahead, owners, reconcile, redis_runs, store};
 use crate::app::App;
 use crate::auth::UserId;
 use crate::error::{Error, Kind, Result};
@@ -42,7 +42,7 @@ pub async fn open_gate(app: &App, activity: ActivityId) -> Result<()> {
     }
     tracing::info!(activity.id = %activity, stock = found.stock_left, holders, "opened the gate of an activity");
     if holders > 0 {
-        telling::owe(app).await?;
+        redis_runs::owe(app).await?;
     }
     let now = app.clock.now();
     if found.phase(now) != Phase::Ended && found.starts_at <= now.plus(reconcile::BEFORE_START) {

@@ -6,27 +6,11 @@
 use std::collections::HashMap;
 
 use super::memory::Memory;
-use super::model::{ActivityId, EntryId};
+use super::model::{EntryId, Placed};
 use super::store;
 use crate::app::App;
-use crate::auth::UserId;
 use crate::error::{Error, Kind, Result};
-use crate::orders::{self, OrderId, Status};
-
-/// A submission that has an order.
-#[derive(Debug, Clone, Copy)]
-pub struct Placed {
-    /// In which sale.
-    pub activity: ActivityId,
-    /// Whose.
-    pub user: UserId,
-    /// Which.
-    pub order: OrderId,
-    /// Its unit is on sale again: it holds nobody's place any more.
-    pub returned: bool,
-    /// Where the order is.
-    pub status: Status,
-}
+use crate::orders::{self, OrderId};
 
 /// The order that a submission got. The statement runs in a task of its own: who asks may leave.
 pub async fn order_of(app: &App, entry: EntryId) -> Result<Option<Placed>> {

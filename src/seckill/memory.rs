@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use redis::RedisError;
 
 use super::floods::Floods;
-use super::lookup::Placed;
-use super::model::{ActivityId, Admission, EntryId};
+use super::model::{ActivityId, Admission, EntryId, Placed};
 use super::redis::Submission;
 use crate::auth::UserId;
 use crate::error::Kind;

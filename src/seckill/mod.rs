@@ -26,6 +26,7 @@ mod owners;
 mod placing;
 mod reconcile;
 mod redis;
+mod redis_runs;
 mod removal;
 mod seats;
 mod store;

@@ -114,6 +114,21 @@ impl Task for PlaceSubmission {
     const KEEP_RESULT: Option<Duration> = None;
 }
 
+/// A submission that has an order.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed {
+    /// In which sale.
+    pub activity: ActivityId,
+    /// Whose.
+    pub user: UserId,
+    /// Which.
+    pub order: OrderId,
+    /// Its unit is on sale again: it holds nobody's place any more.
+    pub returned: bool,
+    /// Where the order is.
+    pub status: Status,
+}
+
 /// What a user's place in the gate holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {

@@ -6,9 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::apart::{all, each, is_partly, put_off};
-use super::attention::{self, ActivityRow, Attention, Counts, Glance, Looked};
+use super::attention::{self, ActivityRow, Attention, Looked};
 use super::model::{Activity, ActivityId, EntryId, Look, Phase};
-use super::redis::{Gate, KEEP_AFTER_END, OwnerProgress};
+use super::redis::{Counts, Gate, Glance, KEEP_AFTER_END, OwnerProgress};
 use super::{owners, store, turn};
 use crate::app::App;
 use crate::auth::UserId;

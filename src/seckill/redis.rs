@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context;
 use redis::{ErrorKind, Script};
 
-use super::attention::{Counts, Glance};
 use super::model::{Activity, ActivityId, Admission, EntryId, Held, PlaceSubmission, QUEUE};
 use crate::app::App;
 use crate::auth::UserId;
@@ -54,6 +53,28 @@ pub fn queue(activity: ActivityId) -> QueueName {
 /// The activity that a queue is the partition of; none of a queue of another kind or name.
 pub fn activity_of(queue: &QueueName) -> Option<ActivityId> {
     (queue.base() == QUEUE).then(|| queue.partition_name()?.parse().ok())?
+}
+
+/// What one command tells of a gate.
+#[derive(Debug, Clone, Copy)]
+pub struct Glance {
+    /// Its counters.
+    pub counts: Counts,
+    /// How far those who have the course are written.
+    pub written: OwnerProgress,
+}
+
+/// The counters of a gate: nothing was admitted, placed, put back or corrected as long as they stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Units that it would give.
+    pub stock: i64,
+    /// Tasks admitted so far.
+    pub admitted: i64,
+    /// Of these, ended.
+    pub ended: i64,
+    /// Whether it was shut early.
+    pub is_closed: bool,
 }
 
 /// Somebody with entries in an activity: (user, tries, live entry).

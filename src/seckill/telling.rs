@@ -6,7 +6,7 @@
 //! forgotten is told again. It is done beside the pass over the gates, which goes on with its period.
 
 use std::future::ready;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +16,7 @@ use redis::Script;
 use super::apart::{Troubles, all, is_partly};
 use super::model::ActivityId;
 use super::redis::{Gate, UnitHolder};
+use super::redis_runs::{Seen, TellingRecord, told, told_key};
 use super::{building, owners, reconcile};
 use crate::app::App;
 use crate::error::Result;
@@ -24,8 +25,6 @@ use crate::platform::id::Id;
 
 /// And this much earlier than the last look: what was noted then may have been on its way.
 const BEFORE: Duration = reconcile::RETURN_AGAIN;
-/// A process that has seen no other run of Redis before puts back what came back in so long.
-const UNSEEN: Duration = Duration::from_secs(3600);
 /// What was being placed while another process of Redis began to serve is committed after this long, or given up: then
 /// it is told once more.
 const SETTLED: Duration = Duration::from_secs(30);
@@ -33,58 +32,6 @@ const SETTLED: Duration = Duration::from_secs(30);
 const LEASE_MS: u64 = 10_000;
 
 static TOLD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/told.lua")));
-
-/// What this process has seen of the runs of Redis.
-#[derive(Default)]
-struct Seen(Mutex<Look>);
-
-#[derive(Default)]
-struct Look {
-    run: String,
-    /// When it was looked last.
-    at: Option<At>,
-    /// Units that came back since then may have been forgotten by this run.
-    forgotten_since: Option<At>,
-}
-
-impl Seen {
-    fn lock(&self) -> MutexGuard<'_, Look> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Since when units that came back may have been forgotten by the run that serves.
-    fn look(&self, run: &str, all_told: bool, now: At) -> At {
-        let mut look = self.lock();
-        if look.run != run || look.forgotten_since.is_none() {
-            look.forgotten_since = Some(look.at.unwrap_or(now.minus(UNSEEN)));
-            run.clone_into(&mut look.run);
-        }
-        if all_told {
-            look.forgotten_since = Some(now);
-        }
-        look.at = Some(now);
-        look.forgotten_since.unwrap_or(now).minus(BEFORE)
-    }
-}
-
-/// Which run was told, as the key says it: `<how often> <when, ms> <run>`.
-struct TellingRecord {
-    times: u8,
-    at: At,
-    run: String,
-}
-
-impl TellingRecord {
-    fn read(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(3, ' ');
-        let (times, at, run) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
-        Some(Self { times, at: At::from_ms(at), run: run.to_owned() })
-    }
-
-    fn text(times: u8, at: At, run: &str) -> String {
-        format!("{times} {} {run}", at.ms())
-    }
-}
 
 /// What is to be done for a run.
 #[derive(Debug, PartialEq, Eq)]
@@ -106,16 +53,11 @@ fn step(told: &str, run: &str, now: At) -> Step {
     }
 }
 
-/// Which run of Redis served when this process looked last.
-pub fn run_seen(app: &App) -> String {
-    app.local::<Seen>().lock().run.clone()
-}
-
 /// Tells the gates, where this run of Redis was not told yet and nobody else is at it. `beat` hears of each step.
 pub async fn tell_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let (run, now) = (app.redis.run_ids().await?.join(" "), app.clock.now());
     let found = step(&told(app).await?, &run, now);
-    let since = app.local::<Seen>().look(&run, found == Step::Nothing, now);
+    let since = app.local::<Seen>().look(&run, found == Step::Nothing, now).minus(BEFORE);
     let Step::Tell(_) = found else { return Ok(()) };
     let Some(lease) = TellingLease::take(app).await? else { return Ok(()) };
     // Looked at once more: the one before may have ended in between.
@@ -129,25 +71,6 @@ pub async fn tell_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()
         lease.give_back().await?;
     }
     telling
-}
-
-/// Has everything told once more, also where it is being told now: a gate was built anew, and knows of no refund.
-pub async fn owe(app: &App) -> Result<()> {
-    let owed = TellingRecord::text(0, app.clock.now(), &Id::<()>::new().to_string());
-    let forget = redis::cmd("SET").arg(told_key(app)).arg(owed).to_owned();
-    Ok(forget.query_async(&mut app.redis.commands()).await.context("having the gates told")?)
-}
-
-/// What was told, as the key says it; nothing when there is none.
-async fn told(app: &App) -> Result<String> {
-    let read = redis::cmd("GET").arg(told_key(app)).to_owned();
-    let text: Option<String> = read.query_async(&mut app.redis.commands()).await.context("reading what was told")?;
-    Ok(text.unwrap_or_default())
-}
-
-/// Its hash tag is no queue's name.
-fn told_key(app: &App) -> String {
-    format!("{}:{{.gates}}:told", app.redis.prefix())
 }
 
 async fn tell(lease: &TellingLease<'_>, returned_since: At, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
@@ -247,18 +170,5 @@ mod tests {
         assert_eq!(step(&TellingRecord::text(1, now, "a b"), "a b", now), Step::Wait);
         assert_eq!(step(&TellingRecord::text(1, now, "a"), "a", now.plus(SETTLED)), Step::Tell(2));
         assert_eq!(step(&TellingRecord::text(2, now, "a"), "a", now.plus(SETTLED * 9)), Step::Nothing);
-    }
-
-    #[test]
-    fn units_that_came_back_since_the_last_look_at_the_former_run_may_be_forgotten() {
-        let (seen, start) = (Seen::default(), At::from_ms(1_700_000_000_000));
-        let at = |s| start.plus(Duration::from_secs(s));
-        assert_eq!(seen.look("a", false, at(0)), start.minus(UNSEEN).minus(BEFORE));
-        assert_eq!(seen.look("a", false, at(5)), start.minus(UNSEEN).minus(BEFORE));
-        assert_eq!(seen.look("a", true, at(60)), at(60).minus(BEFORE));
-        // Away for an hour, and then another one; for as long as it was not told, the instant stays.
-        assert_eq!(seen.look("b", false, at(3660)), at(60).minus(BEFORE));
-        assert_eq!(seen.look("b", false, at(3700)), at(60).minus(BEFORE));
-        assert_eq!(seen.look("b", true, at(3800)), at(3800).minus(BEFORE));
     }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Context;
 use redis::streams::{StreamId, StreamInfoGroupsReply, StreamRangeReply};
 
-use super::super::call::Follow;
 use super::super::client::{ENDED_ENTRIES, Engine, millis};
 use super::super::envelope::{Envelope, Record};
+use super::super::follow::Follow;
 use super::super::keys::{GROUP, QueueName};
 use super::super::priority::{Levels, Priority, StreamEntry};
 use super::super::scripts;

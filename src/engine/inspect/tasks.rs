@@ -145,7 +145,7 @@ impl Engine {
         let Some(args) = record.args else { return Ok(Retried::Forgotten) };
         let (queue, name, priority) = (id.queue.clone(), record.name, record.priority);
         let call = Call { queue, key: id.key, name, args, priority, trace: TraceParent::current() };
-        let envelope = Envelope { owner: record.owner, ..call.envelope(self.clock.now().ms()) };
+        let envelope = Envelope { owner: record.owner, ..Envelope::of(&call, self.clock.now().ms()) };
         let taken = self.send(&id.queue, &[(envelope, None)], Unique::UntilDone).await?;
         self.note_retried(&id.queue).await;
         // Somebody else was faster: then it is on its way as well.

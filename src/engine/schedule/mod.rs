@@ -18,17 +18,18 @@ mod lease;
 mod model;
 mod occurrence;
 mod run;
+mod scheduler;
 mod send;
 mod store;
 mod tasks;
 mod timing;
 
 pub use crontab::{Crontab, CrontabFault, NotACrontab};
-pub use model::{CatchUp, Definition, MAX_CATCH_UP, Schedule, ScheduleId, ScheduleKind, crontab_faults};
-pub use run::{RunHere, Scheduler};
+pub use model::{Definition, MAX_CATCH_UP, Schedule, ScheduleId, ScheduleKind, crontab_faults};
+pub use scheduler::{RunHere, Scheduler};
 pub use store::{Written, delete, enabled_of, find, list};
 pub use tasks::Tasks;
-pub use timing::{GRACE, Timing};
+pub use timing::{CatchUp, GRACE, Timing};
 
 use anyhow::Result;
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::keys::QueueName;
 use super::super::task::TaskId;
 use super::model::Schedule;
-use super::run::{Answers, Present, Scheduler};
+use super::scheduler::{Answers, Present, Scheduler};
 use super::store::Ran;
 use super::tasks::{Schedulable, Tasks};
 use super::timing::Timing;

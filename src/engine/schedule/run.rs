@@ -8,24 +8,20 @@
 //! The leader works in looks of a page, and without a pause between them while a page was full. What can do without Redis
 //! comes first in each look: while Redis is away the others wait, and would stand before it for ever.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
-use super::super::client::Engine;
 use super::lease::{ATTEMPT_PERIOD, SchedulerLease};
 use super::model::{Definition, Schedule, ScheduleId};
+use super::scheduler::{Answers, Present, Scheduler};
 use super::store;
-use super::tasks::Tasks;
 use crate::platform::clock::At;
-use crate::platform::db::{Db, retrying};
-use crate::platform::loops::{Loops, Pulse};
-use crate::platform::seldom::Seldom;
+use crate::platform::db::retrying;
+use crate::platform::loops::Pulse;
 
 /// The lease of the leader.
 const LEASE: &str = "scheduler";
@@ -46,25 +42,6 @@ const WAITS_TOLD: Duration = Duration::from_secs(10);
 /// A scheduler without a step for this long makes the process not ready.
 const STALL_AFTER: Duration = Duration::from_secs(60);
 
-/// Runs schedules; cheap to clone.
-#[derive(Clone)]
-pub struct Scheduler {
-    pub(super) db: Db,
-    pub(super) engine: Engine,
-    tasks: Tasks,
-    pub(super) loops: Loops,
-    pub(super) run_here: RunHere,
-    /// Tasks that this process runs itself at the moment.
-    pub(super) running_here: Arc<Mutex<BTreeSet<&'static str>>>,
-    /// Whether this process has made the product's own schedules.
-    made: Arc<AtomicBool>,
-    leads: Arc<AtomicBool>,
-    waits: Arc<Seldom>,
-}
-
-/// Does in this process what a task does on a worker, by the task's name.
-pub type RunHere = Arc<dyn Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync>;
-
 /// What a leader knows of its work from one look to the next.
 #[derive(Default)]
 struct Work {
@@ -84,9 +61,6 @@ impl Work {
     }
 }
 
-/// What a look knows of Redis, by queue: whether it answers there.
-pub(super) type Answers = BTreeMap<&'static str, bool>;
-
 /// What one look came to.
 #[derive(Default)]
 struct Looked {
@@ -98,23 +72,7 @@ struct Looked {
     failed: Option<anyhow::Error>,
 }
 
-/// The instants of a look.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Present {
-    /// Now.
-    pub now: At,
-    /// Since when somebody has been at it without a break.
-    pub since: At,
-}
-
 impl Scheduler {
-    /// A scheduler for these tasks. It does nothing until it is started, or a pass is run by hand. `run_here` is for
-    /// those that must run without Redis.
-    pub fn new(db: Db, engine: Engine, tasks: Tasks, loops: Loops, run_here: RunHere) -> Self {
-        let (running_here, made, leads, waits) = Default::default();
-        Self { db, engine, tasks, loops, run_here, running_here, made, leads, waits }
-    }
-
     /// Starts the loop. Those of `own` whose names are not there are made first; what is there stays as it is.
     pub fn start(self, own: Vec<Definition>) {
         super::occurrence::prepare_counters(&self.tasks);

@@ -5,8 +5,43 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::crontab::Crontab;
-use super::model::CatchUp;
 use crate::platform::clock::At;
+use crate::platform::text::Text;
+
+/// What becomes of occurrences that nobody was there to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CatchUp {
+    /// They are left out.
+    Skip,
+    /// One run stands for all of them.
+    Once,
+    /// Each runs, the latest `catch_up_max` of them.
+    Each,
+}
+
+impl CatchUp {
+    /// As MySQL and JSON have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::Once => "once",
+            Self::Each => "each",
+        }
+    }
+
+    /// From what MySQL and JSON have.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Skip, Self::Once, Self::Each].into_iter().find(|policy| policy.as_str() == text)
+    }
+}
+
+impl TryFrom<Text> for CatchUp {
+    type Error = String;
+    fn try_from(Text(text): Text) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("`{text}` is not a catch-up policy"))
+    }
+}
 
 /// When a schedule runs.
 #[derive(Debug, Clone)]

@@ -9,9 +9,10 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::super::call::{self, Call, Follow};
+use super::super::call::{self, Call};
 use super::super::client::{ENDED_ENTRIES, META_LIFE, millis};
 use super::super::envelope::{Envelope, Record, and_failed};
+use super::super::follow::Follow;
 use super::super::keys::GROUP;
 use super::super::registry::Delivery;
 use super::super::scripts;

@@ -8,9 +8,10 @@ use anyhow::Context;
 use redis::streams::StreamRangeReply;
 use serde_json::value::RawValue;
 
-use super::super::call::{self, Call, Follow, Member, Unique};
+use super::super::call::{self, Call, Member, Unique};
 use super::super::client::{ENDED_ENTRIES, millis};
 use super::super::envelope::{Envelope, Record};
+use super::super::follow::Follow;
 use super::super::scripts;
 use super::super::task::State;
 use super::Partition;
@@ -83,7 +84,7 @@ impl<C: Clone + Send + Sync + 'static> Partition<C> {
                 }
             }
             Follow::Next { call, then, previous, member } => {
-                let envelope = Envelope { previous: Some(previous), then, member, ..call.envelope(now) };
+                let envelope = Envelope { previous: Some(previous), then, member, ..Envelope::of(&call, now) };
                 engine.send(&call.queue, &[(envelope, None)], ONCE).await?;
             }
             Follow::Ended { member, result, failed, revoked } => {
@@ -91,7 +92,7 @@ impl<C: Clone + Send + Sync + 'static> Partition<C> {
             }
             Follow::Revoked(calls) => {
                 for call in calls {
-                    self.skip(&call, Record::taken_back(&call.envelope(now), now)).await?;
+                    self.skip(&call, Record::taken_back(&Envelope::of(&call, now), now)).await?;
                 }
             }
         }
@@ -123,10 +124,10 @@ impl<C: Clone + Send + Sync + 'static> Partition<C> {
         if what == "done" {
             let all: Vec<Box<RawValue>> =
                 results.into_iter().map(RawValue::from_string).collect::<Result<_, _>>().context("reading results")?;
-            let envelope = Envelope { previous: Some(call::raw(&all)), ..callback.envelope(now) };
+            let envelope = Envelope { previous: Some(call::raw(&all)), ..Envelope::of(callback, now) };
             engine.send(&callback.queue, &[(envelope, None)], ONCE).await?;
         } else if what == "failed" {
-            let mut record = Record::of(&callback.envelope(now), State::Failure);
+            let mut record = Record::of(&Envelope::of(callback, now), State::Failure);
             let what = if revoked { "was revoked" } else { "failed" };
             record.result = serde_json::json!({ "error": format!("member {} of its group {what}", member.number) });
             record.ended_at = Some(now);

@@ -8,7 +8,7 @@ use super::super::keys::GROUP;
 use super::super::registry::Delivery;
 use super::super::scripts;
 use super::Partition;
-use super::run::Batch;
+use super::batch::Batch;
 
 /// A task is shown as started when it has run for this long: most end sooner, and are spared the writing.
 const STARTED_AFTER: Duration = Duration::from_millis(50);

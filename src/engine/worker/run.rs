@@ -13,32 +13,17 @@ use uuid::Uuid;
 
 use super::super::control::Control;
 use super::super::envelope::Envelope;
+use super::super::outcome::Outcome;
 use super::super::registry::{Delivery, Registered};
-use super::super::task::{Outcome, Retry, TaskId};
+use super::super::task::{Retry, TaskId};
 use super::Partition;
+use super::batch::Batch;
 use super::finish::Ending;
 use super::lease::TaskLease;
 use super::traced::Attempts;
 
 /// An ending waits for others of its batch for at most so many turns of the runtime, and only while there are any.
 const GATHER_TURNS: usize = 8;
-
-/// What was read at once, ready to run.
-pub(super) struct Batch {
-    pub readable: Vec<Arc<Delivery>>,
-    /// With the reason.
-    pub unreadable: Vec<(Arc<Delivery>, String)>,
-}
-
-impl Batch {
-    pub(super) fn len(&self) -> usize {
-        self.readable.len() + self.unreadable.len()
-    }
-
-    pub(super) fn into_deliveries(self) -> Vec<Arc<Delivery>> {
-        self.readable.into_iter().chain(self.unreadable.into_iter().map(|(delivery, _)| delivery)).collect()
-    }
-}
 
 impl<C: Clone + Send + Sync + 'static> Partition<C> {
     /// Entries as deliveries, read for the `delivery`th time.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tracing::Span;
 
+use super::super::outcome::Outcome;
 use super::super::registry::Delivery;
-use super::super::task::Outcome;
 use crate::platform::traces::{self, TraceParent};
 
 /// Attempts that one call of a handler makes.

@@ -60,10 +60,10 @@ pub(super) fn merchant(app: &App) -> Result<&str> {
 pub(super) fn verify(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Message> {
     notification::read(settings(app)?, headers, body, app.clock.now()).map_err(|fault| {
         match fault {
-            notification::Fault::WechatUnsigned(sign::WechatUnsigned::Probe) => {
+            notification::Fault::Unsigned(sign::WechatUnsigned::Probe) => {
                 tracing::info!(gateway = "wechat", "callback is a probe of our verification, and is refused");
             }
-            notification::Fault::WechatUnsigned(_) => {
+            notification::Fault::Unsigned(_) => {
                 tracing::warn!(gateway = "wechat", error = %fault, "callback could not be verified");
             }
             _ => tracing::error!(gateway = "wechat", error = %fault, "callback verified and cannot be read"),

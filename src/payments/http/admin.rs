@@ -18,9 +18,9 @@ use crate::payments::{
     Gateway, NotificationId, OrderRefundView, PaymentId, RefundApplication, RefundId, RefundPart, RefundStatus,
 };
 use crate::platform::described::AnyObject;
-use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Paged, Path, Shape};
+use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Path, Shape};
 use crate::platform::money::Money;
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::page::{Page, PageQuery, Paged};
 use crate::platform::spelling::nfc;
 use crate::platform::validators::words;
 

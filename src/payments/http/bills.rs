@@ -12,8 +12,8 @@ use crate::payments::Gateway;
 use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
 use crate::payments::reconcile::{BillSubject, DifferenceId, DifferenceKind, DifferenceStatus};
 use crate::platform::day::Day;
-use crate::platform::extract::{Input, Inputs, Json, Paged, Path, Shape};
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::extract::{Input, Inputs, Json, Path, Shape};
+use crate::platform::page::{Page, PageQuery, Paged};
 use crate::platform::spelling::nfc;
 use crate::platform::validators::words;
 

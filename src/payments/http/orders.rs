@@ -10,8 +10,8 @@ use crate::auth::LiveUser;
 use crate::error::{Problem, Result};
 use crate::orders::{OrderId, OrderView, Status, WhichOrders};
 use crate::payments::views::orders as views;
-use crate::platform::extract::{Input, Paged, Path, Shape};
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::extract::{Input, Path, Shape};
+use crate::platform::page::{Page, PageQuery, Paged};
 
 /// Which of the caller's orders.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]

@@ -1,7 +1,7 @@
 //! Numbers of one gateway, beside our books: a bounded handful at a time.
 //!
 //! Where the gateway's bill has money that our books do not, the gateway is asked, and what it says goes the one way that
-//! all money goes ([`settle`], [`refund::ask`]): a callback that was lost is found here. Only what is left after that
+//! all money goes ([`inquiry::ask`], [`refund::ask`]): a callback that was lost is found here. Only what is left after that
 //! is a difference. What is known of the same numbers is looked at again with it: it stays, comes back or vanishes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -23,7 +23,7 @@ use crate::error::{Error, Result, retrying};
 use crate::payments::close::{CONCURRENCY, Gateways};
 use crate::payments::model::{Gateway, PaymentId, RefundId};
 use crate::payments::store::refunds;
-use crate::payments::{gateway, refund, settle};
+use crate::payments::{gateway, inquiry, refund};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
@@ -223,7 +223,7 @@ impl<'a> Examiner<'a> {
         let payment = crate::payments::store::payment(&mut conn, id).await.context("reading a payment")?;
         drop(conn);
         match payment {
-            Some(payment) => settle::ask(self.app, &payment).await,
+            Some(payment) => inquiry::ask(self.app, &payment).await,
             None => Ok(()),
         }
     }

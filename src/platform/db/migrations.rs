@@ -29,7 +29,7 @@ const MIGRATION_LOCK_WAIT_S: u32 = 10;
 const MIGRATION_LOCK_ATTEMPTS: u32 = 90;
 
 /// A statement waits so long for a table that is in use, in seconds.
-pub(super) const TABLE_WAIT_S: u32 = 2;
+const TABLE_WAIT_S: u32 = 2;
 /// Then others have so long to pass.
 const PAUSE: Duration = Duration::from_secs(1);
 /// And it is tried again for so long.
@@ -58,7 +58,7 @@ async fn migrate_locked(conn: &mut MySqlConnection) -> anyhow::Result<usize> {
 async fn lock_migrations(conn: &mut MySqlConnection) -> anyhow::Result<()> {
     let ask = format!("SELECT GET_LOCK({MIGRATION_LOCK}, {MIGRATION_LOCK_WAIT_S})");
     // The question takes as long as the lock is waited for, which is longer than others may.
-    conn.execute(session::of_migrations().as_str()).await.context("bounding the session")?;
+    conn.execute(session::of_migrations(TABLE_WAIT_S).as_str()).await.context("bounding the session")?;
     for _ in 0..MIGRATION_LOCK_ATTEMPTS {
         let answer = sqlx::query_scalar::<_, Option<i64>>(ask.as_str()).fetch_one(&mut *conn).await;
         match answer.context("locking the schema to migrate it")? {

@@ -29,12 +29,8 @@ pub(super) fn bounds(statement_timeout: Duration) -> String {
 
 /// Of one that changes the schema: its statements take as long as they take, and give up a table that is in use so that
 /// those behind them go on.
-pub(super) fn of_migrations() -> String {
-    format!(
-        "SET SESSION innodb_lock_wait_timeout = {wait}, lock_wait_timeout = {wait}{}",
-        limit(Duration::ZERO),
-        wait = super::migrations::TABLE_WAIT_S
-    )
+pub(super) fn of_migrations(wait_s: u32) -> String {
+    format!("SET SESSION innodb_lock_wait_timeout = {wait_s}, lock_wait_timeout = {wait_s}{}", limit(Duration::ZERO))
 }
 
 fn limit(statement_timeout: Duration) -> String {

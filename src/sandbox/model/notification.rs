@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MERCHANT_ID, NotifyId, REFUND_DECLINED, REFUNDED, SandboxRefundStatus, TradeNo};
+use super::{
+    MERCHANT_ID, NotifyId, REFUND_DECLINED, REFUNDED, SandboxRefundStatus, SandboxTrade, StoredRefund, TradeNo,
+};
 use crate::platform::money::CURRENCY;
-use crate::sandbox::store::{SandboxTrade, StoredRefund};
 
 /// What a notify's body says.
 #[derive(Debug, Serialize, Deserialize)]

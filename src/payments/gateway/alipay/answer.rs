@@ -36,7 +36,7 @@ pub(super) enum Unbelievable {
     Shape(String),
     /// It is signed by nobody whose key we have, or not at all; and what it says, for a person.
     #[error("its answer is not signed: {0}")]
-    AlipayUnsigned(String),
+    Unsigned(String),
 }
 
 /// An answer whose signature held.
@@ -93,7 +93,7 @@ impl AlipayAnswer {
         let Some(text) = signed else {
             let said =
                 serde_json::from_str::<Head>(text).map_or_else(|error| error.to_string(), |head| head.to_string());
-            return Err(Unbelievable::AlipayUnsigned(said));
+            return Err(Unbelievable::Unsigned(said));
         };
         let head = serde_json::from_str(&text).map_err(|error| shape(&error))?;
         Ok(Self { head, text: text.into_owned() })
@@ -232,7 +232,7 @@ mod tests {
             [PAID.replace(",\"list\"", ", \"list\""), PAID.replace("0.01", "0.010"), PAID.replace("Suc", "\\u0053uc")]
         {
             let altered = body.replace(PAID, &other);
-            assert!(matches!(verified(&altered), Err(Unbelievable::AlipayUnsigned(_))), "{altered}");
+            assert!(matches!(verified(&altered), Err(Unbelievable::Unsigned(_))), "{altered}");
         }
     }
 
@@ -254,21 +254,18 @@ mod tests {
     fn an_answer_that_is_not_signed_by_the_gateway_is_not_believed() {
         let body = signed(PAID);
         let stranger = [new_pair().public_key().unwrap()];
-        assert!(matches!(
-            AlipayAnswer::verified(body.as_bytes(), METHOD, &stranger),
-            Err(Unbelievable::AlipayUnsigned(_))
-        ));
-        assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &[]), Err(Unbelievable::AlipayUnsigned(_))));
+        assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &stranger), Err(Unbelievable::Unsigned(_))));
+        assert!(matches!(AlipayAnswer::verified(body.as_bytes(), METHOD, &[]), Err(Unbelievable::Unsigned(_))));
         let unsigned =
             r#"{"error_response":{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id"}}"#;
-        let Err(Unbelievable::AlipayUnsigned(said)) = verified(unsigned) else { panic!("{unsigned}") };
+        let Err(Unbelievable::Unsigned(said)) = verified(unsigned) else { panic!("{unsigned}") };
         assert!(said.contains("isv.invalid-app-id"), "{said}");
         for unsigned in [
             format!(r#"{{"alipay_trade_query_response":{PAID}}}"#),
             format!(r#"{{"alipay_trade_query_response":{PAID},"sign":null}}"#),
             format!(r#"{{"alipay_trade_query_response":{PAID},"sign":["{}"]}}"#, sign(PAID)),
         ] {
-            assert!(matches!(verified(&unsigned), Err(Unbelievable::AlipayUnsigned(_))), "{unsigned}");
+            assert!(matches!(verified(&unsigned), Err(Unbelievable::Unsigned(_))), "{unsigned}");
         }
     }
 

@@ -23,7 +23,7 @@ pub(super) enum BadNotify {
     Form,
     /// It is not signed as it should be.
     #[error(transparent)]
-    AlipayUnsigned(#[from] AlipayUnsigned),
+    Unsigned(#[from] AlipayUnsigned),
     /// Alipay signed it, and it lacks this, or this is not as it should be.
     #[error("it is signed and its {0} cannot be read")]
     Unreadable(&'static str),
@@ -191,17 +191,17 @@ mod tests {
     fn a_notify_without_the_signature_of_alipay_is_not_read() {
         let body = posted(&paid(PaymentId::new()));
         let refused = |body: &str| read(body.as_bytes(), &keys()).unwrap_err();
-        let altered = BadNotify::AlipayUnsigned(AlipayUnsigned::Altered);
+        let altered = BadNotify::Unsigned(AlipayUnsigned::Altered);
         assert_eq!(refused(&body.replace("12.30", "12.31")), altered);
         assert_eq!(refused(&body.replace("TRADE_SUCCESS", "TRADE_FINISHED")), altered);
         assert_eq!(refused(&format!("{body}&more=1")), altered);
         assert_eq!(refused(&body.replace("version=1.0", "")), altered);
         assert_eq!(read(body.as_bytes(), &[new_pair().public_key().unwrap()]).unwrap_err(), altered);
-        assert_eq!(refused(&body.replace("&sign=", "&gisn=")), BadNotify::AlipayUnsigned(AlipayUnsigned::NoSignature));
+        assert_eq!(refused(&body.replace("&sign=", "&gisn=")), BadNotify::Unsigned(AlipayUnsigned::NoSignature));
         let (before, after) = body.split_once("&sign=").unwrap();
         let unsigned = format!("{before}&sign=&{}", after.split_once('&').unwrap().1);
         assert_eq!(refused(&unsigned), altered);
-        assert_eq!(refused(""), BadNotify::AlipayUnsigned(AlipayUnsigned::NoSignature));
+        assert_eq!(refused(""), BadNotify::Unsigned(AlipayUnsigned::NoSignature));
         for twice in ["total_amount=99.99&", "sign=x&", "trade_status=TRADE_CLOSED&"] {
             assert_eq!(refused(&format!("{twice}{body}")), BadNotify::Form, "{twice}");
             assert_eq!(refused(&format!("{body}&{}", twice.trim_end_matches('&'))), BadNotify::Form, "{twice}");

@@ -11,20 +11,17 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::sign::{self, WechatUnsigned};
-use super::trade::{RefundState, WechatTrade};
+use super::trade::{RefundState, WechatTrade, is_name};
 use crate::config::{ApiV3Key, WechatPay, merchant_of};
 use crate::payments::model::{Message, Said};
 use crate::platform::clock::At;
-
-/// Longest id of a notify that we keep: theirs have 36 characters at most.
-const ID_LENGTH: usize = 64;
 
 /// Why a notify is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     /// It is not WeChat Pay's.
     #[error("it is not signed: {0}")]
-    WechatUnsigned(#[from] WechatUnsigned),
+    Unsigned(#[from] WechatUnsigned),
     /// It is WeChat Pay's, and not what its documents describe.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
@@ -75,11 +72,6 @@ pub(super) fn read(wechat: &WechatPay, headers: &HeaderMap, body: &[u8], now: At
         }
         _ => Err(Fault::Unreadable(format!("it is about {:.32}", envelope.event_type))),
     }
-}
-
-/// Whether a text is one that we keep as it is.
-pub(super) fn is_name(text: &str) -> bool {
-    (1..=ID_LENGTH).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn open(key: &ApiV3Key, sealed: &Sealed) -> Result<Vec<u8>, Fault> {

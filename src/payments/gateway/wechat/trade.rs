@@ -4,10 +4,17 @@
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use super::notification::is_name;
 use crate::config::merchant_of;
 use crate::payments::model::{Message, RefundAnswer, Said};
 use crate::platform::money::Money;
+
+/// Longest id of a notify that we keep: theirs have 36 characters at most.
+const ID_LENGTH: usize = 64;
+
+/// Whether a text is one that we keep as it is.
+pub(super) fn is_name(text: &str) -> bool {
+    (1..=ID_LENGTH).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
 
 /// A trade.
 #[derive(Debug, Deserialize)]

@@ -9,8 +9,8 @@ use crate::auth::{Admin, Phone, UserId};
 use crate::error::{Problem, Result};
 use crate::orders::{OrderId, OrderKind, Status, WhichOrders};
 use crate::payments::views::orders::{self as views, AdminOrderDetail, AdminOrderView};
-use crate::platform::extract::{Input, Paged, Path, Shape};
-use crate::platform::page::{Page, PageQuery};
+use crate::platform::extract::{Input, Path, Shape};
+use crate::platform::page::{Page, PageQuery, Paged};
 
 /// Which orders.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]

@@ -76,7 +76,7 @@ proptest! {
             headers.insert("wechatpay-timestamp", HeaderValue::from_static("1763700000"));
         }
         let verdict = notification::read(&SETTINGS, &headers, &body, *NOW);
-        prop_assert!(matches!(verdict, Err(Fault::WechatUnsigned(_))), "{verdict:?}");
+        prop_assert!(matches!(verdict, Err(Fault::Unsigned(_))), "{verdict:?}");
     }
 
     /// A real notify with any of its parts replaced by another's.
@@ -92,7 +92,7 @@ proptest! {
             4 => { headers.insert("wechatpay-nonce", HeaderValue::from_static("another")); &bodies[0] }
             part => { headers.insert(names[part], foreign[names[part]].clone()); &bodies[0] }
         };
-        prop_assert!(matches!(notification::read(&SETTINGS, &headers, body, *NOW), Err(Fault::WechatUnsigned(WechatUnsigned::Altered))));
+        prop_assert!(matches!(notification::read(&SETTINGS, &headers, body, *NOW), Err(Fault::Unsigned(WechatUnsigned::Altered))));
     }
 
     /// What is signed and sealed as it should be may still be nonsense.
