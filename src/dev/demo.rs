@@ -179,7 +179,8 @@ pub fn logins() -> String {
     PEOPLE.map(line).join("\n")
 }
 
-/// Lines to paste that carry a person through the service at `base`. They need curl, sed and sh; the README has them.
+/// Lines to paste that carry a person through the service at `base`. They need curl, sed and sh;
+/// docs/GETTING_STARTED.md has them, and a test compares.
 pub fn flows(base: &str) -> String {
     include_str!("flows.sh").replace(DEFAULT_BASE, base)
 }

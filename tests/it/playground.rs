@@ -173,12 +173,12 @@ async fn the_lines_to_paste_do_what_they_say() {
     playground.end("TERM").await;
 }
 
-/// The README has each part of the lines as it is printed.
+/// The page for newcomers has each part of the lines as it is printed.
 #[test]
-fn the_readme_has_the_lines_to_paste() {
-    let readme = include_str!("../../README.md");
+fn getting_started_has_the_lines_to_paste() {
+    let page = include_str!("../../docs/GETTING_STARTED.md");
     for part in demo::flows("http://127.0.0.1:8080").trim().split("\n\n") {
-        assert!(readme.contains(part), "the README lacks:\n{part}");
+        assert!(page.contains(part), "docs/GETTING_STARTED.md lacks:\n{part}");
     }
 }
 
