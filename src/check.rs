@@ -1,4 +1,4 @@
-//! `onrush check`: what must always hold, proved on a live system (DESIGN §8). One line for each invariant, with the
+//! `onrush check`: what must always hold, proved on a live system. One line for each invariant, with the
 //! offending ids; `--repair` mends I8.
 //!
 //! Each statement reads one instant, so a system at work is not a violation: what is merely on its way (a paid order

@@ -538,6 +538,7 @@ const PROBLEM_SIZE: usize = 384;
 
 fn render(refusal: &Refusal, request_id: &str, words: Option<Words>) -> Response {
     let (status, name, title) = refusal.kind.row();
+    tracing::debug!(request.id = %request_id, error = name, detail = refusal.detail, faults = ?refusal.errors, "request refused");
     let problem = Problem {
         r#type: Docs(name),
         title,

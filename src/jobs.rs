@@ -2,7 +2,7 @@
 
 mod passes;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -30,6 +30,15 @@ pub fn prepare_counters() {
     payments::prepare_counters();
     seckill::jobs::prepare_counters();
 }
+
+/// As [`registry`], made once: for those who only look what is there.
+pub fn catalog(app: &App) -> Arc<Registry<App>> {
+    app.local::<Catalog>().0.get_or_init(|| Arc::new(registry(&app.config))).clone()
+}
+
+/// Made at first use.
+#[derive(Default)]
+struct Catalog(OnceLock<Arc<Registry<App>>>);
 
 /// The tasks this process can run and the queues it consumes.
 pub fn registry(config: &Config) -> Registry<App> {

@@ -268,7 +268,7 @@ async fn state_in_use(app: &App, queue: &QueueName) -> anyhow::Result<Option<Que
 /// How every queue stands, a partitioned one as a whole.
 async fn measure_queues(app: App) -> anyhow::Result<()> {
     let mut failed = None;
-    for (name, queues) in jobs::registry(&app.config).partitions(&app).await? {
+    for (name, queues) in jobs::catalog(&app).partitions(&app).await? {
         let (mut depth, mut running, mut delayed, mut dead, mut oldest_ms) = (0, 0, 0, 0, 0);
         let (mut paused, mut into, mut out) = (0, 0.0, 0.0);
         for queue in queues {

@@ -1,6 +1,6 @@
 //! Handlers of `/admin/audit`.
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -84,8 +84,8 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Input(Paged(query, page)): Input<Paged<AuditQuery>>,
-) -> Result<Answer<Page<AuditView>>> {
+) -> Result<Reply<Page<AuditView>>> {
     let mut conn = app.db.acquire().await?;
     let rows = audit::list(&mut conn, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
-    Ok(Answer(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))
+    Ok(Reply(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))
 }

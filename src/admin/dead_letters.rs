@@ -1,6 +1,6 @@
 //! Handlers of `/admin/queues/{queue}/dead`: dead letters.
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -115,17 +115,17 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Inputs(Path(queue), Query(query)): Inputs<Path<Segment>, Query<LettersQuery>>,
-) -> Result<Answer<Page<LetterView>>> {
+) -> Result<Reply<Page<LetterView>>> {
     let queue = queue_at(&app, queue).await?;
     let size = query.limit.map_or(DEFAULT_LIMIT, |limit| limit as usize);
     let mut letters =
         app.engine.letters(&queue, query.cursor.as_ref().map(|LetterEntry(entry)| entry.as_str()), size + 1).await?;
     let more = letters.len() > size;
     letters.truncate(size);
-    let registry = jobs::registry(&app.config);
+    let registry = jobs::catalog(&app);
     let items: Vec<_> = letters.into_iter().map(|letter| LetterView::of(&registry, &queue, letter)).collect();
     let next_cursor = items.last().filter(|_| more).map(|letter| letter.entry.clone());
-    Ok(Answer(Page { items, next_cursor }))
+    Ok(Reply(Page { items, next_cursor }))
 }
 
 /// What was enqueued anew.
@@ -173,7 +173,7 @@ pub async fn retry_many(
     State(app): State<App>,
     admin: Admin,
     Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<RetryLetters>>,
-) -> Result<Answer<RetriedLetters>> {
+) -> Result<Reply<RetriedLetters>> {
     let queue = queue_at(&app, queue).await?;
     retry(&app, admin, &queue, body.entries.map(|all| all.into_iter().map(|LetterEntry(entry)| entry).collect())).await
 }
@@ -191,7 +191,7 @@ pub async fn retry_one(
     State(app): State<App>,
     admin: Admin,
     Input(Path((queue, entry))): Input<Path<(Segment, LetterEntry)>>,
-) -> Result<Answer<RetriedLetters>> {
+) -> Result<Reply<RetriedLetters>> {
     let queue = queue_at(&app, queue).await?;
     retry(&app, admin, &queue, Some(vec![entry.0])).await
 }
@@ -201,7 +201,7 @@ async fn retry(
     Admin(admin): Admin,
     queue: &QueueName,
     entries: Option<Vec<String>>,
-) -> Result<Answer<RetriedLetters>> {
+) -> Result<Reply<RetriedLetters>> {
     let act = Act { by: admin.id, action: "dead.retry", target: &segment(queue) };
     let details = json!({ "entries": entries });
     let retry = async {
@@ -214,7 +214,7 @@ async fn retry(
         };
         Ok(RetriedLetters { retried, more })
     };
-    Ok(Answer(audit::around(app, act, &details, retry).await?))
+    Ok(Reply(audit::around(app, act, &details, retry).await?))
 }
 
 /// Removes a dead letter, if it is there: its task never runs.
@@ -257,9 +257,9 @@ pub async fn delete_all(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Path(queue)): Input<Path<Segment>>,
-) -> Result<Answer<DeletedLetters>> {
+) -> Result<Reply<DeletedLetters>> {
     let queue = queue_at(&app, queue).await?;
     let act = Act { by: admin.id, action: "dead.delete", target: &segment(&queue) };
     let delete = async { Ok(DeletedLetters { deleted: app.engine.delete_letters(&queue).await? }) };
-    Ok(Answer(audit::around(&app, act, &json!({ "entries": null }), delete).await?))
+    Ok(Reply(audit::around(&app, act, &json!({ "entries": null }), delete).await?))
 }

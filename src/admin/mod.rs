@@ -69,7 +69,7 @@ impl TryFrom<String> for Segment {
 
 /// The queue of a path segment; 404 when nobody here knows it.
 async fn queue_at(app: &App, Segment(queue): Segment) -> Result<QueueName> {
-    let known = jobs::registry(&app.config).knows(&queue);
+    let known = jobs::catalog(app).knows(&queue);
     // A partition is there when something of it is; a queue without partitions is, also while it is empty.
     let there = known && (queue.partition_name().is_none() || app.engine.queue_exists(&queue).await?);
     if there { Ok(queue) } else { Err(Kind::NotFound.into()) }

@@ -1,6 +1,6 @@
 //! Handlers of `/admin/queues`.
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -56,7 +56,8 @@ impl QueueView {
             }
             Err(error) => return Err(error.into()),
         };
-        let own = jobs::registry(&app.config).queues().find(|(spec, _)| spec.name == queue.base());
+        let catalog = jobs::catalog(&app);
+        let own = catalog.queues().find(|(spec, _)| spec.name == queue.base());
         let own = own.map_or(0, |(spec, _)| spec.concurrency as u64);
         let rounded = |rate: Option<f64>| rate.map(|rate| (rate * 1000.0).round() / 1000.0);
         Ok(Self {
@@ -87,18 +88,18 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Input(Query(page)): Input<Query<PageAfter>>,
-) -> Result<Answer<Page<QueueView>>> {
+) -> Result<Reply<Page<QueueView>>> {
     let after = page.cursor().replace('.', "/");
     let queues: Vec<QueueName> =
         consumed(&app).await?.into_iter().filter(|queue| queue.as_str() > after.as_str()).collect();
     let shown = queues.iter().take(page.size() + 1);
     let views = futures_util::future::try_join_all(shown.map(|queue| QueueView::of(&app, queue))).await?;
-    Ok(Answer(page.page(views, |view| view.queue.clone())))
+    Ok(Reply(page.page(views, |view| view.queue.clone())))
 }
 
 /// Every queue and partition that is consumed now, by name.
 pub(super) async fn consumed(app: &App) -> Result<Vec<QueueName>> {
-    let all = jobs::registry(&app.config).partitions(app).await?;
+    let all = jobs::catalog(app).partitions(app).await?;
     let mut queues: Vec<QueueName> = all.into_iter().flat_map(|(_, queues)| queues).collect();
     queues.sort_unstable();
     Ok(queues)
@@ -116,9 +117,9 @@ pub async fn show(
     State(app): State<App>,
     _: Admin,
     Input(Path(queue)): Input<Path<Segment>>,
-) -> Result<Answer<QueueView>> {
+) -> Result<Reply<QueueView>> {
     let queue = queue_at(&app, queue).await?;
-    Ok(Answer(QueueView::of(&app, &queue).await?))
+    Ok(Reply(QueueView::of(&app, &queue).await?))
 }
 
 /// Pauses a queue: within a second no worker reads from it, and nothing that waits for its time comes due. What runs
@@ -134,7 +135,7 @@ pub async fn pause(
     State(app): State<App>,
     admin: Admin,
     Input(Path(queue)): Input<Path<Segment>>,
-) -> Result<Answer<QueueView>> {
+) -> Result<Reply<QueueView>> {
     set_paused(&app, admin, queue, true).await
 }
 
@@ -150,17 +151,17 @@ pub async fn resume(
     State(app): State<App>,
     admin: Admin,
     Input(Path(queue)): Input<Path<Segment>>,
-) -> Result<Answer<QueueView>> {
+) -> Result<Reply<QueueView>> {
     set_paused(&app, admin, queue, false).await
 }
 
-async fn set_paused(app: &App, Admin(admin): Admin, queue: Segment, paused: bool) -> Result<Answer<QueueView>> {
+async fn set_paused(app: &App, Admin(admin): Admin, queue: Segment, paused: bool) -> Result<Reply<QueueView>> {
     let queue = queue_at(app, queue).await?;
     let action = if paused { "queue.pause" } else { "queue.resume" };
     let act = Act { by: admin.id, action, target: &segment(&queue) };
     let set = async { Ok(app.engine.set_paused(&queue, paused).await.map(|()| json!({ "done": true }))?) };
     audit::around(app, act, &json!({}), set).await?;
-    Ok(Answer(QueueView::of(app, &queue).await?))
+    Ok(Reply(QueueView::of(app, &queue).await?))
 }
 
 /// What a purge took out.
@@ -185,14 +186,14 @@ pub async fn purge(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Path(queue)): Input<Path<Segment>>,
-) -> Result<Answer<Purged>> {
+) -> Result<Reply<Purged>> {
     let queue = queue_at(&app, queue).await?;
     let act = Act { by: admin.id, action: "queue.purge", target: &segment(&queue) };
     let purge = async {
         let (purged, more) = app.engine.purge(&queue).await?;
         Ok(Purged { purged, more })
     };
-    Ok(Answer(audit::around(&app, act, &json!({}), purge).await?))
+    Ok(Reply(audit::around(&app, act, &json!({}), purge).await?))
 }
 
 /// How many batches of a queue each process runs at once.
@@ -223,12 +224,12 @@ pub async fn set_concurrency(
     State(app): State<App>,
     Admin(admin): Admin,
     Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<SetConcurrency>>,
-) -> Result<Answer<QueueView>> {
+) -> Result<Reply<QueueView>> {
     let queue = queue_at(&app, queue).await?;
     let act = Act { by: admin.id, action: "queue.concurrency", target: &segment(&queue) };
     let details: Value = json!({ "concurrency": body.concurrency });
     let set =
         async { Ok(app.engine.set_concurrency(&queue, body.concurrency).await.map(|()| json!({ "done": true }))?) };
     audit::around(&app, act, &details, set).await?;
-    Ok(Answer(QueueView::of(&app, &queue).await?))
+    Ok(Reply(QueueView::of(&app, &queue).await?))
 }

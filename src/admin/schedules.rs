@@ -4,7 +4,7 @@ mod body;
 mod view;
 
 use anyhow::Context;
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -34,12 +34,12 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Input(Query(page)): Input<Query<PageQuery>>,
-) -> Result<Answer<Page<ScheduleView>>> {
+) -> Result<Reply<Page<ScheduleView>>> {
     let mut conn = app.db.acquire().await?;
     let found = schedule::list(&mut conn, page.before(), page.fetch()).await?;
     drop(conn);
     let views = futures_util::future::join_all(found.into_iter().map(|schedule| ScheduleView::of(&app, schedule)));
-    Ok(Answer(page.page(views.await, |view: &ScheduleView| view.id)))
+    Ok(Reply(page.page(views.await, |view: &ScheduleView| view.id)))
 }
 
 /// Makes a schedule. The same `id` again answers the schedule that is there.
@@ -54,13 +54,13 @@ pub async fn create(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Json(body)): Input<Json<CreateSchedule>>,
-) -> Result<(StatusCode, Answer<ScheduleView>)> {
+) -> Result<(StatusCode, Reply<ScheduleView>)> {
     let now = app.clock.now();
     let id = body.id();
     let definition = body.definition(&app.config.time_zone, now)?;
     retrying(|| create_once(&app, admin.id, id, &definition, now)).await?;
     let made = find(&app, id).await?;
-    Ok((StatusCode::CREATED, Answer(ScheduleView::of(&app, made).await)))
+    Ok((StatusCode::CREATED, Reply(ScheduleView::of(&app, made).await)))
 }
 
 async fn create_once(app: &App, by: UserId, id: ScheduleId, definition: &Definition, now: At) -> Result<()> {
@@ -95,9 +95,9 @@ pub async fn show(
     State(app): State<App>,
     _: Admin,
     Input(Path(id)): Input<Path<ScheduleId>>,
-) -> Result<Answer<ScheduleView>> {
+) -> Result<Reply<ScheduleView>> {
     let found = find(&app, id).await?;
-    Ok(Answer(ScheduleView::of(&app, found).await))
+    Ok(Reply(ScheduleView::of(&app, found).await))
 }
 
 /// Changes a schedule while it runs; what is absent stays. When its times change, the next run is the first one after
@@ -114,13 +114,13 @@ pub async fn change(
     State(app): State<App>,
     Admin(admin): Admin,
     Inputs(Path(id), Json(body)): Inputs<Path<ScheduleId>, Json<ChangeSchedule>>,
-) -> Result<Answer<ScheduleView>> {
+) -> Result<Reply<ScheduleView>> {
     for _ in 0..EDIT_ATTEMPTS {
         let before = find(&app, id).await?;
         let definition = body.applied_to(&before.definition)?;
         if definition == before.definition && before.last_error.is_none() {
             // Also the repeat of an edit whose answer was lost.
-            return Ok(Answer(ScheduleView::of(&app, before).await));
+            return Ok(Reply(ScheduleView::of(&app, before).await));
         }
         let now = app.clock.now();
         if definition.runs_otherwise_than(&before.definition) {
@@ -129,7 +129,7 @@ pub async fn change(
         match retrying(|| change_once(&app, admin.id, &before, &definition, now)).await? {
             Written::Yes => {
                 let changed = find(&app, id).await?;
-                return Ok(Answer(ScheduleView::of(&app, changed).await));
+                return Ok(Reply(ScheduleView::of(&app, changed).await));
             }
             Written::No => {}
             Written::NameTaken => return Err(name_taken(&definition.name).into()),

@@ -3,7 +3,7 @@
 mod query;
 mod view;
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use serde::Serialize;
 use serde_json::json;
@@ -38,8 +38,8 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Input(Query(query)): Input<Query<TasksQuery>>,
-) -> Result<Answer<Page<ListedView>>> {
-    let wanted = query.wanted(&jobs::registry(&app.config))?;
+) -> Result<Reply<Page<ListedView>>> {
+    let wanted = query.wanted(&jobs::catalog(&app))?;
     let (first, mut place) = wanted.from.unzip();
     let named = wanted.queue.is_some();
     let mut queues = match wanted.queue {
@@ -54,7 +54,7 @@ pub async fn list(
         let at = place.take().unwrap_or_default();
         if items.len() == wanted.limit || steps == MAX_STEPS {
             let next_cursor = Some(query::cursor(queue, &at));
-            return Ok(Answer(Page { items, next_cursor }));
+            return Ok(Reply(Page { items, next_cursor }));
         }
         let left = wanted.limit - items.len();
         let (found, next) = match app.engine.list_tasks(queue, &wanted.filter, &at, left).await {
@@ -69,7 +69,7 @@ pub async fn list(
             queues.next();
         }
     }
-    Ok(Answer(Page { items, next_cursor: None }))
+    Ok(Reply(Page { items, next_cursor: None }))
 }
 
 /// One task, with all that is known of it.
@@ -81,10 +81,10 @@ pub async fn list(
         (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
         (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Input(Path(id)): Input<Path<TaskId>>) -> Result<Answer<TaskView>> {
+pub async fn show(State(app): State<App>, _: Admin, Input(Path(id)): Input<Path<TaskId>>) -> Result<Reply<TaskView>> {
     let id = known(&app, id)?;
     let found = app.engine.find(&id).await?.ok_or(Kind::NotFound)?;
-    Ok(Answer(TaskView::of(&jobs::registry(&app.config), &id, found)))
+    Ok(Reply(TaskView::of(&jobs::catalog(&app), &id, found)))
 }
 
 /// What became of a task that was to be taken back.
@@ -108,7 +108,7 @@ pub async fn revoke(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Path(id)): Input<Path<TaskId>>,
-) -> Result<Answer<RevokedTask>> {
+) -> Result<Reply<RevokedTask>> {
     let id = known(&app, id)?;
     let act = Act { by: admin.id, action: "task.revoke", target: &id.to_string() };
     let revoke = async {
@@ -117,7 +117,7 @@ pub async fn revoke(
             revoked => Ok(RevokedTask { revoked }),
         }
     };
-    Ok(Answer(audit::around(&app, act, &json!({}), revoke).await?))
+    Ok(Reply(audit::around(&app, act, &json!({}), revoke).await?))
 }
 
 /// What became of a task that was to run again.
@@ -142,7 +142,7 @@ pub async fn retry(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Path(id)): Input<Path<TaskId>>,
-) -> Result<Answer<RetriedTask>> {
+) -> Result<Reply<RetriedTask>> {
     let id = known(&app, id)?;
     let act = Act { by: admin.id, action: "task.retry", target: &id.to_string() };
     let retry = async {
@@ -153,10 +153,10 @@ pub async fn retry(
             Retried::Unknown => Err(Kind::NotFound.into()),
         }
     };
-    Ok(Answer(audit::around(&app, act, &json!({}), retry).await?))
+    Ok(Reply(audit::around(&app, act, &json!({}), retry).await?))
 }
 
 /// The task, or 404 when it cannot be one of ours.
 fn known(app: &App, id: TaskId) -> Result<TaskId> {
-    if jobs::registry(&app.config).knows(&id.queue) { Ok(id) } else { Err(Kind::NotFound.into()) }
+    if jobs::catalog(app).knows(&id.queue) { Ok(id) } else { Err(Kind::NotFound.into()) }
 }

@@ -1,6 +1,6 @@
 //! Handlers of `/admin/workers`.
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 
 use super::PageAfter;
@@ -22,7 +22,7 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Input(Query(page)): Input<Query<PageAfter>>,
-) -> Result<Answer<Page<SeenWorker>>> {
+) -> Result<Reply<Page<SeenWorker>>> {
     let seen = app.engine.workers(page.cursor(), page.size() + 1).await?;
-    Ok(Answer(page.page(seen, |worker| worker.report.instance.clone())))
+    Ok(Reply(page.page(seen, |worker| worker.report.instance.clone())))
 }

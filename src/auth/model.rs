@@ -220,7 +220,7 @@ impl RefreshToken {
     pub(super) fn random() -> anyhow::Result<Self> {
         let mut bytes = [0; 32];
         aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
-        Ok(Self(bytes.iter().fold(String::with_capacity(64), |text, byte| text + &format!("{byte:02x}"))))
+        Ok(Self(hex::encode(bytes)))
     }
 
     /// What a client sent; any text may be looked for.

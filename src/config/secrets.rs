@@ -220,7 +220,7 @@ mod tests {
         for round in 0..500 {
             let mut bytes = [0; 48];
             aws_lc_rs::rand::fill(&mut bytes).unwrap();
-            let hex: String = bytes[..32].iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = hex::encode(&bytes[..32]);
             assert_eq!(weakness(&hex, JWT_SECRET_MIN), None, "{round}: {hex}");
             assert_eq!(weakness(&hex[..32], SANDBOX_SECRET_MIN), None, "{round}: {hex}");
         }

@@ -141,7 +141,7 @@ fn settings_file(dir: &Path) -> anyhow::Result<PathBuf> {
             let random: [u8; 32] = aws_lc_rs::rand::generate(&aws_lc_rs::rand::SystemRandom::new())
                 .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?
                 .expose();
-            Ok::<_, anyhow::Error>(random.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+            Ok::<_, anyhow::Error>(hex::encode(random))
         };
         let text = format!(
             "# Settings of `onrush dev`, made once; edit them and start again. All others: docs/OPERATIONS.md.\n\

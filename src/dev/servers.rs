@@ -351,7 +351,7 @@ fn socket_dir(own: &Path) -> anyhow::Result<PathBuf> {
         return Ok(own.to_owned());
     }
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, own.as_os_str().as_encoded_bytes());
-    let name: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = hex::encode(&digest.as_ref()[..8]);
     let dir = std::env::temp_dir().join(format!("onrush-{name}"));
     make_private(&dir)?;
     let found = fs::symlink_metadata(&dir).context("looking at the sockets' directory")?;

@@ -41,7 +41,7 @@ impl SharedSecret {
     /// Signs `body` as sent at `now`: (timestamp, signature) as their headers carry them.
     pub fn sign(&self, body: &[u8], now: At) -> (String, String) {
         let timestamp = now.timestamp().as_second().to_string();
-        let signature = hex(hmac::sign(&self.0, &signed_bytes(&timestamp, body)).as_ref());
+        let signature = hex::encode(hmac::sign(&self.0, &signed_bytes(&timestamp, body)).as_ref());
         (timestamp, signature)
     }
 
@@ -55,7 +55,7 @@ impl SharedSecret {
     ) -> Result<(), Unsigned> {
         let timestamp = timestamp.ok_or(Unsigned::NoTimestamp)?;
         let seconds: i64 = timestamp.parse().map_err(|_| Unsigned::NoTimestamp)?;
-        let signature = signature.and_then(bytes_of_hex).ok_or(Unsigned::NoSignature)?;
+        let signature = signature.and_then(|text| hex::decode(text).ok()).ok_or(Unsigned::NoSignature)?;
         // aws-lc-rs compares in constant time.
         hmac::verify(&self.0, &signed_bytes(timestamp, body), &signature).map_err(|_| Unsigned::Altered)?;
         if now.timestamp().as_second().abs_diff(seconds) > WINDOW.as_secs() {
@@ -67,19 +67,6 @@ impl SharedSecret {
 
 fn signed_bytes(timestamp: &str, body: &[u8]) -> Vec<u8> {
     [timestamp.as_bytes(), b".", body].concat()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if !rest.is_empty() {
-        return None;
-    }
-    pairs.iter().map(|[high, low]| Some(digit(*high)? * 16 + digit(*low)?)).collect()
 }
 
 #[cfg(test)]

@@ -211,7 +211,7 @@ fn name_of(algorithm: Algorithm) -> &'static str {
 fn kid_of(key: &[u8]) -> String {
     let mut named = b"onrush access token key:".to_vec();
     named.extend_from_slice(key);
-    digest(&SHA256, &named).as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&digest(&SHA256, &named).as_ref()[..8])
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Handlers of `/admin/reports`.
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use serde::Deserialize;
 
@@ -41,11 +41,11 @@ pub async fn list(
     State(app): State<App>,
     _: Admin,
     Input(Query(query)): Input<Query<ReportsQuery>>,
-) -> Result<Answer<Page<DailyReport>>> {
+) -> Result<Reply<Page<DailyReport>>> {
     let size = page::size(query.limit);
     let mut conn = app.db.acquire().await?;
     let reports = super::list(&mut conn, query.cursor.unwrap_or(Day::MAX), size + 1).await?;
-    Ok(Answer(Page::cut(reports, size, |report| report.day.to_string())))
+    Ok(Reply(Page::cut(reports, size, |report| report.day.to_string())))
 }
 
 /// What one business day came to.
@@ -61,10 +61,10 @@ pub async fn list(
         (status = 404, body = Problem, content_type = "application/problem+json",
             description = "`not_found`: the day has no report, or none yet; `ready_at` says when it will be there"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Answer<DailyReport>> {
+pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Reply<DailyReport>> {
     let mut conn = app.db.acquire().await?;
     if let Some(report) = super::find(&mut conn, day).await? {
-        return Ok(Answer(report));
+        return Ok(Reply(report));
     }
     Err(match super::ready_at(&app, &mut conn, day).await? {
         Some(at) => refuse(Kind::NotFound, format!("the report of {day} is made at {at}")).with("ready_at", at).into(),

@@ -1,6 +1,6 @@
 //! Handlers of the seckill routes.
 
-use axum::Json as Answer;
+use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -86,12 +86,12 @@ impl ActivityView {
 pub async fn list_activities(
     State(app): State<App>,
     Input(Query(page)): Input<Query<PageQuery>>,
-) -> Result<Answer<Page<ActivityView>>> {
+) -> Result<Reply<Page<ActivityView>>> {
     let now = app.clock.now();
     let mut conn = app.db.acquire().await?;
     let found = store::list_activities(&mut conn, now, page.before(), page.fetch()).await?;
     let views = found.into_iter().map(|activity| ActivityView::of(activity, now)).collect();
-    Ok(Answer(page.page(views, |view: &ActivityView| view.id)))
+    Ok(Reply(page.page(views, |view: &ActivityView| view.id)))
 }
 
 /// One activity.
@@ -103,9 +103,9 @@ pub async fn list_activities(
 pub async fn show_activity(
     State(app): State<App>,
     Input(Path(id)): Input<Path<ActivityId>>,
-) -> Result<Answer<ActivityView>> {
+) -> Result<Reply<ActivityView>> {
     let activity = super::find_activity(&app, id).await?;
-    Ok(Answer(ActivityView::of(activity, app.clock.now())))
+    Ok(Reply(ActivityView::of(activity, app.clock.now())))
 }
 
 /// A submission was taken on, or was there already.
@@ -151,10 +151,10 @@ pub async fn submit(
     user: CurrentUser,
     lang: Lang,
     Input(Path(id)): Input<Path<ActivityId>>,
-) -> Result<(StatusCode, Answer<Submitted>)> {
+) -> Result<(StatusCode, Reply<Submitted>)> {
     let id = submit_to(&app, id, user.id).await?.to_string();
     let events_url = events_url(&app, &id, user.id);
-    Ok((StatusCode::ACCEPTED, Answer(Submitted { code: 100, msg: texts::queued(lang), id, events_url })))
+    Ok((StatusCode::ACCEPTED, Reply(Submitted { code: 100, msg: texts::queued(lang), id, events_url })))
 }
 
 /// A new activity.
@@ -235,9 +235,9 @@ pub async fn create_activity(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Json(body)): Input<Json<CreateActivity>>,
-) -> Result<(StatusCode, Answer<ActivityView>)> {
+) -> Result<(StatusCode, Reply<ActivityView>)> {
     let activity = create(&app, Some(admin.id), body.into()).await?;
-    Ok((StatusCode::CREATED, Answer(ActivityView::of(activity, app.clock.now()))))
+    Ok((StatusCode::CREATED, Reply(ActivityView::of(activity, app.clock.now()))))
 }
 
 /// A change of an activity.
@@ -266,9 +266,9 @@ pub async fn change_activity(
     State(app): State<App>,
     Admin(admin): Admin,
     Inputs(Path(id), Json(body)): Inputs<Path<ActivityId>, Json<ChangeActivity>>,
-) -> Result<Answer<ActivityView>> {
+) -> Result<Reply<ActivityView>> {
     let activity = change(&app, admin.id, id, body.stock).await?;
-    Ok(Answer(ActivityView::of(activity, app.clock.now())))
+    Ok(Reply(ActivityView::of(activity, app.clock.now())))
 }
 
 /// Ends the sale at once. A repeat changes nothing.
@@ -283,7 +283,7 @@ pub async fn close_activity(
     State(app): State<App>,
     Admin(admin): Admin,
     Input(Path(id)): Input<Path<ActivityId>>,
-) -> Result<Answer<ActivityView>> {
+) -> Result<Reply<ActivityView>> {
     let activity = close(&app, admin.id, id).await?;
-    Ok(Answer(ActivityView::of(activity, app.clock.now())))
+    Ok(Reply(ActivityView::of(activity, app.clock.now())))
 }

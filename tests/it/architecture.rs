@@ -292,15 +292,15 @@ fn a_path_into_the_crate_is_read_in_all_its_forms() {
     assert_eq!(read, ["a::b", "c", "d::E", "d::F", "g::h", "i::J"]);
 }
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(file: &Path) -> String {
+pub fn read(file: &Path) -> String {
     fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-fn sources() -> impl Iterator<Item = PathBuf> {
+pub fn sources() -> impl Iterator<Item = PathBuf> {
     files_under("src", "rs").into_iter()
 }
 
@@ -333,7 +333,7 @@ fn is_module(name: &str) -> bool {
 }
 
 /// A file without its tests and comments.
-fn code_of(text: &str) -> String {
+pub fn code_of(text: &str) -> String {
     let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or("");
     code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
 }
@@ -365,7 +365,7 @@ fn walk(rest: &str, before: &[String], paths: &mut Vec<Vec<String>>) {
 }
 
 /// The parts of a group up to its closing brace, split at its own commas.
-fn parts_of(group: &str) -> Vec<&str> {
+pub fn parts_of(group: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {
         match c {

@@ -287,6 +287,9 @@ async fn an_answer_has_a_line_in_the_log_by_its_id() {
         let fine = line(&process.log(), fine.header("x-request-id").unwrap());
         assert_eq!(fine.is_some(), told, "{level}: {fine:?}");
         let nowhere = process.client.get("/nowhere/at/all", ()).await.problem(404, "not_found");
+        let refused = |line: &str| line.contains("request refused") && line.contains("\"error\":\"not_found\"");
+        let id = nowhere.text_of("request_id");
+        assert_eq!(process.log().lines().any(|line| refused(line) && line.contains(&id)), told, "why it was refused");
         let nowhere = line(&process.log(), nowhere.header("x-request-id").unwrap());
         assert_eq!(
             nowhere.is_some_and(|line| line.contains("/nowhere/at/all\"")),

@@ -9,6 +9,7 @@ mod architecture;
 mod auth;
 mod browsers;
 mod catalogue;
+mod circles;
 mod cluster;
 mod commands;
 mod crashes;

@@ -75,7 +75,7 @@ fn queue_of(segment: &str) -> Option<QueueName> {
 
 impl Shape<App> for TasksQuery {
     fn together(&self, app: &App, faults: &mut Faults) {
-        faults.extend(self.wanted(&jobs::registry(&app.config)).err().unwrap_or_default());
+        faults.extend(self.wanted(&jobs::catalog(app)).err().unwrap_or_default());
         if faults.spare(&["since", "until"]) && self.since.zip(self.until).is_some_and(|(since, until)| since > until) {
             faults.add("until", "must not be before since");
         }

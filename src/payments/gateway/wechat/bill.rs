@@ -17,7 +17,7 @@ use crate::platform::money::Money;
 pub(super) fn check(file: &[u8], hash_type: &str, hash_value: &str) -> anyhow::Result<()> {
     ensure!(hash_type == "SHA1", "WeChat Pay's bill has a digest of {hash_type:.16}, not of SHA1");
     let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, file);
-    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(digest);
     ensure!(digest.eq_ignore_ascii_case(hash_value), "WeChat Pay's bill is not the file that was announced");
     Ok(())
 }
