@@ -165,7 +165,7 @@ async fn conclude(conn: &mut Conn, id: AuditId, outcome: &Value) -> Result<()> {
 
 /// Rows below `before`, newest first; of this action and this person alone, where given.
 pub async fn list(
-    conn: &mut Conn,
+    app: &App,
     before: AuditId,
     action: Option<&str>,
     by: Option<UserId>,
@@ -181,7 +181,7 @@ pub async fn list(
         query.push(" AND user_id = ").push_bind(by);
     }
     query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
-    Ok(query.build_query_as().fetch_all(conn).await.context("listing the audit")?)
+    Ok(query.build_query_as().fetch_all(&mut *app.db.acquire().await?).await.context("listing the audit")?)
 }
 
 #[cfg(test)]

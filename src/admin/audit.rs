@@ -85,7 +85,6 @@ pub async fn list(
     _: Admin,
     Input(Paged(query, page)): Input<Paged<AuditQuery>>,
 ) -> Result<Reply<Page<AuditView>>> {
-    let mut conn = app.db.acquire().await?;
-    let rows = audit::list(&mut conn, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
+    let rows = audit::list(&app, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
     Ok(Reply(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))
 }

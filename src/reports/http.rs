@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::DailyReport;
 use crate::app::App;
 use crate::auth::Admin;
-use crate::error::{Kind, Problem, Result, refuse};
+use crate::error::{Problem, Result};
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Path, Query, Shape};
 use crate::platform::page::{self, Page};
@@ -43,8 +43,7 @@ pub async fn list(
     Input(Query(query)): Input<Query<ReportsQuery>>,
 ) -> Result<Reply<Page<DailyReport>>> {
     let size = page::size(query.limit);
-    let mut conn = app.db.acquire().await?;
-    let reports = super::list(&mut conn, query.cursor.unwrap_or(Day::MAX), size + 1).await?;
+    let reports = super::list(&app, query.cursor.unwrap_or(Day::MAX), size + 1).await?;
     Ok(Reply(Page::cut(reports, size, |report| report.day.to_string())))
 }
 
@@ -62,12 +61,5 @@ pub async fn list(
             description = "`not_found`: the day has no report, or none yet; `ready_at` says when it will be there"),
     ))]
 pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Reply<DailyReport>> {
-    let mut conn = app.db.acquire().await?;
-    if let Some(report) = super::find(&mut conn, day).await? {
-        return Ok(Reply(report));
-    }
-    Err(match super::ready_at(&app, &mut conn, day).await? {
-        Some(at) => refuse(Kind::NotFound, format!("the report of {day} is made at {at}")).with("ready_at", at).into(),
-        None => refuse(Kind::NotFound, format!("{day} has no report")).into(),
-    })
+    super::find(&app, day).await.map(Reply)
 }

@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use crate::app::App;
 use crate::engine::schedule;
-use crate::error::{Result, retrying};
+use crate::error::{Kind, Result, refuse, retrying};
 use crate::platform::clock::At;
 use crate::platform::day::{self, Day};
 use crate::platform::db::Conn;
@@ -87,13 +87,20 @@ pub async fn keep(conn: &mut Conn, report: &DailyReport) -> Result<()> {
     store::keep(conn, report).await
 }
 
-/// The report of a day.
-pub async fn find(conn: &mut Conn, day: Day) -> Result<Option<DailyReport>> {
-    store::find(conn, day).await
+/// The report of a day, or 404, with the instant at which it will be there.
+pub async fn find(app: &App, day: Day) -> Result<DailyReport> {
+    let mut conn = app.db.acquire().await?;
+    if let Some(report) = store::find(&mut conn, day).await? {
+        return Ok(report);
+    }
+    Err(match ready_at(app, &mut conn, day).await? {
+        Some(at) => refuse(Kind::NotFound, format!("the report of {day} is made at {at}")).with("ready_at", at).into(),
+        None => refuse(Kind::NotFound, format!("{day} has no report")).into(),
+    })
 }
 
 /// When the report of a day that has none will be made, by the schedules as they are; none when no run will make it.
-pub async fn ready_at(app: &App, conn: &mut Conn, day: Day) -> Result<Option<At>> {
+async fn ready_at(app: &App, conn: &mut Conn, day: Day) -> Result<Option<At>> {
     let now = app.clock.now();
     let zone = day::zone(&app.config.time_zone).context("reading the business time zone")?;
     let Some(closed_at) = model::closed_at(day, now, &zone) else { return Ok(None) };
@@ -104,6 +111,6 @@ pub async fn ready_at(app: &App, conn: &mut Conn, day: Day) -> Result<Option<At>
 }
 
 /// Reports of days before `before`, newest first.
-pub async fn list(conn: &mut Conn, before: Day, limit: u32) -> Result<Vec<DailyReport>> {
-    store::list(conn, before, limit).await
+pub async fn list(app: &App, before: Day, limit: u32) -> Result<Vec<DailyReport>> {
+    store::list(&mut *app.db.acquire().await?, before, limit).await
 }

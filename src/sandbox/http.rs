@@ -11,15 +11,12 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::model::{BuyerAct, BuyerAction, No, Refunding, Request, SandboxAnswer, SandboxTrade, TradeNo, TradeStatus};
-use super::store::{self, StoredNotify};
+use super::store::StoredNotify;
 use crate::app::App;
 use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Path, RawBody};
 use crate::platform::money::Money;
 use crate::platform::policy;
-
-/// Notifies that the cashier's page lists.
-const NOTIFIES_SHOWN: u32 = 20;
 
 /// Everything under `/sandbox`.
 pub fn routes() -> Router<App> {
@@ -83,9 +80,7 @@ fn declined(no: No) -> Response {
 
 /// The cashier's page.
 async fn page(State(app): State<App>, Input(Path(trade_no)): Input<Path<TradeNo>>) -> Result<Response> {
-    let mut conn = app.db.acquire().await.context("taking a connection")?;
-    let Some(trade) = store::trade(&mut conn, trade_no).await? else { return Ok(declined(No::TradeNotFound)) };
-    let notifies = store::notifies_of(&mut conn, trade_no, NOTIFIES_SHOWN).await?;
+    let Some((trade, notifies)) = super::shown(&app, trade_no).await? else { return Ok(declined(No::TradeNotFound)) };
     let expired = trade.status == TradeStatus::Waiting && trade.expires_at <= app.clock.now();
     static POLICY: LazyLock<String> = LazyLock::new(|| policy::of_page(PAGE, "form-action 'self'"));
     let headers = [

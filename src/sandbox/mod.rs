@@ -37,7 +37,10 @@ use model::{
     BillKind, BuyerAct, BuyerAction, Create, No, Refunding, SandboxAnswer, SandboxBill, SandboxBillLine, SandboxRefund,
     SandboxRefundStatus, SandboxTrade, StoredRefund, TradeNo, TradeStatus,
 };
+use store::StoredNotify;
 
+/// Notifies that the cashier's page lists.
+const NOTIFIES_SHOWN: u32 = 20;
 /// Lines of one page of a bill.
 const BILL_PAGE: u32 = 200;
 /// Refunds under way that one decision is about.
@@ -98,6 +101,14 @@ async fn close(app: &App, merchant_no: &str) -> Result<Result<SandboxAnswer, No>
         Ok(Ok(answer(app, &trade)))
     })
     .await
+}
+
+/// A trade and the latest of its notifies, as the cashier's page shows them.
+async fn shown(app: &App, trade_no: TradeNo) -> Result<Option<(SandboxTrade, Vec<StoredNotify>)>> {
+    let mut conn = app.db.acquire().await.context("taking a connection")?;
+    let Some(trade) = store::trade(&mut conn, trade_no).await? else { return Ok(None) };
+    let notifies = store::notifies_of(&mut conn, trade_no, NOTIFIES_SHOWN).await?;
+    Ok(Some((trade, notifies)))
 }
 
 /// Gives money back; the same refund number again is the same refund. Never more than was paid.

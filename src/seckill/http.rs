@@ -9,8 +9,8 @@ use utoipa::openapi::schema::Object;
 use super::model::{Activity, ActivityId, Phase};
 use super::watcher::events_url;
 use super::{
-    NewActivity, change_stock as change, close_activity as close, create_activity as create, store,
-    submit as submit_to, window_faults,
+    NewActivity, change_stock as change, close_activity as close, create_activity as create, submit as submit_to,
+    window_faults,
 };
 use crate::app::App;
 use crate::auth::{Admin, CurrentUser};
@@ -88,8 +88,7 @@ pub async fn list_activities(
     Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Reply<Page<ActivityView>>> {
     let now = app.clock.now();
-    let mut conn = app.db.acquire().await?;
-    let found = store::list_activities(&mut conn, now, page.before(), page.fetch()).await?;
+    let found = super::list_activities(&app, now, &page).await?;
     let views = found.into_iter().map(|activity| ActivityView::of(activity, now)).collect();
     Ok(Reply(page.page(views, |view: &ActivityView| view.id)))
 }

@@ -60,6 +60,7 @@ use crate::platform::clock::At;
 use crate::platform::db;
 use crate::platform::extract::FieldFault;
 use crate::platform::money::Money;
+use crate::platform::page::PageQuery;
 use crate::platform::traces::TraceParent;
 
 /// A submission: the id of its task, or why not. One Redis round trip, none while sold out is remembered, and none for
@@ -274,6 +275,12 @@ async fn insert_activity(app: &App, by: Option<UserId>, activity: &Activity) -> 
 /// Both servers call the primary key `PRIMARY`, whatever its declared name.
 fn is_taken(error: &sqlx::Error) -> bool {
     db::violated(error).is_some_and(|name| name == "PRIMARY" || name == "pk_seckill_activities")
+}
+
+/// Activities on sale or to come at `now`, newest first: those of a page, and one more when another page follows.
+pub async fn list_activities(app: &App, now: At, page: &PageQuery) -> Result<Vec<Activity>> {
+    let mut conn = app.db.acquire().await?;
+    Ok(store::list_activities(&mut conn, now, page.before(), page.fetch()).await?)
 }
 
 /// An activity, or 404.

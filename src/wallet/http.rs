@@ -1,19 +1,19 @@
 //! Routes of coupons and points.
 
-use anyhow::Context;
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::{CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId};
+use super::{
+    CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId, over_faults,
+};
 use crate::app::App;
-use crate::audit::{self, Act};
 use crate::auth::{Admin, LiveUser};
-use crate::error::{Problem, Result, retrying};
+use crate::error::{Problem, Result};
 use crate::idempotency::{self, Key, StoredAnswer};
 use crate::platform::clock::At;
-use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Query, Shape};
+use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
 use crate::platform::spelling::nfc;
@@ -218,18 +218,12 @@ impl Shape<App> for CouponRequest {
         }
         // Of a request that is well otherwise this is asked when it is no repeat: a repeat is answered as the first was.
         if !faults.is_empty() {
-            faults.extend(self.over(app.clock.now()).err().unwrap_or_default());
+            faults.extend(over_faults(self.valid_until, app.clock.now()));
         }
     }
 }
 
 impl CouponRequest {
-    /// A coupon that nobody could use any more is a mistake.
-    fn over(&self, now: At) -> Result<(), Vec<FieldFault>> {
-        let over = self.valid_until <= now;
-        if over { Err(vec![FieldFault::new("valid_until", "must be in the future")]) } else { Ok(()) }
-    }
-
     fn coupon(&self) -> NewCoupon {
         let terms = Terms {
             kind: self.kind,
@@ -276,21 +270,6 @@ pub async fn create_coupon(
     Inputs(key, Json(request)): Inputs<Key, Json<CouponRequest>>,
 ) -> Result<StoredAnswer> {
     let fingerprint = idempotency::fingerprint("POST /admin/coupons", &request)?;
-    let now = app.clock.now();
-    retrying(|| async {
-        let mut tx = app.db.begin().await?;
-        if let Some(answer) = idempotency::begin(&mut tx, admin.id.uuid(), &key, fingerprint, now).await? {
-            return Ok(answer);
-        }
-        request.over(now)?;
-        let id = super::create_coupon(&mut tx, &request.coupon(), now).await?;
-        let act = Act { by: admin.id, action: "coupon.create", target: &id.to_string() };
-        let details = serde_json::json!({ "title": request.title, "quantity": request.quantity });
-        audit::done(&mut tx, act, &details, now).await?;
-        let answer = StoredAnswer::json(StatusCode::CREATED, &CouponCreated { id })?;
-        idempotency::keep(&mut tx, admin.id.uuid(), &key, &answer).await?;
-        tx.commit().await.context("committing")?;
-        Ok(answer)
-    })
-    .await
+    let made = |id| StoredAnswer::json(StatusCode::CREATED, &CouponCreated { id });
+    super::create_coupon_once(&app, admin.id, (&key, fingerprint), &request.coupon(), made).await
 }

@@ -14,13 +14,17 @@ pub use model::{
 };
 
 use anyhow::Context;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::error::{Kind, Result, refuse, retrying};
+use crate::idempotency::{self, Fingerprint, Key, StoredAnswer};
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
+use crate::platform::extract::FieldFault;
 use crate::platform::id::Id;
 use crate::platform::page::{Page, PageQuery};
 
@@ -29,6 +33,42 @@ pub async fn create_coupon(conn: &mut Conn, coupon: &NewCoupon, now: At) -> Resu
     let id = CouponId::new();
     store::insert_coupon(conn, id, coupon, now).await?;
     Ok(id)
+}
+
+/// A coupon that nobody could use any more is a mistake.
+pub fn over_faults(valid_until: At, now: At) -> Vec<FieldFault> {
+    let over = valid_until <= now;
+    over.then(|| FieldFault::new("valid_until", "must be in the future")).into_iter().collect()
+}
+
+/// As [`create_coupon`], by an administrator, once for each key: a repeat hears the answer that the first was `made`.
+pub async fn create_coupon_once(
+    app: &App,
+    by: UserId,
+    (key, fingerprint): (&Key, Fingerprint),
+    coupon: &NewCoupon,
+    made: impl Fn(CouponId) -> Result<StoredAnswer>,
+) -> Result<StoredAnswer> {
+    let now = app.clock.now();
+    retrying(|| async {
+        let mut tx = app.db.begin().await?;
+        if let Some(answer) = idempotency::begin(&mut tx, by.uuid(), key, fingerprint, now).await? {
+            return Ok(answer);
+        }
+        // Not of a repeat, which may come when its time is over.
+        let faults = over_faults(coupon.terms.valid_until, now);
+        if !faults.is_empty() {
+            return Err(faults.into());
+        }
+        let id = create_coupon(&mut tx, coupon, now).await?;
+        let act = Act { by, action: "coupon.create", target: &id.to_string() };
+        audit::done(&mut tx, act, &json!({ "title": coupon.title, "quantity": coupon.quantity }), now).await?;
+        let answer = made(id)?;
+        idempotency::keep(&mut tx, by.uuid(), key, &answer).await?;
+        tx.commit().await.context("committing")?;
+        Ok(answer)
+    })
+    .await
 }
 
 /// Puts a coupon into the user's wallet. A repeat finds what the first one put there; the flag says which it was.

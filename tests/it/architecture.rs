@@ -87,6 +87,23 @@ fn the_inner_rooms_of_a_feature_look_downwards_only() {
     }
 }
 
+/// A handler calls one function of its feature. Who begins a transaction knows what must be in it.
+#[test]
+fn no_handler_takes_a_connection() {
+    let is_of_handlers = |file: &PathBuf| {
+        let path = file.strip_prefix(root().join("src")).unwrap();
+        path.iter().skip(1).any(|part| part == "http" || part == "http.rs")
+    };
+    let (mut handlers, taking) = (0, [".acquire()", "db.begin()", "retrying("]);
+    for file in sources().filter(is_of_handlers) {
+        handlers += 1;
+        let text = code_of(&read(&file));
+        let found: Vec<_> = taking.iter().filter(|taking| text.contains(**taking)).collect();
+        assert!(found.is_empty(), "{}: {found:?}", file.display());
+    }
+    assert!(handlers > 8, "{handlers} files of handlers were found");
+}
+
 #[test]
 fn no_file_has_grown_beyond_one_room() {
     let lines = |file: &Path| code_of(&read(file)).lines().count();
