@@ -4,7 +4,7 @@
 use utoipa::openapi::schema::{AdditionalProperties, ArrayBuilder, ObjectBuilder, RefBuilder, Schema, Type};
 use utoipa::openapi::{KnownFormat, RefOr, SchemaFormat};
 
-use super::Kind;
+use super::kinds::Kind;
 
 /// What a member holds.
 enum Holds {
