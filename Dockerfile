@@ -6,6 +6,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY migrations migrations
 COPY src src
+# The words of `onrush config --example`.
+COPY docs/OPERATIONS.md docs/
 # Cargo tells by time stamps what has changed, and COPY keeps those of the files: what another clone's build left in the
 # cache may look newer than they are, and would be shipped in their place. So the roots of both crates are made new.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

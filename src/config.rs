@@ -6,6 +6,7 @@
 
 mod alipay;
 mod amounts;
+mod example;
 mod files;
 mod gateways;
 mod limits;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::alipay::{Alipay, alipay_merchant};
 pub use self::amounts::{AmountMax, amount_max};
+pub use self::example::example;
 use self::gateways::{Section, read_apart};
 pub use self::limits::Limits;
 use self::names::COMMON_NAMES;

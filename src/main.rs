@@ -60,6 +60,7 @@ enum Command {
     /// It needs no settings and no servers. The repository keeps it in openapi/openapi.json; `/openapi.json` of a
     /// running service gives the same.
     Openapi,
+    Config(PrintArgs),
     Crontab(CrontabArgs),
 }
 
@@ -98,6 +99,16 @@ struct ServeArgs {
     /// Migrates the schema first. Without it a schema that is behind is refused.
     #[arg(long)]
     migrate: bool,
+}
+
+/// Prints a file with every setting, its default and what it is for.
+///
+/// It needs no settings and no servers. The repository keeps it in onrush.example.toml.
+#[derive(Args)]
+struct PrintArgs {
+    /// Print the file, to start from.
+    #[arg(long, required = true)]
+    example: bool,
 }
 
 // `seed`'s own words are at its line above.
@@ -197,6 +208,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check(args).await,
         Command::Ready => ready().await,
         Command::Openapi => openapi(),
+        Command::Config(args) => print_settings(&args),
         Command::Crontab(args) => crontab(args),
     }
 }
@@ -350,6 +362,11 @@ async fn ready() -> anyhow::Result<ExitCode> {
 
 fn openapi() -> anyhow::Result<ExitCode> {
     say(http::document().to_pretty_json().context("writing the OpenAPI document")?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_settings(_: &PrintArgs) -> anyhow::Result<ExitCode> {
+    say(config::example().trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 

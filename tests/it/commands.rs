@@ -311,7 +311,7 @@ async fn openapi_needs_no_settings() {
 
 #[tokio::test]
 async fn every_command_has_a_help_worth_reading() {
-    for command in ["dev", "serve", "migrate", "seed", "check", "openapi", "ready"] {
+    for command in ["dev", "serve", "migrate", "seed", "check", "openapi", "config", "ready"] {
         let output = onrush(&[command, "--help"], &[]).await;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
