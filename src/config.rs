@@ -77,7 +77,7 @@ pub struct Config {
     pub limits: Limits,
     /// Logs.
     pub log: Log,
-    /// TracesConfig.
+    /// Traces.
     pub traces: TracesConfig,
     /// The business time zone (reports, birthdays, cron).
     pub time_zone: String,

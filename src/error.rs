@@ -1,6 +1,4 @@
-//! How a function of a feature fails, and how that becomes an answer.
-//!
-//! It returns [`Error`]: `Refused` (the caller is told why, by a stable name of the table in [`kinds`]) or `Internal` (the
+//! A function of a feature returns [`Error`]: `Refused` (the caller is told why, by a stable name of the table in [`kinds`]) or `Internal` (the
 //! caller is told nothing, the cause is logged once, by [`problems`], which also writes the body).
 
 mod kinds;

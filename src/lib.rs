@@ -10,7 +10,7 @@
 //! * [`engine`]: the task engine on Redis Streams. No business words either.
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
-//! * [`http`] and [`jobs`]: every route and every background task, in one list each; what each request passes.
+//! * [`http`]: connections, what every request passes, every route. [`jobs`]: every background task.
 //! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
 //!   audit of all that they did, there and in the features ([`audit`]).
 //! * [`limits`]: how many requests of each kind an account and an address may make in a minute.

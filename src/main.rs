@@ -60,7 +60,7 @@ enum Command {
     /// It needs no settings and no servers. The repository keeps it in openapi/openapi.json; `/openapi.json` of a
     /// running service gives the same.
     Openapi,
-    Config(PrintArgs),
+    Config(PrintConfigArgs),
     Crontab(CrontabArgs),
 }
 
@@ -105,7 +105,7 @@ struct ServeArgs {
 ///
 /// It needs no settings and no servers. The repository keeps it in onrush.example.toml.
 #[derive(Args)]
-struct PrintArgs {
+struct PrintConfigArgs {
     /// Print the file, to start from.
     #[arg(long, required = true)]
     example: bool,
@@ -208,7 +208,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check(args).await,
         Command::Ready => ready().await,
         Command::Openapi => openapi(),
-        Command::Config(args) => print_settings(&args),
+        Command::Config(args) => print_config(&args),
         Command::Crontab(args) => crontab(args),
     }
 }
@@ -365,7 +365,7 @@ fn openapi() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_settings(_: &PrintArgs) -> anyhow::Result<ExitCode> {
+fn print_config(_: &PrintConfigArgs) -> anyhow::Result<ExitCode> {
     say(config::example().trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -47,8 +47,9 @@ pub async fn create(
     Admin(admin): Admin,
     Input(Json(body)): Input<Json<CreateSchedule>>,
 ) -> Result<(StatusCode, Reply<ScheduleView>)> {
-    let definition = body.definition(&app.config.time_zone, app.clock.now())?;
-    let made = edit::create(&app, admin.id, body.id(), &definition).await?;
+    let now = app.clock.now();
+    let definition = body.definition(&app.config.time_zone, now)?;
+    let made = edit::create(&app, admin.id, body.id(), &definition, now).await?;
     Ok((StatusCode::CREATED, Reply(ScheduleView::of(&app, made).await)))
 }
 

@@ -15,7 +15,7 @@
 //!
 //! What runs at an interval, by a crontab or at a date is a row of MySQL: [`schedule`].
 //!
-//! What operators see and do of all this: [`operate`].
+//! What operators see and do of all this: [`inspect`].
 //!
 //! Redis may lose all of this. What must not be lost is owed by a row in MySQL, and driven again by a sweep.
 

@@ -74,7 +74,8 @@ pub struct Worker<C> {
 /// What runs here now of a partition, by the tasks' keys.
 type Running = Arc<Mutex<HashMap<Uuid, Arc<Delivery>>>>;
 
-/// What the loops of one partition share.
+/// What the loops of one partition share. A queue without partitions counts as one here; [`Partition::at`] is a view of it at
+/// one priority.
 struct Partition<C> {
     worker: Arc<Worker<C>>,
     spec: QueueSpec,

@@ -41,7 +41,7 @@ pub struct Problem<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     pub errors: &'a [FieldFault],
-    /// Further members by kind: [`describe_members`].
+    /// Further members by kind: [`describe_members`](super::describe_members).
     #[serde(flatten)]
     #[schema(ignore)]
     pub extra: Extra<'a>,
@@ -114,7 +114,7 @@ pub fn problems(response: Response, request_id: &str, words: Option<Words>) -> R
 fn written(mut response: Response, request_id: &str, words: Option<Words>) -> Response {
     if let Some(Carried(error)) = response.extensions_mut().remove::<Carried>() {
         return match &*error {
-            Error::Refused(refusal) => render(refusal, request_id, words),
+            Error::Refused(refusal) => refused(refusal, request_id, words),
             Error::Internal(cause) => {
                 let kind = error.kind();
                 if kind == Kind::Internal {
@@ -128,7 +128,7 @@ fn written(mut response: Response, request_id: &str, words: Option<Words>) -> Re
         };
     }
     if let Some(faults) = response.extensions_mut().remove::<Faults>() {
-        return render(&Refusal::from(faults), request_id, words);
+        return refused(&Refusal::from(faults), request_id, words);
     }
     foreign(response, request_id, words)
 }
@@ -167,9 +167,16 @@ pub struct Plain;
 /// Most problems fit.
 const PROBLEM_SIZE: usize = 384;
 
+/// The log says why a request was refused, where somebody wants to know.
+fn refused(refusal: &Refusal, request_id: &str, words: Option<Words>) -> Response {
+    let (_, name, title) = refusal.kind.row();
+    let detail = if refusal.detail.is_empty() { title } else { &refusal.detail };
+    tracing::debug!(request.id = %request_id, error = name, detail, faults = ?refusal.errors, "request refused");
+    render(refusal, request_id, words)
+}
+
 fn render(refusal: &Refusal, request_id: &str, words: Option<Words>) -> Response {
     let (status, name, title) = refusal.kind.row();
-    tracing::debug!(request.id = %request_id, error = name, detail = refusal.detail, faults = ?refusal.errors, "request refused");
     let problem = Problem {
         r#type: Docs(name),
         title,

@@ -105,11 +105,11 @@ pub fn measure(app: &App, in_flight: &InFlightLimit) {
 
 /// Names of loops that were told, so that one which has ended is told to be well.
 #[derive(Default)]
-struct ReportedGauges(Mutex<BTreeSet<String>>);
+struct ReportedLoops(Mutex<BTreeSet<String>>);
 
 fn stalled_loops(app: &App) {
     let found = stalled(&app.loops.health());
-    let told = app.local::<ReportedGauges>();
+    let told = app.local::<ReportedLoops>();
     let mut told = told.0.lock().unwrap_or_else(PoisonError::into_inner);
     told.extend(found.keys().cloned());
     for name in told.iter() {

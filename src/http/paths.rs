@@ -4,10 +4,10 @@
 pub const API: &str = "/api/v1";
 /// What the sandbox gateway's paths begin with.
 pub const SANDBOX: &str = "/sandbox";
-/// The routes at which a whole crowd asks within seconds.
-pub const HOT_ROUTES: [&str; 2] = ["/api/v1/seckill/activities/{id}/submissions", "/api/v1/tasks/{id}"];
+/// Of the hot routes, those at which a whole crowd asks within seconds.
+pub const CROWDED: [&str; 2] = ["/api/v1/seckill/activities/{id}/submissions", "/api/v1/tasks/{id}"];
 
 /// Whether a crowd asks here.
-pub fn is_hot(route: &str) -> bool {
-    HOT_ROUTES.contains(&route)
+pub fn is_crowded(route: &str) -> bool {
+    CROWDED.contains(&route)
 }

@@ -182,7 +182,7 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
         drop(conn);
         count += due.len() as u64;
         let ids: Vec<OrderId> = due.iter().map(|(_, id)| *id).collect();
-        let page = DueOrder::read(app, &ids).await?;
+        let page = DueOrders::read(app, &ids).await?;
         let each = async |id: OrderId| {
             // Tried again by the next sweep.
             if let Some(Err(error)) = page.time_out(app, &gateways, id).await {
@@ -229,11 +229,11 @@ impl Gateways {
 }
 
 /// Orders that are due, and at which gateways payments of theirs were started.
-pub(super) struct DueOrder {
+pub(super) struct DueOrders {
     gateways: HashMap<OrderId, Vec<Gateway>>,
 }
 
-impl DueOrder {
+impl DueOrders {
     pub(super) async fn read(app: &App, orders: &[OrderId]) -> Result<Self> {
         let mut due = Self { gateways: HashMap::new() };
         if !orders.is_empty() {
@@ -246,7 +246,7 @@ impl DueOrder {
         Ok(due)
     }
 
-    /// Times out one of them; `None` when one of its gateways is switched off ([`off`](super::off) tells of that) or has been
+    /// Times out one of them; `None` when one of its gateways is switched off ([`disabled_gateways`](super::disabled_gateways) tells of that) or has been
     /// silent in this pass. However many there are of those, the orders behind them get their turn.
     pub(super) async fn time_out(&self, app: &App, heard: &Gateways, id: OrderId) -> Option<Result<Closed>> {
         let of = self.gateways.get(&id).map_or(&[][..], Vec::as_slice);

@@ -193,7 +193,7 @@ pub(super) fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone>
     day::zone(name).with_context(|| format!("reading the time zone {name}"))
 }
 
-/// A gateway that is switched off is not called. What needs it waits, and says so ([`off`](super::off)).
+/// A gateway that is switched off is not called. What needs it waits, and says so ([`disabled_gateways`](super::disabled_gateways)).
 pub(super) fn require_on(app: &App, gateway: Gateway) -> Result<()> {
     if is_on(app, gateway) { Ok(()) } else { Err(switched_off(gateway)) }
 }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::json;
 
-use super::close::{self, CONCURRENCY, Closed, DueOrder, EndTrade, Gateways};
+use super::close::{self, CONCURRENCY, Closed, DueOrders, EndTrade, Gateways};
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
 use super::{inquiry, refund, settle, store};
@@ -30,7 +30,7 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
     };
     // What is left is paid by now, has a started payment, or is not due.
     let left: Vec<OrderId> = ids.into_iter().filter(|id| !closed.contains(id)).collect();
-    let due = match DueOrder::read(&app, &left).await {
+    let due = match DueOrders::read(&app, &left).await {
         Ok(due) => due,
         Err(error) => return each_again(&app, &jobs, &error),
     };
@@ -64,7 +64,7 @@ fn worse(one: Outcome, other: Outcome) -> Outcome {
 /// The shortest pause of an order that is not due.
 const NOT_DUE_PAUSE: Duration = Duration::from_secs(1);
 
-async fn expire_one(app: &App, due: &DueOrder, gateways: &Gateways, id: OrderId) -> Outcome {
+async fn expire_one(app: &App, due: &DueOrders, gateways: &Gateways, id: OrderId) -> Outcome {
     let left_to_sweep = || Outcome::Success(json!({ "left_to": "sweep" }));
     let Some(closed) = due.time_out(app, gateways, id).await else {
         return left_to_sweep();

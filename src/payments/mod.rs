@@ -75,7 +75,7 @@ const OPENING_WAITS: u32 = 20;
 /// Longest subject of a trade, in characters.
 const SUBJECT_CHARS: usize = 60;
 
-/// Makes the gateways' counters that alerts look at, as `ops` does the others.
+/// Makes the gateways' counters that alerts look at, as `http::metrics` does the others.
 pub fn prepare_counters() {
     for gateway in Gateway::ALL.map(Gateway::as_str) {
         metrics::counter!("onrush_gateway_failures_total", "gateway" => gateway).increment(0);

@@ -48,7 +48,6 @@ pub enum Resolution {
 
 /// What a message did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[schema(as = NotificationOutcome)]
 #[serde(rename_all = "snake_case")]
 pub enum NotificationOutcome {
     /// It paid the order.

@@ -69,7 +69,7 @@ where
             }
         };
         if let Some(first) = first {
-            let queue = Queue { together: self.clone(), about: about.clone(), open: true };
+            let queue = Queue { coalescer: self.clone(), about: about.clone(), open: true };
             tokio::spawn(queue.serve(first, call));
         }
         heard.await.map_err(|_| NotAsked)
@@ -85,7 +85,7 @@ struct Queue<K, Q, A, E>
 where
     K: Eq + Hash,
 {
-    together: Arc<Coalescer<K, Q, A, E>>,
+    coalescer: Arc<Coalescer<K, Q, A, E>>,
     about: K,
     open: bool,
 }
@@ -124,7 +124,7 @@ where
     /// Who waits, at most so many, without those who have left. When nobody does the queue is closed: the next question
     /// opens another.
     fn take(&mut self, most: usize) -> Vec<Waiting<Q, A, E>> {
-        let mut waiting = self.together.lock();
+        let mut waiting = self.coalescer.lock();
         let Some(queue) = waiting.get_mut(&self.about).filter(|_| self.open) else { return Vec::new() };
         queue.retain(|waiting| !waiting.answer.is_closed());
         if queue.is_empty() {
@@ -144,7 +144,7 @@ where
     /// After a panic: those who wait hear that they were not asked for, and the next question begins anew.
     fn drop(&mut self) {
         if self.open {
-            self.together.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.about);
+            self.coalescer.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.about);
         }
     }
 }
@@ -159,10 +159,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_meanwhile_is_asked_together_and_each_hears_its_own_answer() {
-        let (together, calls, gate) =
+        let (coalescer, calls, gate) =
             (Arc::new(Doubled::default()), Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let ask = |n: usize| {
-            let (together, calls, gate) = (together.clone(), calls.clone(), gate.clone());
+            let (coalescer, calls, gate) = (coalescer.clone(), calls.clone(), gate.clone());
             tokio::spawn(async move {
                 let call = move |questions: Vec<usize>| {
                     let (calls, gate) = (calls.clone(), gate.clone());
@@ -172,11 +172,11 @@ mod tests {
                         Ok(questions.into_iter().map(|n| 2 * n).collect())
                     }
                 };
-                together.ask(&7, n, call).await
+                coalescer.ask(&7, n, call).await
             })
         };
         let asked: Vec<_> = (0..101).map(ask).collect();
-        while together.lock().get(&7).is_none_or(|queue| queue.len() < 100) {
+        while coalescer.lock().get(&7).is_none_or(|queue| queue.len() < 100) {
             tokio::task::yield_now().await;
         }
         gate.add_permits(2);
@@ -184,16 +184,16 @@ mod tests {
             assert_eq!(answer.await.unwrap().unwrap(), Ok(2 * n));
         }
         assert_eq!(calls.load(Ordering::SeqCst), 2);
-        while !together.lock().is_empty() {
+        while !coalescer.lock().is_empty() {
             tokio::task::yield_now().await;
         }
     }
 
     #[tokio::test]
     async fn what_fails_fails_for_those_behind_it_too_and_who_left_is_not_asked_for() {
-        let (together, gate) = (Arc::new(Doubled::default()), Arc::new(Semaphore::new(0)));
+        let (coalescer, gate) = (Arc::new(Doubled::default()), Arc::new(Semaphore::new(0)));
         let ask = |n: usize| {
-            let (together, gate) = (together.clone(), gate.clone());
+            let (coalescer, gate) = (coalescer.clone(), gate.clone());
             let call = move |_: Vec<usize>| {
                 let gate = gate.clone();
                 async move {
@@ -201,10 +201,10 @@ mod tests {
                     Err("no".to_owned())
                 }
             };
-            tokio::spawn(async move { together.ask(&7, n, call).await })
+            tokio::spawn(async move { coalescer.ask(&7, n, call).await })
         };
         let asked: Vec<_> = (0..1000).map(ask).collect();
-        while together.lock().get(&7).is_none_or(|queue| queue.len() < 999) {
+        while coalescer.lock().get(&7).is_none_or(|queue| queue.len() < 999) {
             tokio::task::yield_now().await;
         }
         // One call for a thousand: nobody waits for one failure after another.
@@ -216,18 +216,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_told_to_all_and_a_panic_leaves_nobody_waiting() {
-        let together = Arc::new(Doubled::default());
+        let coalescer = Arc::new(Doubled::default());
         let failing = |_: Vec<usize>| async { Err("no".to_owned()) };
-        assert_eq!(together.ask(&1, 1, failing).await.unwrap(), Err("no".to_owned()));
+        assert_eq!(coalescer.ask(&1, 1, failing).await.unwrap(), Err("no".to_owned()));
         let panicking = |questions: Vec<usize>| async move {
             assert!(questions.is_empty(), "on purpose");
             Ok(questions)
         };
-        assert!(together.ask(&1, 1, panicking).await.is_err());
+        assert!(coalescer.ask(&1, 1, panicking).await.is_err());
         let well = |questions: Vec<usize>| async move { Ok(questions) };
-        while !together.lock().is_empty() {
+        while !coalescer.lock().is_empty() {
             tokio::task::yield_now().await;
         }
-        assert_eq!(together.ask(&1, 5, well).await.unwrap(), Ok(5));
+        assert_eq!(coalescer.ask(&1, 5, well).await.unwrap(), Ok(5));
     }
 }

@@ -44,7 +44,7 @@ impl FieldFault {
     }
 }
 
-/// What kind of refusal the faults make; of several the last one here. The error table (`error.rs`) gives each its name.
+/// What kind of refusal the faults make; of several the last one here. `error.rs` says which kind each is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultClass {
     /// The header that makes a request safe to repeat is missing.

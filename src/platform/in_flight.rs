@@ -74,14 +74,14 @@ mod tests {
 
     #[test]
     fn a_place_is_given_up_once() {
-        let crowd = InFlightLimit::new(1);
-        let first = crowd.enter().unwrap();
-        assert!(crowd.enter().is_none());
+        let limit = InFlightLimit::new(1);
+        let first = limit.enter().unwrap();
+        assert!(limit.enter().is_none());
         first.leave();
-        let second = crowd.enter().unwrap();
+        let second = limit.enter().unwrap();
         drop(first);
-        assert!(crowd.enter().is_none());
+        assert!(limit.enter().is_none());
         drop(second);
-        assert!(crowd.enter().is_some());
+        assert!(limit.enter().is_some());
     }
 }

@@ -329,7 +329,7 @@ passes_on!(Blocking: Self::One(one) => one, Self::Cluster(cluster, _) => cluster
 
 impl Shareable for ConnectionManager {
     const IS_ONE_SERVER: bool = true;
-    type Target = Client;
+    type Source = Client;
 
     async fn connect(client: &Client) -> anyhow::Result<Self> {
         let config = ConnectionManagerConfig::new()

@@ -221,7 +221,7 @@ async fn apply(conn: &mut Conn, trade: &SandboxTrade, act: &BuyerAct, now: At) -
                 store::insert_notify(conn, trade, &paid_body(Id::new()), now).await?;
             }
         }
-        // The money moves when the message does (see `notify`), also when the trade has been closed by then.
+        // The money moves when the message does (see `notification`), also when the trade has been closed by then.
         BuyerAction::PayLate if trade.status.has_money() => return Ok(Err(No::AlreadyPaid)),
         BuyerAction::PayLate => {
             let due = now.plus(act.delay().unwrap_or(LATE));

@@ -71,16 +71,16 @@ impl Default for Memory {
 /// An activity that was seen sold out.
 struct SoldOut {
     seen: Instant,
-    told: Arc<Countdown>,
+    told: Arc<ToldUsers>,
 }
 
 /// Whom this process has told so from memory, roughly.
-struct Countdown {
+struct ToldUsers {
     since: Instant,
     bits: Box<[AtomicU64]>,
 }
 
-impl Countdown {
+impl ToldUsers {
     fn new() -> Self {
         let bits = (0..TOLD_BITS / 64).map(|_| AtomicU64::new(0)).collect();
         Self { since: Instant::now(), bits }
@@ -117,7 +117,7 @@ impl Memory {
             memory.clear();
         }
         let kept = memory.get(&activity).filter(|known| known.told.since.elapsed() < TOLD_FOR);
-        let told = kept.map_or_else(|| Arc::new(Countdown::new()), |known| known.told.clone());
+        let told = kept.map_or_else(|| Arc::new(ToldUsers::new()), |known| known.told.clone());
         memory.insert(activity, Arc::new(SoldOut { seen: Instant::now(), told }));
     }
 

@@ -31,7 +31,8 @@ impl Seen {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when units that came back may have been forgotten by the run that serves.
+    /// Since when units that came back may have been forgotten by the run that serves. What was on its way then is older:
+    /// the caller goes back further.
     pub fn look(&self, run: &str, all_told: bool, now: At) -> At {
         let mut look = self.lock();
         if look.run != run || look.forgotten_since.is_none() {

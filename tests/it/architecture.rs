@@ -92,7 +92,9 @@ fn the_inner_rooms_of_a_feature_look_downwards_only() {
 fn no_handler_takes_a_connection() {
     let is_of_handlers = |file: &PathBuf| {
         let path = file.strip_prefix(root().join("src")).unwrap();
-        path.iter().skip(1).any(|part| part == "http" || part == "http.rs")
+        let of_a_feature = path.iter().skip(1).any(|part| part == "http" || part == "http.rs");
+        let others = path.starts_with("admin") || path.starts_with("http") || path.ends_with("seckill/tasks.rs");
+        (of_a_feature || others) && !path.ends_with("schedules/edit.rs")
     };
     let (mut handlers, taking) = (0, [".acquire()", "db.begin()", "retrying("]);
     for file in sources().filter(is_of_handlers) {
@@ -101,7 +103,7 @@ fn no_handler_takes_a_connection() {
         let found: Vec<_> = taking.iter().filter(|taking| text.contains(**taking)).collect();
         assert!(found.is_empty(), "{}: {found:?}", file.display());
     }
-    assert!(handlers > 8, "{handlers} files of handlers were found");
+    assert!(handlers > 30, "{handlers} files of handlers were found");
 }
 
 #[test]

@@ -25,8 +25,7 @@ pub async fn find(app: &App, id: ScheduleId) -> Result<Schedule> {
 }
 
 /// Makes a schedule, unless the id has one.
-pub async fn create(app: &App, by: UserId, id: ScheduleId, definition: &Definition) -> Result<Schedule> {
-    let now = app.clock.now();
+pub async fn create(app: &App, by: UserId, id: ScheduleId, definition: &Definition, now: At) -> Result<Schedule> {
     retrying(|| create_once(app, by, id, definition, now)).await?;
     find(app, id).await
 }

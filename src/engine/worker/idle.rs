@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_comes_to_rest_during_a_read_ends_it_once() {
+    fn a_partition_that_comes_to_rest_during_a_read_ends_it_once() {
         let partitions = OpenPartitions::default();
         let (a, b, c) = (partition(&partitions, "a"), partition(&partitions, "b"), partition(&partitions, "c"));
         assert!(!partitions.rest(&a, "1-0".to_owned()), "nothing reads yet");
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn many_lanes_are_shared_out_to_watches_and_few_have_one() {
+    fn many_partitions_are_shared_out_to_watches_and_few_have_one() {
         let partitions = OpenPartitions::default();
         let open = |n: usize| {
             let queue: QueueName = format!("q{n}").parse().unwrap();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn that_no_worker_has_anything_holds_until_the_lane_is_woken() {
+    fn that_no_worker_has_anything_holds_until_the_partition_is_woken() {
         let partitions = OpenPartitions::default();
         let partition = partition(&partitions, "a");
         assert_eq!(partition.before_look(), None, "who is awake is told of nothing");

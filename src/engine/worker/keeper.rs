@@ -81,8 +81,8 @@ impl<C: Clone + Send + Sync + 'static> Partition<C> {
             }
             let recover_after = if self.idle.has_nothing_pending() { SURE_PERIOD } else { recover_period };
             if due(recovered, recover_after) && !self.throttle.is_paused() && !self.worker.engine.is_held() {
-                for partition in self.each_level() {
-                    self.spare(partition.recover(&pulse, &tracker)).await?;
+                for at_level in self.each_level() {
+                    self.spare(at_level.recover(&pulse, &tracker)).await?;
                 }
                 self.spare(self.note_nothing_pending()).await?;
                 recovered = Some(Instant::now());
@@ -96,8 +96,8 @@ impl<C: Clone + Send + Sync + 'static> Partition<C> {
                 sampled = Some(Instant::now());
             }
             if due(pruned, lease * PRUNE_PERIOD) {
-                for partition in self.each_level() {
-                    self.spare(partition.prune()).await?;
+                for at_level in self.each_level() {
+                    self.spare(at_level.prune()).await?;
                 }
                 pruned = Some(Instant::now());
             }

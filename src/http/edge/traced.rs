@@ -5,7 +5,7 @@ use axum::http::{Method, StatusCode};
 use tracing::Span;
 use tracing::field::Empty;
 
-use super::super::paths::{API, SANDBOX, is_hot};
+use super::super::paths::{API, SANDBOX, is_crowded};
 use super::PATH_LOGGED;
 use crate::app::App;
 use crate::platform::telemetry::LINES_ALONE;
@@ -17,7 +17,7 @@ pub(super) fn span(app: &App, request: &Request, id: &str, route: &str) -> Span 
     // Who asks after the process's health every second would fill the traces.
     let is_traced = traces::is_on() && (route.starts_with(API) || route.starts_with(SANDBOX));
     match is_traced {
-        false if is_hot(route) => return Span::none(),
+        false if is_crowded(route) => return Span::none(),
         false => return line(request.method(), id, route),
         true => {}
     }

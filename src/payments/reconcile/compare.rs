@@ -78,7 +78,7 @@ impl TryFrom<Text> for DifferenceKind {
 
 /// Whether the money of a payment or a refund moved, by our books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DifferenceState {
+pub(super) enum MoneyState {
     /// It did.
     Moved,
     /// The gateway is at it: its bill may have it before we hear.
@@ -87,7 +87,7 @@ pub(super) enum DifferenceState {
     NotMoved,
 }
 
-impl From<PaymentStatus> for DifferenceState {
+impl From<PaymentStatus> for MoneyState {
     fn from(status: PaymentStatus) -> Self {
         match status {
             PaymentStatus::Paid => Self::Moved,
@@ -96,7 +96,7 @@ impl From<PaymentStatus> for DifferenceState {
     }
 }
 
-impl From<RefundStatus> for DifferenceState {
+impl From<RefundStatus> for MoneyState {
     fn from(status: RefundStatus) -> Self {
         match status {
             RefundStatus::Confirmed => Self::Moved,
@@ -110,7 +110,7 @@ impl From<RefundStatus> for DifferenceState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ours {
     pub amount: Money,
-    pub state: DifferenceState,
+    pub state: MoneyState,
     /// Whether what does not fit will not come to fit by itself any more: every bill that could have the line is there,
     /// or too much time has passed. Only asked where waiting can help.
     pub is_sure: bool,
@@ -130,9 +130,9 @@ pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<Differe
     match (theirs, ours) {
         (None, None) => Vec::new(),
         // What came and was taken back has not moved.
-        (Some(Money::ZERO), ours) if ours.is_none_or(|ours| ours.state != DifferenceState::Moved) => Vec::new(),
+        (Some(Money::ZERO), ours) if ours.is_none_or(|ours| ours.state != MoneyState::Moved) => Vec::new(),
         (Some(_), None) => vec![sure(DifferenceKind::MissingHere)],
-        (None, Some(ours)) if ours.state == DifferenceState::Moved => {
+        (None, Some(ours)) if ours.state == MoneyState::Moved => {
             vec![DifferenceFound { kind: DifferenceKind::MissingThere, is_sure: ours.is_sure }]
         }
         (None, Some(_)) => Vec::new(),
@@ -142,9 +142,9 @@ pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<Differe
                 found.push(sure(DifferenceKind::AmountDiffers));
             }
             match ours.state {
-                DifferenceState::Moved => {}
-                DifferenceState::NotMoved => found.push(sure(DifferenceKind::StateDiffers)),
-                DifferenceState::UnderWay => {
+                MoneyState::Moved => {}
+                MoneyState::NotMoved => found.push(sure(DifferenceKind::StateDiffers)),
+                MoneyState::UnderWay => {
                     found.push(DifferenceFound { kind: DifferenceKind::StateDiffers, is_sure: ours.is_sure });
                 }
             }
@@ -246,8 +246,7 @@ mod tests {
     }
 
     fn ours() -> impl Strategy<Value = Ours> {
-        let states =
-            prop_oneof![Just(DifferenceState::Moved), Just(DifferenceState::UnderWay), Just(DifferenceState::NotMoved)];
+        let states = prop_oneof![Just(MoneyState::Moved), Just(MoneyState::UnderWay), Just(MoneyState::NotMoved)];
         (amounts(), states, any::<bool>()).prop_map(|(amount, state, is_sure)| Ours { amount, state, is_sure })
     }
 
@@ -267,7 +266,7 @@ mod tests {
 
     /// The money that moved by our books.
     fn moved(ours: Option<&Ours>) -> Option<Money> {
-        ours.filter(|ours| ours.state == DifferenceState::Moved).map(|ours| ours.amount)
+        ours.filter(|ours| ours.state == MoneyState::Moved).map(|ours| ours.amount)
     }
 
     proptest! {
@@ -291,9 +290,9 @@ mod tests {
             let has = |kind| found.iter().any(|finding| finding.kind == kind);
             prop_assert_eq!(has(DifferenceKind::MissingHere), theirs.is_some() && !nothing && ours.is_none());
             prop_assert_eq!(has(DifferenceKind::MissingThere), theirs.is_none() && moved(ours.as_ref()).is_some());
-            let both = theirs.zip(ours).filter(|(_, ours)| !nothing || ours.state == DifferenceState::Moved);
+            let both = theirs.zip(ours).filter(|(_, ours)| !nothing || ours.state == MoneyState::Moved);
             prop_assert_eq!(has(DifferenceKind::AmountDiffers), both.is_some_and(|(t, o)| t != o.amount));
-            prop_assert_eq!(has(DifferenceKind::StateDiffers), both.is_some_and(|(_, o)| o.state != DifferenceState::Moved));
+            prop_assert_eq!(has(DifferenceKind::StateDiffers), both.is_some_and(|(_, o)| o.state != MoneyState::Moved));
             for finding in &found {
                 prop_assert_eq!(found.iter().filter(|other| other.kind == finding.kind).count(), 1);
             }
@@ -304,7 +303,7 @@ mod tests {
             let unsure = Ours { is_sure: false, ..ours };
             for finding in compare(theirs, Some(&unsure)) {
                 let waits = finding.kind == DifferenceKind::MissingThere
-                    || (finding.kind == DifferenceKind::StateDiffers && ours.state == DifferenceState::UnderWay);
+                    || (finding.kind == DifferenceKind::StateDiffers && ours.state == MoneyState::UnderWay);
                 prop_assert_eq!(finding.is_sure, !waits);
             }
             let sure = Ours { is_sure: true, ..ours };

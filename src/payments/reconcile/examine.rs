@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use super::compare::{
-    self, BillSubject, DifferenceFound, DifferenceKind, DifferenceState, DifferenceStatus, Figures, Ours, Step,
+    self, BillSubject, DifferenceFound, DifferenceKind, DifferenceStatus, Figures, MoneyState, Ours, Step,
 };
 use super::days;
 use super::store::differences::{self, Facts, KnownDifference, Named};
@@ -112,7 +112,7 @@ impl<'a> Examiner<'a> {
             .iter()
             .filter(|(number, entry)| {
                 // Lines that come to nothing are money that did not move, or that is gone again: to settle it would be wrong.
-                entry.state != DifferenceState::Moved
+                entry.state != MoneyState::Moved
                     && theirs.get(*number).is_some_and(|theirs| theirs.amount > Money::ZERO)
             })
             .map(|(_, entry)| entry.id)
@@ -181,7 +181,7 @@ impl<'a> Examiner<'a> {
     ) -> Case<'n> {
         let is_sure = |entry: &BookEntry| {
             let bills_there = |heard| days::are_there(days::span(entry.started_at, heard, &self.zone), there);
-            let moved = entry.heard_at.filter(|_| entry.state == DifferenceState::Moved);
+            let moved = entry.heard_at.filter(|_| entry.state == MoneyState::Moved);
             moved.is_some_and(bills_there) || days::has_waited(waits_since(entry), now)
         };
         let side = ours.map(|entry| Ours { amount: entry.amount, state: entry.state, is_sure: is_sure(entry) });
@@ -266,7 +266,7 @@ impl<'a> Examiner<'a> {
 
 /// From when on it is waited for what may come to fit by itself.
 fn waits_since(entry: &BookEntry) -> At {
-    entry.heard_at.filter(|_| entry.state == DifferenceState::Moved).unwrap_or(entry.started_at)
+    entry.heard_at.filter(|_| entry.state == MoneyState::Moved).unwrap_or(entry.started_at)
 }
 
 /// Until when a difference that waits can wait at most; `None`: our books have the number no more.

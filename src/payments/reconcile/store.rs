@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use sqlx::{MySql, QueryBuilder};
 use uuid::Uuid;
 
-use super::compare::{BillSubject, DifferenceState};
+use super::compare::{BillSubject, MoneyState};
 use crate::payments::model::{Gateway, PaymentId, PaymentStatus, RefundStatus};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
@@ -35,7 +35,7 @@ pub(super) struct BookEntry {
     pub id: Uuid,
     pub payment: PaymentId,
     pub amount: Money,
-    pub state: DifferenceState,
+    pub state: MoneyState,
     /// As the database has it.
     pub status: String,
     /// When it was started or owed.

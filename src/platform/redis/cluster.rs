@@ -58,11 +58,11 @@ pub(super) struct Cluster {
 #[derive(Clone)]
 pub struct ClusterCommands {
     nodes: ClusterConnection,
-    asked: Arc<AskingNodes>,
+    asked: Arc<AskedNodes>,
 }
 
 /// Connections to the nodes that have taken keys of a slot and not yet the slot.
-struct AskingNodes {
+struct AskedNodes {
     /// How to reach a node, but for its address.
     like: ConnectionInfo,
     config: AsyncConnectionConfig,
@@ -138,7 +138,7 @@ impl Cluster {
 
 impl Shareable for ClusterCommands {
     const IS_ONE_SERVER: bool = false;
-    type Target = Vec<ConnectionInfo>;
+    type Source = Vec<ConnectionInfo>;
 
     async fn connect(nodes: &Vec<ConnectionInfo>) -> anyhow::Result<Self> {
         Ok(Self::to(nodes, Some(RESPONSE_TIMEOUT)).await?)
@@ -174,7 +174,7 @@ impl ClusterCommands {
             .set_connection_timeout(Some(CONNECT_TIMEOUT));
         // A builder without nodes was refused above.
         let like = nodes[0].clone();
-        let asked = Arc::new(AskingNodes { like, config, connections: Mutex::default() });
+        let asked = Arc::new(AskedNodes { like, config, connections: Mutex::default() });
         let connecting = tokio::time::timeout(ALL_CONNECT_TIMEOUT, client.get_async_connection()).await;
         let nodes = connecting.map_err(|late| RedisError::from(io::Error::new(io::ErrorKind::TimedOut, late)))??;
         Ok(Self { nodes, asked })
@@ -231,7 +231,7 @@ impl ClusterCommands {
     }
 }
 
-impl AskingNodes {
+impl AskedNodes {
     async fn ask(&self, address: &str, command: &Cmd) -> RedisResult<Value> {
         let mut node = self.node(address).await?;
         let mut both = pipe();

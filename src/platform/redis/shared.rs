@@ -19,10 +19,10 @@ pub(super) trait Shareable: Clone + Send + Sync + 'static {
     /// Whether it leads to one server, so that all fails when that is away.
     const IS_ONE_SERVER: bool;
     /// What it is made from.
-    type Target: Send + Sync + 'static;
+    type Source: Send + Sync + 'static;
 
     /// Connects anew.
-    fn connect(place: &Self::Target) -> impl Future<Output = anyhow::Result<Self>> + Send;
+    fn connect(place: &Self::Source) -> impl Future<Output = anyhow::Result<Self>> + Send;
 
     /// Whether what it leads to answers and takes writes; what is wrong otherwise.
     fn usable(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
@@ -98,7 +98,7 @@ impl<C: ConnectionLike + Send> ConnectionLike for Watched<C> {
 
 impl<C: Shareable> Shared<C> {
     /// Connects, and watches over the connection for as long as this is held.
-    pub(super) async fn connect(place: C::Target) -> anyhow::Result<Self> {
+    pub(super) async fn connect(place: C::Source) -> anyhow::Result<Self> {
         let current = RwLock::new(C::connect(&place).await?);
         let inner = Arc::new(Inner { current, away: Arc::default() });
         tokio::spawn(watch(place, Arc::downgrade(&inner)));
@@ -125,7 +125,7 @@ impl<C: Shareable> Shared<C> {
 /// address may lead to another server by now. A driver mends what breaks by itself, but not all: a connection manager
 /// keeps for ever the error of a reconnection that failed otherwise (a server that is loading its data), and a cluster's
 /// connection keeps the slots of a master that went silent, since no connection broke and nobody said `MOVED`.
-async fn watch<C: Shareable>(place: C::Target, shared: Weak<Inner<C>>) {
+async fn watch<C: Shareable>(place: C::Source, shared: Weak<Inner<C>>) {
     let mut well = true;
     loop {
         tokio::time::sleep(WATCH_PERIOD).await;

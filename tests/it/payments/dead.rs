@@ -10,7 +10,7 @@ use super::*;
 
 /// What the gateway does with a request.
 #[derive(Clone, Copy)]
-enum PaymentMethod {
+enum Behaviour {
     /// Closes the connection.
     Close,
     /// Says 500.
@@ -28,7 +28,7 @@ enum PaymentMethod {
 }
 
 /// A gateway that behaves so; and how many requests it had.
-async fn gateway(way: PaymentMethod) -> (String, Arc<AtomicUsize>) {
+async fn gateway(way: Behaviour) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let counted = count.clone();
@@ -40,21 +40,21 @@ async fn gateway(way: PaymentMethod) -> (String, Arc<AtomicUsize>) {
                 let _ = stream.read(&mut request).await;
                 counted.fetch_add(1, Ordering::SeqCst);
                 let _ = match way {
-                    PaymentMethod::Close => Ok(()),
-                    PaymentMethod::Fail => {
+                    Behaviour::Close => Ok(()),
+                    Behaviour::Fail => {
                         stream.write_all(b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await
                     }
-                    PaymentMethod::Cut => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{").await,
-                    PaymentMethod::Hang => std::future::pending().await,
-                    PaymentMethod::Throttle => {
+                    Behaviour::Cut => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{").await,
+                    Behaviour::Hang => std::future::pending().await,
+                    Behaviour::Throttle => {
                         let head =
                             b"HTTP/1.1 429 Slow\r\nretry-after: 30\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
                         stream.write_all(head).await
                     }
-                    PaymentMethod::ThrottleAnyhow => {
+                    Behaviour::ThrottleAnyhow => {
                         stream.write_all(b"HTTP/1.1 429 Slow\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await
                     }
-                    PaymentMethod::Flood => {
+                    Behaviour::Flood => {
                         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n").await;
                         stream.write_all(&vec![b' '; 3_000_000]).await
                     }
@@ -71,9 +71,7 @@ async fn pay(h: &Harness, who: &Person, no: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_an_answer_is_tried_three_times_and_no_more() {
-    for (way, tries) in
-        [(PaymentMethod::Close, 3), (PaymentMethod::Fail, 3), (PaymentMethod::Cut, 3), (PaymentMethod::Flood, 1)]
-    {
+    for (way, tries) in [(Behaviour::Close, 3), (Behaviour::Fail, 3), (Behaviour::Cut, 3), (Behaviour::Flood, 1)] {
         let (address, count) = gateway(way).await;
         let h = service_with(vec![("payments.sandbox_url", address)]).await;
         let alice = h.register().await;
@@ -85,7 +83,7 @@ async fn a_request_without_an_answer_is_tried_three_times_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_hangs_holds_a_request_no_longer_than_the_setting_says() {
-    let (address, count) = gateway(PaymentMethod::Hang).await;
+    let (address, count) = gateway(Behaviour::Hang).await;
     let settings = vec![("payments.sandbox_url", address), ("payments.gateway_timeout_ms", "300".to_owned())];
     let h = service_with(settings).await;
     let alice = h.register().await;
@@ -96,7 +94,7 @@ async fn a_gateway_that_hangs_holds_a_request_no_longer_than_the_setting_says() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_does_not_answer_is_left_alone_and_then_asked_once() {
-    let (address, count) = gateway(PaymentMethod::Fail).await;
+    let (address, count) = gateway(Behaviour::Fail).await;
     let settings = vec![("payments.sandbox_url", address), ("payments.gateway_failures_max", "3".to_owned())];
     let h = service_with(settings).await;
     let alice = h.register().await;
@@ -118,7 +116,7 @@ async fn a_gateway_that_does_not_answer_is_left_alone_and_then_asked_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_wants_fewer_calls_is_obeyed_and_not_taken_for_dead() {
-    let (address, count) = gateway(PaymentMethod::Throttle).await;
+    let (address, count) = gateway(Behaviour::Throttle).await;
     // Half a minute is longer than a call may take.
     let settings = vec![
         ("payments.sandbox_url", address),
@@ -143,7 +141,7 @@ async fn a_gateway_that_wants_fewer_calls_is_obeyed_and_not_taken_for_dead() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_refused_call_too_many_holds_up_nobody_else() {
-    let (address, count) = gateway(PaymentMethod::ThrottleAnyhow).await;
+    let (address, count) = gateway(Behaviour::ThrottleAnyhow).await;
     let settings = vec![("payments.sandbox_url", address), ("payments.gateway_failures_max", "1".to_owned())];
     let h = service_with(settings).await;
     let alice = h.register().await;
