@@ -22,7 +22,7 @@ pub fn example() -> String {
         for setting in SETTINGS.iter().filter(|setting| section_of(setting) == section) {
             text.push('\n');
             comment(&mut text, &meaning(setting));
-            comment(&mut text, &format!("It is {}.", setting.wanted()));
+            comment(&mut text, &format!("Allowed: {}.", setting.wanted()));
             let name = setting.name.rsplit('.').next().unwrap_or(setting.name);
             let _ = writeln!(text, "#{name} = {}", toml(setting.default.unwrap_or_default()));
         }
@@ -57,7 +57,7 @@ fn meaning(setting: &Setting) -> String {
     let mut cells =
         PAGE.lines().filter(|line| line.starts_with("| `")).map(|line| line.split(" | ").collect::<Vec<_>>());
     let row = cells.find(|row| row[0].contains(&variable)).unwrap_or_default();
-    let words = row.last().map_or("", |cell| cell.trim_end_matches('|').trim());
+    let words = row.last().map_or("", |cell| cell.trim_matches('|').trim());
     let mut plain = String::new();
     for (nth, part) in words.split("](").enumerate() {
         // Behind `](` stands an address, up to its bracket.
