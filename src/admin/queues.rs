@@ -56,7 +56,7 @@ impl QueueView {
             }
             Err(error) => return Err(error.into()),
         };
-        let catalog = jobs::catalog(&app);
+        let catalog = jobs::catalog(app);
         let own = catalog.queues().find(|(spec, _)| spec.name == queue.base());
         let own = own.map_or(0, |(spec, _)| spec.concurrency as u64);
         let rounded = |rate: Option<f64>| rate.map(|rate| (rate * 1000.0).round() / 1000.0);

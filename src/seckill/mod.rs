@@ -280,7 +280,7 @@ fn is_taken(error: &sqlx::Error) -> bool {
 /// Activities on sale or to come at `now`, newest first: those of a page, and one more when another page follows.
 pub async fn list_activities(app: &App, now: At, page: &PageQuery) -> Result<Vec<Activity>> {
     let mut conn = app.db.acquire().await?;
-    Ok(store::list_activities(&mut conn, now, page.before(), page.fetch()).await?)
+    store::list_activities(&mut conn, now, page.before(), page.fetch()).await
 }
 
 /// An activity, or 404.
