@@ -31,9 +31,9 @@ impl Seen {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when units that came back may have been forgotten by the run that serves. What was on its way then is older:
-    /// the caller goes back further.
-    pub fn look(&self, run: &str, all_told: bool, now: At) -> At {
+    /// Since when units that came back may have been forgotten by the run that serves, and so much `earlier`: what was noted
+    /// then may have been on its way.
+    pub fn look(&self, run: &str, all_told: bool, now: At, earlier: Duration) -> At {
         let mut look = self.lock();
         if look.run != run || look.forgotten_since.is_none() {
             look.forgotten_since = Some(look.at.unwrap_or(now.minus(UNSEEN)));
@@ -43,7 +43,7 @@ impl Seen {
             look.forgotten_since = Some(now);
         }
         look.at = Some(now);
-        look.forgotten_since.unwrap_or(now)
+        look.forgotten_since.unwrap_or(now).minus(earlier)
     }
 }
 
@@ -99,16 +99,18 @@ pub fn told_key(app: &App) -> String {
 mod tests {
     use super::*;
 
+    const EARLIER: Duration = Duration::from_secs(7);
+
     #[test]
     fn units_that_came_back_since_the_last_look_at_the_former_run_may_be_forgotten() {
         let (seen, start) = (Seen::default(), At::from_ms(1_700_000_000_000));
         let at = |s| start.plus(Duration::from_secs(s));
-        assert_eq!(seen.look("a", false, at(0)), start.minus(UNSEEN));
-        assert_eq!(seen.look("a", false, at(5)), start.minus(UNSEEN));
-        assert_eq!(seen.look("a", true, at(60)), at(60));
+        assert_eq!(seen.look("a", false, at(0), EARLIER), start.minus(UNSEEN).minus(EARLIER));
+        assert_eq!(seen.look("a", false, at(5), EARLIER), start.minus(UNSEEN).minus(EARLIER));
+        assert_eq!(seen.look("a", true, at(60), EARLIER), at(60).minus(EARLIER));
         // Away for an hour, and then another one; for as long as it was not told, the instant stays.
-        assert_eq!(seen.look("b", false, at(3660)), at(60));
-        assert_eq!(seen.look("b", false, at(3700)), at(60));
-        assert_eq!(seen.look("b", true, at(3800)), at(3800));
+        assert_eq!(seen.look("b", false, at(3660), EARLIER), at(60).minus(EARLIER));
+        assert_eq!(seen.look("b", false, at(3700), EARLIER), at(60).minus(EARLIER));
+        assert_eq!(seen.look("b", true, at(3800), EARLIER), at(3800).minus(EARLIER));
     }
 }

@@ -57,7 +57,7 @@ fn step(told: &str, run: &str, now: At) -> Step {
 pub async fn tell_gates(app: &App, beat: &(dyn Fn() + Send + Sync)) -> Result<()> {
     let (run, now) = (app.redis.run_ids().await?.join(" "), app.clock.now());
     let found = step(&told(app).await?, &run, now);
-    let since = app.local::<Seen>().look(&run, found == Step::Nothing, now).minus(BEFORE);
+    let since = app.local::<Seen>().look(&run, found == Step::Nothing, now, BEFORE);
     let Step::Tell(_) = found else { return Ok(()) };
     let Some(lease) = TellingLease::take(app).await? else { return Ok(()) };
     // Looked at once more: the one before may have ended in between.
