@@ -7,6 +7,7 @@
 
 mod connection;
 mod contention;
+mod galera;
 mod migrations;
 mod session;
 mod trouble;
@@ -26,6 +27,7 @@ use anyhow::Context;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Executor};
 
+use self::galera::Galera;
 use super::loops::Loops;
 
 /// A connection is replaced after this long, so that a fail-over or a DNS change is followed.
@@ -53,16 +55,19 @@ pub async fn connect(url: &str, bounds: Bounds) -> anyhow::Result<Db> {
         Some(socket) => socket.display().to_string(),
         None => format!("{}:{}", options.get_host(), options.get_port()),
     };
+    let galera = Galera::default();
+    let (looks, follows) = (galera.clone(), galera.clone());
     let pool = MySqlPoolOptions::new()
         .max_connections(bounds.size)
         .acquire_timeout(bounds.acquire_timeout)
         .max_lifetime(MAX_LIFETIME)
         .idle_timeout(IDLE)
         .after_connect(move |conn, _| {
+            let galera = looks.clone();
             Box::pin(async move {
                 conn.execute(session::ISOLATION).await?;
                 conn.execute(session::bounds(bounds.statement_timeout).as_str()).await?;
-                Ok(())
+                galera.look(conn).await
             })
         })
         // Its own look has no bound.
@@ -72,7 +77,10 @@ pub async fn connect(url: &str, bounds: Bounds) -> anyhow::Result<Db> {
                 async move { Ok(writer::may_be_at_it(meta.age) && connection::is_there(conn, meta.idle_for).await) },
             )
         })
-        .after_release(|_, meta| Box::pin(async move { Ok(writer::may_be_at_it(meta.age)) }))
+        .after_release(move |conn, meta| {
+            let galera = follows.clone();
+            Box::pin(async move { galera.after(conn).await.map(|()| writer::may_be_at_it(meta.age)) })
+        })
         .connect_with(options.clone())
         .await;
     let error = match pool {
@@ -82,7 +90,7 @@ pub async fn connect(url: &str, bounds: Bounds) -> anyhow::Result<Db> {
             Err(cause) => cause,
         },
         Err(error) => error,
-        Ok(pool) => return Ok(Db::new(pool, bounds)),
+        Ok(pool) => return Ok(Db::new(pool, bounds, galera)),
     };
     Err(error)
         .with_context(|| format!("connecting to MySQL at {place} (DATABASE_URL); does it run, and may this user in?"))

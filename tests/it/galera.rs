@@ -1,10 +1,13 @@
 //! MySQL as a cluster that takes writes on every node: Galera, where it is installed. A lock is known to its own node there,
 //! and of two transactions that wrote the same row one is rolled back when it commits.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use onrush::auth::{self, UserId};
 use onrush::check;
-use onrush::platform::db::{Trouble, trouble};
+use onrush::platform::db::{Conn, Trouble, trouble};
 use onrush::platform::hmac::SharedSecret;
 use reqwest::Method;
 use serde_json::json;
@@ -157,4 +160,57 @@ async fn a_transaction_that_was_overtaken_in_the_middle_does_not_go_on_without_i
         drop(there);
         assert_eq!(two.count("SELECT COUNT(*) FROM users WHERE nickname = 'overtaken'").await, 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_was_overtaken_while_a_statement_was_prepared_commits_nothing_of_what_came_after() {
+    const WRITERS: usize = 4;
+    const TIMES: usize = 1500;
+    let Some((one, two, _cluster)) = on_two_nodes().await else { return };
+    sqlx::query("CREATE TABLE counts (id INT PRIMARY KEY, n INT NOT NULL)").execute(&one.app.db).await.unwrap();
+    sqlx::query("INSERT INTO counts VALUES (0, 0), (1, 0), (2, 0), (3, 0), (4, 0)").execute(&one.app.db).await.unwrap();
+    two.eventually(async || {
+        sqlx::query("SELECT id FROM counts").fetch_all(&two.app.db).await.is_ok_and(|rows| rows.len() == WRITERS + 1)
+    })
+    .await;
+    // Each counts in the row that all write, and then in its own, with statements that are prepared each time.
+    let count = async |conn: &mut Conn, id: usize| {
+        sqlx::query("UPDATE counts SET n = n + 1 WHERE id = ?").bind(id as u32).persistent(false).execute(conn).await
+    };
+    let write = async |id: usize| {
+        let mut tx = two.app.db.begin().await?;
+        count(&mut tx, 0).await?;
+        for _ in 0..3 {
+            sqlx::query("SELECT n FROM counts WHERE id = 0").persistent(false).fetch_one(&mut *tx).await?;
+            count(&mut tx, id).await?;
+        }
+        tx.commit().await
+    };
+    let written = AtomicUsize::new(0);
+    let writer = async |id: usize| {
+        let mut committed = 0_i64;
+        for _ in 0..TIMES {
+            match write(id).await {
+                Ok(()) => committed += 1,
+                Err(error) => assert_eq!(trouble(&error), Trouble::Contention, "{error}"),
+            }
+        }
+        written.fetch_add(1, Ordering::Relaxed);
+        committed
+    };
+    let overtaking = async {
+        while written.load(Ordering::Relaxed) < WRITERS {
+            let mut conn = one.app.db.acquire().await.unwrap();
+            // It may be overtaken too.
+            let _ = count(&mut conn, 0).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (committed, ()) = tokio::join!(join_all((1..=WRITERS).map(writer)), overtaking);
+    assert!(committed.iter().all(|&committed| committed > 0), "{committed:?}");
+    let counted: Vec<i64> = sqlx::query_scalar("SELECT CAST(n AS SIGNED) FROM counts WHERE id > 0 ORDER BY id")
+        .fetch_all(&two.app.db)
+        .await
+        .unwrap();
+    assert_eq!(counted, committed.iter().map(|n| 3 * n).collect::<Vec<_>>());
 }

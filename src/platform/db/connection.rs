@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::galera::Galera;
 use super::{Bounds, session};
 
 /// The server gives a statement up after its limit, and says so; its word may take so much longer to come.
@@ -42,6 +43,7 @@ pub struct Db {
     pool: MySqlPool,
     bounds: Bounds,
     shares: Arc<Shares>,
+    galera: Galera,
 }
 
 /// What may be taken of the pool by requests, and by tasks and passes: neither takes all, so that a crowd at the API does
@@ -65,9 +67,9 @@ pub fn for_requests<F: Future>(answering: F) -> impl Future<Output = F::Output> 
 }
 
 impl Db {
-    pub(super) fn new(pool: MySqlPool, bounds: Bounds) -> Self {
+    pub(super) fn new(pool: MySqlPool, bounds: Bounds, galera: Galera) -> Self {
         let share = || Arc::new(Semaphore::new((bounds.size - (bounds.size / RESERVE).max(1)) as usize));
-        Self { pool, bounds, shares: Arc::new(Shares { requests: share(), work: share() }) }
+        Self { pool, bounds, shares: Arc::new(Shares { requests: share(), work: share() }), galera }
     }
 
     /// A connection, for as long as the caller keeps it.
@@ -109,8 +111,12 @@ impl Db {
     /// Begins a transaction.
     pub async fn begin(&self) -> sqlx::Result<Tx> {
         let mut conn = self.acquire().await?;
+        self.galera.before(&mut conn).await?;
         conn.bounded(|raw| MySqlTransactionManager::begin(raw, None)).await?;
-        Ok(Tx { conn, is_open: true })
+        // From here on it is rolled back when it is given up.
+        let mut tx = Tx { conn, galera: self.galera.clone(), is_open: true };
+        self.galera.begun(&mut tx).await?;
+        Ok(tx)
     }
 
     /// Connections of the pool, at most.
@@ -327,12 +333,14 @@ impl DerefMut for ConnectionLease {
 #[derive(Debug)]
 pub struct Tx {
     conn: ConnectionLease,
+    galera: Galera,
     is_open: bool,
 }
 
 impl Tx {
     /// Commits. After [`sqlx::Error::Io`] nobody knows whether the server did: see [`may_be_done`](super::may_be_done).
     pub async fn commit(mut self) -> sqlx::Result<()> {
+        self.galera.is_whole(&mut self.conn).await?;
         // One that the server refuses, for another transaction, is still open.
         let done = self.conn.bounded(MySqlTransactionManager::commit).await;
         self.is_open = done.is_err();

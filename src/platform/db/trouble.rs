@@ -20,8 +20,9 @@ pub enum Trouble {
 }
 
 /// Lock wait, deadlock, MariaDB's "record has changed since last read", a COMMIT that group replication rolls back; of TiDB
-/// a write conflict, a commit that was rolled back, and a schema that changed meanwhile.
-const CONTENTION: &[u16] = &[1205, 1213, 1020, 3101, 9007, 8022, 8028];
+/// a write conflict, a commit that was rolled back, and a schema that changed meanwhile. On Galera a transaction that lost its beginning
+/// (`galera`: nothing else of ours can be missing like this).
+const CONTENTION: &[u16] = &[1205, 1213, 1020, 3101, 9007, 8022, 8028, 1305];
 
 /// The server takes no writes (any more); another one does by now, or will soon.
 const NO_WRITER: &[&[u16]] = &[
@@ -94,7 +95,7 @@ mod tests {
         {
             assert_eq!(of_number(number), Trouble::Unavailable, "{number}");
         }
-        for number in [1205, 1213, 1020, 3101, 8022, 8028, 9007] {
+        for number in [1205, 1213, 1020, 3101, 8022, 8028, 9007, 1305] {
             assert_eq!(of_number(number), Trouble::Contention, "{number}");
         }
         // Duplicates, other constraints, values that do not fit, and what no such table or syntax has.
