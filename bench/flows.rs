@@ -26,9 +26,9 @@ use onrush::config::Config;
 use onrush::dev::servers::{Care, Reach, Server, database_url};
 use onrush::http;
 use onrush::platform::clock::Clock;
-use onrush::platform::db;
 use onrush::platform::id::Id;
 use onrush::platform::money::Money;
+use onrush::schema;
 use onrush::seckill::{self, NewActivity};
 
 use process::Process;
@@ -127,7 +127,7 @@ impl Bench {
             .await
             .unwrap();
         let app = App::connect(Config::load(None, &settings).unwrap(), Clock::System).await.unwrap();
-        db::migrate(&app.db).await.unwrap();
+        schema::migrate(&app.db).await.unwrap();
         let floor = Process::start(&std::env::current_exe().unwrap(), &["floor"], &settings, "/floor");
         let api =
             Process::start(Path::new(env!("CARGO_BIN_EXE_onrush")), &["serve", "--roles", "api"], &settings, "/readyz");

@@ -19,7 +19,7 @@ use onrush::app::App;
 use onrush::config::Config;
 use onrush::dev::servers::{Care, Reach, Server, database_url};
 use onrush::platform::clock::Clock;
-use onrush::platform::db;
+use onrush::schema;
 use onrush::seckill::ActivityId;
 use sqlx::{MySqlPool, QueryBuilder};
 
@@ -95,7 +95,7 @@ impl Bench {
         let mysql = MySqlPool::connect(servers.0.url()).await.unwrap();
         sqlx::query("CREATE DATABASE onrush CHARACTER SET utf8mb4 COLLATE utf8mb4_bin").execute(&mysql).await.unwrap();
         let app = App::connect(Config::load(None, &settings).unwrap(), Clock::System).await.unwrap();
-        db::migrate(&app.db).await.unwrap();
+        schema::migrate(&app.db).await.unwrap();
         let other = std::env::args().find_map(|arg| arg.strip_prefix("binary=").map(PathBuf::from));
         let program = other.unwrap_or_else(|| Path::new(env!("CARGO_BIN_EXE_onrush")).to_owned());
         Self { app, mysql, settings, program, dir, servers }

@@ -13,8 +13,8 @@ use onrush::config::Config;
 use onrush::dev::servers::database_url;
 use onrush::payments;
 use onrush::platform::clock::Clock;
-use onrush::platform::db;
 use onrush::platform::hmac::SharedSecret;
+use onrush::schema;
 
 use super::support::{ROUNDS, median, percentile};
 use super::{Bench, Process};
@@ -74,7 +74,7 @@ impl Bench {
         let create = format!("CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin");
         sqlx::raw_sql(&create).execute(&server).await.unwrap();
         let app = App::connect(Config::load(None, &settings).unwrap(), Clock::System).await.unwrap();
-        db::migrate(&app.db).await.unwrap();
+        schema::migrate(&app.db).await.unwrap();
         settings
     }
 }

@@ -13,7 +13,7 @@ ZONES = ["UTC", "Asia/Shanghai", "Europe/Berlin", "America/New_York", "Australia
 FIELDS = [(0, 59, []), (0, 23, []), (1, 31, []),
           (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec".split()),
           (0, 6, "sun mon tue wed thu fri sat".split())]
-# What happens around a change of the clock is our own choice (src/engine/schedule/calendar.rs), not Celery's.
+# What happens around a change of the clock is our own choice (crates/engine/src/schedule/calendar.rs), not Celery's.
 NEAR_A_CHANGE = timedelta(hours=26)
 APP = Celery(set_as_current=False)
 

@@ -29,7 +29,7 @@ OPERATIONS = read("docs/OPERATIONS.md")
 
 def counted():
     """The metrics that the source counts, and which of them are histograms."""
-    source = "".join(read(path) for path in sorted(pathlib.Path("src").rglob("*.rs")))
+    source = "".join(read(path) for src in ("src", "crates") for path in sorted(pathlib.Path(src).rglob("*.rs")))
     return set(re.findall(r'"(onrush_[a-z0-9_]+)"', source)), set(re.findall(r'histogram!\(\s*"(\w+)"', source))
 
 

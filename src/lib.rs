@@ -3,11 +3,11 @@
 //! One binary holds the API, the task workers and the scheduler; MySQL is the truth, Redis is the bell and the gate.
 //! A tour, from the ground up:
 //!
-//! * [`platform`]: clock, ids, money, database, Redis, extractors, supervised loops. No business words.
+//! * [`platform`] (a crate): clock, ids, money, database, Redis, extractors, supervised loops. No business words.
 //! * [`config`], [`error`], [`app`]: every setting, every refusal, and what every handler is given.
 //! * [`texts`]: what people read, in Chinese and English.
 //! * [`idempotency`]: the first answer to a request, kept with its effect.
-//! * [`engine`]: the task engine on Redis Streams. No business words either.
+//! * [`engine`] (a crate): the task engine on Redis Streams. No business words either.
 //! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`http`]: connections, what every request passes, every route. [`jobs`]: every background task.
@@ -19,13 +19,17 @@
 //! * [`dev`]: what `onrush dev` needs: private servers, demo data.
 //! * [`check`]: the invariants that must always hold, proved on a live system.
 
+/// Tasks in the background, a crate of its own.
+pub use onrush_engine as engine;
+/// What everything stands on, a crate of its own.
+pub use onrush_platform as platform;
+
 pub mod app;
 pub mod audit;
 pub mod config;
-pub mod engine;
 pub mod error;
 pub mod idempotency;
-pub mod platform;
+pub mod schema;
 pub mod texts;
 
 pub mod auth;

@@ -15,7 +15,8 @@ use onrush::engine::schedule::Crontab;
 use onrush::http;
 use onrush::platform::clock::Clock;
 use onrush::platform::output::{OutputClosed, say};
-use onrush::platform::{day, db, telemetry};
+use onrush::platform::{day, telemetry};
+use onrush::schema;
 use onrush::serve::{ProcessRole, Serving, raise_file_limit, until_told_to_stop};
 use tokio::net::TcpListener;
 
@@ -257,9 +258,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let _ = http::metrics::METRICS.set(telemetry::init_metrics()?);
     let app = App::connect(config, Clock::System).await?;
     if args.migrate {
-        db::migrate(&app.db).await?;
+        schema::migrate(&app.db).await?;
     }
-    let pending = db::pending_migrations(&app.db).await?;
+    let pending = schema::pending_migrations(&app.db).await?;
     if pending > 0 {
         bail!(
             "the schema is behind by {pending} migration(s): run `onrush migrate` first, or `onrush serve --migrate`"
@@ -311,7 +312,7 @@ async fn connect(args: &ConfigArgs) -> anyhow::Result<App> {
 }
 
 async fn require_current_schema(app: &App) -> anyhow::Result<()> {
-    let pending = db::pending_migrations(&app.db).await?;
+    let pending = schema::pending_migrations(&app.db).await?;
     if pending > 0 {
         bail!("the schema is behind by {pending} migration(s): run `onrush migrate` first");
     }
@@ -320,7 +321,7 @@ async fn require_current_schema(app: &App) -> anyhow::Result<()> {
 
 async fn migrate(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     let app = connect(&args).await?;
-    let applied = db::migrate(&app.db).await?;
+    let applied = schema::migrate(&app.db).await?;
     say(format!("applied {applied} migration(s): the schema is current"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -206,7 +206,7 @@ mod tests {
         const SERIAL: &str = "B1C2D3E4F5061728394A5B6C7D8E9F0A1B2C3D";
         let (dir, mut settings) = whole();
         let path = dir.path().join("certificate");
-        std::fs::write(&path, crate::platform::certificate::EXAMPLE).unwrap();
+        std::fs::write(&path, include_str!("../../crates/platform/src/certificate.example.pem")).unwrap();
         let public = settings[5].1.clone();
         for name in [String::new(), format!("{SERIAL}="), format!("00{}=", SERIAL.to_lowercase())] {
             settings[5].1 = format!("{public},{name}{}", path.display());

@@ -17,7 +17,8 @@ use crate::app::App;
 use crate::config::Config;
 use crate::platform::clock::Clock;
 use crate::platform::output::say;
-use crate::platform::{db, telemetry};
+use crate::platform::telemetry;
+use crate::schema;
 use crate::serve::{ProcessRole, Serving, until_told_to_stop};
 
 /// The database of the playground.
@@ -73,7 +74,7 @@ async fn serve(
     let config = configure(options, settings, servers, &base).await?;
     let traces = telemetry::init(config.log.format, &config.log.filter, config.traces.settings().as_ref())?;
     let app = App::connect(config, Clock::System).await?;
-    db::migrate(&app.db).await?;
+    schema::migrate(&app.db).await?;
     demo::load(&app).await.context("loading the demo data")?;
     let serving =
         Serving::start(&app, listener, &[ProcessRole::Api, ProcessRole::Worker, ProcessRole::Scheduler]).await?;

@@ -43,19 +43,28 @@ fn a_path_is_read_in_all_its_forms() {
     };
     assert_eq!(of("use crate::x::{self, Y, z::{A, B}};"), ["x", "x/Y", "x/z/A", "x/z/B"]);
     assert_eq!(of("use super::c::D; super::super::e::f(); self::g::h"), ["a/c/D", "e/f", "a/b/g/h"]);
+    let of_a_crate = paths("use crate::x::Y;", &["engine".to_owned(), "b".to_owned()]);
+    assert_eq!(of_a_crate, [["engine", "x", "Y"].map(str::to_owned)]);
 }
 
 /// The module that a file is; none of the two at the top, which only list the others.
 fn module_of(file: &Path) -> Option<Module> {
-    let path = file.strip_prefix(root().join("src")).unwrap().with_extension("");
-    let mut parts: Module = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    let path = file.strip_prefix(root()).unwrap().with_extension("");
+    let path = path.iter().map(|part| part.to_string_lossy().into_owned());
+    // A crate beside the service is a room of that name: the service shows it as one.
+    let mut parts: Module = path.filter(|part| !["crates", "src"].contains(&part.as_str())).collect();
     if parts.last().is_some_and(|part| part == "mod") {
         parts.pop();
     }
-    (!["lib", "main"].contains(&parts[0].as_str())).then_some(parts)
+    parts.last().is_none_or(|part| !["lib", "main"].contains(&part.as_str())).then_some(parts)
 }
 
-/// Every path of a module's code that begins with `crate`, `super` or `self`, from the crate's top.
+/// Whether a room is a crate beside the service, whose `crate` is itself.
+fn is_crate(room: &str) -> bool {
+    root().join("crates").join(room).is_dir()
+}
+
+/// Every path of a module's code that begins with `crate`, `super` or `self`, from the service's top.
 fn paths(code: &str, module: &[String]) -> Vec<Module> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("::") {
@@ -66,7 +75,7 @@ fn paths(code: &str, module: &[String]) -> Vec<Module> {
             continue;
         }
         let (mut rest, mut base) = match &code[start..at] {
-            "crate" => (&code[at + 2..], &module[..0]),
+            "crate" => (&code[at + 2..], &module[..usize::from(is_crate(&module[0]))]),
             "self" => (&code[at + 2..], module),
             "super" => (&code[at + 2..], &module[..module.len() - 1]),
             _ => continue,

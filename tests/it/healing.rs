@@ -8,6 +8,7 @@ use onrush::auth::{Role, UserId, access_token};
 use onrush::jobs;
 use onrush::platform::clock::Clock;
 use onrush::platform::db;
+use onrush::schema;
 use serde_json::{Value, json};
 use sqlx::Executor;
 use tokio::task::JoinHandle;
@@ -84,7 +85,7 @@ async fn a_change_of_the_schema_behind_a_long_read_holds_up_nobody_else() {
     let mut reading = h.app.db.begin().await.unwrap();
     sqlx::query("SELECT COUNT(*) FROM courses, users").fetch_one(&mut *reading).await.unwrap();
     let changing = h.another().await;
-    let changed = tokio::spawn(async move { db::migrate(&changing.app.db).await });
+    let changed = tokio::spawn(async move { schema::migrate(&changing.app.db).await });
     let waits = "SELECT COUNT(*) FROM information_schema.processlist \
                  WHERE db = DATABASE() AND state LIKE '%metadata lock%' AND id <> CONNECTION_ID() AND info LIKE '%ALTER TABLE users%'";
     h.eventually(async || h.count(waits).await > 0).await;
@@ -99,7 +100,7 @@ async fn a_change_of_the_schema_behind_a_long_read_holds_up_nobody_else() {
     assert_eq!(in_time(changed).await.unwrap().unwrap(), 1);
     let body = json!({ "course_ids": [course.no()] });
     h.post_once("/orders", &alice, "after", body).await.expect(201);
-    assert_eq!(db::pending_migrations(&h.app.db).await.unwrap(), 0);
+    assert_eq!(schema::pending_migrations(&h.app.db).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,21 +108,21 @@ async fn a_migration_goes_on_behind_the_statements_that_were_done() {
     let h = Harness::new().await;
     sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 20261130163500").execute(&h.app.db).await.unwrap();
     // Its column is there: the statement fails whenever it is run.
-    let failed = db::migrate(&h.app.db).await.unwrap_err();
+    let failed = schema::migrate(&h.app.db).await.unwrap_err();
     assert!(format!("{failed:#}").contains("20261130163500"), "{failed:#}");
-    assert_eq!(db::pending_migrations(&h.app.db).await.unwrap(), 1);
+    assert_eq!(schema::pending_migrations(&h.app.db).await.unwrap(), 1);
     let undo = "ALTER TABLE order_refunds DROP CONSTRAINT ck_order_refunds_returned, DROP COLUMN points_returned";
     sqlx::query(undo).execute(&h.app.db).await.unwrap();
-    assert_eq!(db::migrate(&h.app.db).await.unwrap(), 1);
+    assert_eq!(schema::migrate(&h.app.db).await.unwrap(), 1);
     // One of four that gave up after its first statement.
     let undo = "ALTER TABLE orders DROP COLUMN pay_turns; \
                 ALTER TABLE points_accounts DROP CONSTRAINT ck_points_accounts_owed, DROP COLUMN owed; \
                 ALTER TABLE order_refunds DROP CONSTRAINT ck_order_refunds_owed, DROP COLUMN points_owed; \
                 UPDATE _sqlx_migrations SET success = FALSE, execution_time = -2 WHERE version = 20261130101500";
     h.app.db.acquire().await.unwrap().execute(sqlx::raw_sql(undo)).await.unwrap();
-    assert_eq!(db::pending_migrations(&h.app.db).await.unwrap(), 1);
-    assert_eq!(db::migrate(&h.app.db).await.unwrap(), 1);
-    assert_eq!(db::pending_migrations(&h.app.db).await.unwrap(), 0);
+    assert_eq!(schema::pending_migrations(&h.app.db).await.unwrap(), 1);
+    assert_eq!(schema::migrate(&h.app.db).await.unwrap(), 1);
+    assert_eq!(schema::pending_migrations(&h.app.db).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use onrush::engine::Worker;
 use onrush::jobs;
 use onrush::platform::clock::{At, Clock};
 use onrush::platform::db;
+use onrush::schema;
 use onrush::serve::{ProcessRole as Does, Serving};
 use sqlx::{Connection, Executor, QueryBuilder};
 use tokio::net::TcpListener;
@@ -166,7 +167,7 @@ impl Harness {
         let config = Config::load(None, &settings).expect("settings");
         let clock = if options.system_clock { Clock::System } else { Clock::manual() };
         let app = App::connect(config, clock).await.expect("a service");
-        db::migrate(&app.db).await.expect("a schema");
+        schema::migrate(&app.db).await.expect("a schema");
         let serving = Serving::start(&app, listener, &[Does::Api]).await.expect("a server");
         Self { app, client: Client::new(base), settings, addresses, database, serving: Some(serving) }
     }
