@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn all_keys_of_a_partition_share_its_hash_tag() {
-        let queue = QueueName::partition("seckill", "0193").unwrap();
+        let queue = QueueName::partition("exports", "0193").unwrap();
         let keys = Keys::new("p", &queue);
         for key in [
             keys.stream(),
@@ -265,10 +265,10 @@ mod tests {
             keys.task("x"),
             keys.own("gate"),
         ] {
-            assert!(key.starts_with("p:{seckill/0193}:"), "{key}");
+            assert!(key.starts_with("p:{exports/0193}:"), "{key}");
         }
-        assert!(keys.lasting().iter().all(|key| key.starts_with("p:{seckill/0193}:")));
-        assert_eq!((queue.base(), queue.partition_name()), ("seckill", Some("0193")));
+        assert!(keys.lasting().iter().all(|key| key.starts_with("p:{exports/0193}:")));
+        assert_eq!((queue.base(), queue.partition_name()), ("exports", Some("0193")));
     }
 
     #[test]

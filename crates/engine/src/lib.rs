@@ -10,7 +10,7 @@
 //!   [`EngineSettings::max_deliveries`] goes to the dead letters with the reason.
 //! * **Everything is bounded**: batches, concurrency, retries, results (they expire), dead letters (the oldest go).
 //!
-//! A **queue** may be partitioned (`seckill/<activity>`): each partition has its own keys, all with one hash tag, so
+//! A **queue** may be partitioned (`exports/<customer>`): each partition has its own keys, all with one hash tag, so
 //! that every script works on Redis Cluster. A task's id carries its queue, so a poll knows where to look.
 //!
 //! What runs at an interval, by a crontab or at a date is a row of MySQL: [`schedule`].
@@ -49,7 +49,17 @@ pub use shapes::is_wrong_type;
 pub use task::{Effect, Job, Retry, State, Task, TaskId, TimeLimit};
 pub use worker::{Missing, Worker};
 
+// What the functions here are given.
+pub use onrush_platform::clock::{At, Clock};
+pub use onrush_platform::loops::Loops;
+pub use onrush_platform::redis::Redis;
+
 use std::time::Duration;
+
+/// The code of the README, compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadMe;
 
 /// The tables of the engine: schedules, and the leases of those who look after them.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();

@@ -19,7 +19,7 @@ const BRIEFLY: Duration = Duration::from_secs(600);
 
 /// A kind of background work, declared as the type of its arguments.
 pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The name in envelopes, metrics and logs, such as `orders.grant`. Never changed once tasks exist.
+    /// The name in envelopes, metrics and logs, such as `mails.welcome`. Never changed once tasks exist.
     const NAME: &'static str;
     /// The queue it goes to.
     const QUEUE: &'static str;
@@ -210,7 +210,7 @@ mod tests {
 
         #[test]
         fn a_task_id_survives_its_text(key: u128, partition in "[0-9a-f]{1,32}") {
-            let id = TaskId { key: Uuid::from_u128(key), queue: QueueName::partition("seckill", partition).unwrap() };
+            let id = TaskId { key: Uuid::from_u128(key), queue: QueueName::partition("exports", partition).unwrap() };
             prop_assert_eq!(id.to_string().parse::<TaskId>().unwrap(), id);
         }
     }
