@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::app::App;
 use crate::audit::{self, AuditId, AuditRow};
 use crate::auth::{Admin, UserId};
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;
 use crate::platform::extract::{Input, Shape};
@@ -78,7 +78,6 @@ impl From<AuditRow> for AuditView {
     params(AuditQuery, PageQuery),
     responses(
         (status = 200, body = Page<AuditView>, description = "A page of the audit"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,

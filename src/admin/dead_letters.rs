@@ -14,9 +14,10 @@ use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::inspect::Letter;
 use crate::engine::{QueueName, Registry, TaskId};
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::jobs;
 use crate::platform::clock::At;
+use crate::platform::described::AnyValue;
 use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::page::Page;
 
@@ -64,6 +65,7 @@ pub struct LetterView {
     /// The task's name.
     pub name: Option<String>,
     /// The task's arguments.
+    #[schema(value_type = AnyValue)]
     pub args: Value,
     /// Whether they are shown.
     pub args_shown: ArgsShown,
@@ -108,8 +110,6 @@ impl LetterView {
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`"), LettersQuery),
     responses(
         (status = 200, body = Page<LetterView>, description = "A page of dead letters"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -166,8 +166,6 @@ fn entries_schema() -> Array {
     request_body = RetryLetters,
     responses(
         (status = 200, body = RetriedLetters, description = "How many run again"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn retry_many(
     State(app): State<App>,
@@ -184,8 +182,6 @@ pub async fn retry_many(
         ("entry" = String, Path, description = "The letter's id")),
     responses(
         (status = 200, body = RetriedLetters, description = "Whether it runs again: 0 when it is not there (any more)"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn retry_one(
     State(app): State<App>,
@@ -223,8 +219,7 @@ async fn retry(
         ("entry" = String, Path, description = "The letter's id")),
     responses(
         (status = 204, description = "It is not there any more"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such queue"),
+        (status = 404, description = "`not_found`: no such queue"),
     ))]
 pub async fn delete(
     State(app): State<App>,
@@ -250,8 +245,6 @@ pub struct DeletedLetters {
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = DeletedLetters, description = "How many there were"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn delete_all(
     State(app): State<App>,

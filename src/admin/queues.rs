@@ -11,7 +11,7 @@ use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::inspect::QueueState;
 use crate::engine::{QueueName, is_wrong_type};
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::jobs;
 use crate::platform::extract::{Input, Inputs, Json, Path, Query, Shape};
 use crate::platform::page::Page;
@@ -82,7 +82,6 @@ impl QueueView {
     params(PageAfter),
     responses(
         (status = 200, body = Page<QueueView>, description = "A page of queues"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -106,12 +105,10 @@ pub(super) async fn consumed(app: &App) -> Result<Vec<QueueName>> {
 }
 
 /// One queue. A partition is also found after it is no longer consumed.
-#[utoipa::path(get, path = "/admin/queues/{queue}", tag = "admin", operation_id = "show_queue", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/queues/{queue}", tag = "admin", operation_id = "get_queue", security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = QueueView, description = "The queue"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn show(
     State(app): State<App>,
@@ -128,8 +125,6 @@ pub async fn show(
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = QueueView, description = "The queue, paused"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn pause(
     State(app): State<App>,
@@ -144,8 +139,6 @@ pub async fn pause(
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = QueueView, description = "The queue"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn resume(
     State(app): State<App>,
@@ -179,8 +172,6 @@ pub struct Purged {
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = Purged, description = "What was taken out"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn purge(
     State(app): State<App>,
@@ -217,8 +208,6 @@ impl Shape<App> for SetConcurrency {}
     request_body = SetConcurrency,
     responses(
         (status = 200, body = QueueView, description = "The queue"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn set_concurrency(
     State(app): State<App>,

@@ -13,7 +13,7 @@ use self::view::ScheduleView;
 use crate::app::App;
 use crate::auth::Admin;
 use crate::engine::schedule::ScheduleId;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Json, Path, Query};
 use crate::platform::page::{Page, PageQuery};
 
@@ -22,7 +22,6 @@ use crate::platform::page::{Page, PageQuery};
     params(PageQuery),
     responses(
         (status = 200, body = Page<ScheduleView>, description = "A page of schedules"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -39,8 +38,7 @@ pub async fn list(
     request_body = CreateSchedule,
     responses(
         (status = 201, body = ScheduleView, description = "The schedule, with its next runs"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`schedule_exists`: another schedule has the name"),
+        (status = 409, description = "`schedule_exists`: another schedule has the name"),
     ))]
 pub async fn create(
     State(app): State<App>,
@@ -54,12 +52,10 @@ pub async fn create(
 }
 
 /// One schedule.
-#[utoipa::path(get, path = "/admin/schedules/{id}", tag = "admin", operation_id = "show_schedule", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/schedules/{id}", tag = "admin", operation_id = "get_schedule", security(("bearer" = [])),
     params(("id" = ScheduleId, Path)),
     responses(
         (status = 200, body = ScheduleView, description = "The schedule"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn show(
     State(app): State<App>,
@@ -76,9 +72,7 @@ pub async fn show(
     request_body = ChangeSchedule, params(("id" = ScheduleId, Path)),
     responses(
         (status = 200, body = ScheduleView, description = "The schedule, with its next runs"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`schedule_exists`: another schedule has the name"),
+        (status = 409, description = "`schedule_exists`: another schedule has the name"),
     ))]
 pub async fn change(
     State(app): State<App>,
@@ -94,7 +88,6 @@ pub async fn change(
     params(("id" = ScheduleId, Path)),
     responses(
         (status = 204, description = "It is not there any more"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn delete(
     State(app): State<App>,

@@ -16,7 +16,7 @@ use crate::audit::{self, Act};
 use crate::auth::Admin;
 use crate::engine::inspect::Retried;
 use crate::engine::{Revoked, TaskId, is_wrong_type};
-use crate::error::{Kind, Problem, Result, refuse};
+use crate::error::{Kind, Result, refuse};
 use crate::jobs;
 use crate::platform::extract::{Input, Path, Query};
 use crate::platform::page::Page;
@@ -32,7 +32,6 @@ const MAX_STEPS: usize = 20;
     params(TasksQuery),
     responses(
         (status = 200, body = Page<ListedView>, description = "A page of tasks"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -73,13 +72,11 @@ pub async fn list(
 }
 
 /// One task, with all that is known of it.
-#[utoipa::path(get, path = "/admin/tasks/{id}", tag = "admin", operation_id = "show_task", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/tasks/{id}", tag = "admin", operation_id = "get_task", security(("bearer" = [])),
     params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
         example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = TaskView, description = "The task"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn show(State(app): State<App>, _: Admin, Input(Path(id)): Input<Path<TaskId>>) -> Result<Reply<TaskView>> {
     let id = known(&app, id)?;
@@ -101,8 +98,6 @@ pub struct RevokedTask {
         example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = RevokedTask, description = "What became of it"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn revoke(
     State(app): State<App>,
@@ -134,9 +129,7 @@ pub struct RetriedTask {
         example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = RetriedTask, description = "It is on its way"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`task_state`: its arguments are not kept any more"),
+        (status = 409, description = "`task_state`: its arguments are not kept any more"),
     ))]
 pub async fn retry(
     State(app): State<App>,

@@ -7,7 +7,7 @@ use super::PageAfter;
 use crate::app::App;
 use crate::auth::Admin;
 use crate::engine::inspect::SeenWorker;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::extract::{Input, Query};
 use crate::platform::page::Page;
 
@@ -16,7 +16,6 @@ use crate::platform::page::Page;
     params(PageAfter),
     responses(
         (status = 200, body = Page<SeenWorker>, description = "A page of workers"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,

@@ -14,7 +14,7 @@ use super::session::Session;
 use super::watch::{self, Visitor};
 use super::{Admin, Caller, CurrentUser, Registration, session};
 use crate::app::App;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::extract::{Faults, Input, Json, Path, Shape};
 use crate::platform::spelling::nfc_option;
 use crate::platform::validators::words;
@@ -101,6 +101,13 @@ fn is_device_token(text: &str, (): &()) -> garde::Result {
     if good { Ok(()) } else { Err(garde::Error::new("must be as a login gave it")) }
 }
 
+/// How an access token is sent (RFC 6750).
+#[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
+pub enum TokenType {
+    /// `Authorization: Bearer <access_token>`.
+    Bearer,
+}
+
 /// A login's tokens.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct SessionResponse {
@@ -108,8 +115,8 @@ pub struct SessionResponse {
     user: User,
     /// Send it as `Authorization: Bearer <access_token>`.
     access_token: String,
-    /// Always `Bearer`.
-    token_type: &'static str,
+    /// How it is sent.
+    token_type: TokenType,
     /// Life of the access token, in seconds.
     expires_in_s: u64,
     /// Exchange it at `/auth/refresh`, once, for the next pair.
@@ -154,7 +161,7 @@ impl SessionResponse {
         Self {
             user: session.user,
             access_token: session.access_token,
-            token_type: "Bearer",
+            token_type: TokenType::Bearer,
             expires_in_s: auth.access_token_s,
             refresh_token: session.refresh_token.reveal(),
             refresh_expires_in_s: auth.refresh_token_s,
@@ -173,7 +180,7 @@ impl IntoResponse for SessionResponse {
 #[utoipa::path(post, path = "/auth/register", operation_id = "register_account", tag = "auth", request_body = RegisterRequest, responses(
     (status = 201, body = LoginResponse, description = "Registered and logged in",
         headers(("Set-Cookie" = String, description = "`onrush_device`: what this device shows at its next login"))),
-    (status = 409, body = Problem, content_type = "application/problem+json", description = "`phone_taken`"),
+    (status = 409, description = "`phone_taken`"),
 ))]
 pub async fn register(
     State(app): State<App>,
@@ -196,8 +203,8 @@ pub async fn register(
     responses(
     (status = 200, body = LoginResponse, description = "Logged in",
         headers(("Set-Cookie" = String, description = "`onrush_device`: what this device shows at its next login"))),
-    (status = 401, body = Problem, content_type = "application/problem+json", description = "`wrong_credentials`: the number or the password, never which"),
-    (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: too many failed logins of this number, or from this address. `Retry-After` says when the next one is judged",
+    (status = 401, description = "`wrong_credentials`: the number or the password, never which"),
+    (status = 429, description = "`too_many_attempts`: too many failed logins of this number, or from this address. `Retry-After` says when the next one is judged",
         headers(("Retry-After" = u64, description = "Seconds"))),
 ))]
 pub async fn login(
@@ -220,7 +227,7 @@ pub async fn login(
 /// once: the service cannot tell a thief from the owner. So a front end refreshes one at a time, over all its tabs.
 #[utoipa::path(post, path = "/auth/refresh", operation_id = "refresh_tokens", tag = "auth", request_body = RefreshRequest, responses(
     (status = 200, body = SessionResponse, description = "A new pair; the old refresh token is used up"),
-    (status = 401, body = Problem, content_type = "application/problem+json", description = "`refresh_token_invalid`: unknown, expired or revoked; `refresh_token_reused`: used before, and now the login is over"),
+    (status = 401, description = "`refresh_token_invalid`: unknown, expired or revoked; `refresh_token_reused`: used before, and now the login is over"),
 ))]
 pub async fn refresh(
     State(app): State<App>,
@@ -251,8 +258,7 @@ pub async fn logout(State(app): State<App>, Input(Json(body)): Input<Json<Refres
     params(("id" = UserId, Path, description = "The account")),
     responses(
         (status = 204, description = "All its logins are over"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such account"),
+        (status = 404, description = "`not_found`: no such account"),
     ))]
 pub async fn logout_user(
     State(app): State<App>,

@@ -1,5 +1,6 @@
 //! Types and pure rules of accounts and tokens.
 
+use crate::platform::text_enum;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -26,7 +27,6 @@ pub struct User {
     #[sqlx(try_from = "Text")]
     pub nickname: String,
     /// What it may do.
-    #[sqlx(try_from = "Text")]
     pub role: Role,
     /// When it was registered.
     pub created_at: At,
@@ -58,8 +58,11 @@ fn default_nickname(id: UserId) -> String {
 }
 
 /// What a user may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Role {
     /// Buys and learns.
     User,
@@ -67,26 +70,7 @@ pub enum Role {
     Admin,
 }
 
-impl Role {
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-impl TryFrom<Text> for Role {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        match text.as_str() {
-            "user" => Ok(Self::User),
-            "admin" => Ok(Self::Admin),
-            _ => Err(format!("unknown role {text:?}")),
-        }
-    }
-}
+text_enum!(Role);
 
 /// A mobile number of mainland China: 1, then 3..9, then nine digits. The database's word is taken as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -205,7 +189,6 @@ impl Claims {
 #[derive(sqlx::FromRow)]
 pub(super) struct Standing {
     /// What the account may do now.
-    #[sqlx(try_from = "Text")]
     pub role: Role,
     /// How many refresh tokens of the login are revoked: none while it goes on.
     pub revoked: i64,

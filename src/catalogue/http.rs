@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Course, CourseDetail, CourseId, MyCourse, NewCourse};
 use crate::app::App;
 use crate::auth::{Admin, LiveUser};
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::extract::{Input, Json, Path, Query, Shape};
 use crate::platform::money::Money;
 use crate::platform::page::{Page, PageQuery};
@@ -26,9 +26,9 @@ pub async fn list(
 }
 
 /// A course on sale, with its chapters.
-#[utoipa::path(get, path = "/courses/{id}", operation_id = "show_course", tag = "catalogue", params(("id" = CourseId, Path, description = "The course")), responses(
+#[utoipa::path(get, path = "/courses/{id}", operation_id = "get_course", tag = "catalogue", params(("id" = CourseId, Path, description = "The course")), responses(
     (status = 200, body = CourseDetail, description = "The course"),
-    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such course on sale"),
+    (status = 404, description = "`not_found`: no such course on sale"),
 ))]
 pub async fn detail(
     State(app): State<App>,
@@ -110,8 +110,7 @@ impl From<CreateCourseRequest> for NewCourse {
 /// refused.
 #[utoipa::path(post, path = "/admin/courses", operation_id = "create_course", tag = "admin", security(("bearer" = [])), request_body = CreateCourseRequest, responses(
     (status = 201, body = CourseDetail, description = "The course is there"),
-    (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`: only for admins"),
-    (status = 409, body = Problem, content_type = "application/problem+json", description = "`course_exists`: the id belongs to another course"),
+    (status = 409, description = "`course_exists`: the id belongs to another course"),
 ))]
 pub async fn create(
     State(app): State<App>,

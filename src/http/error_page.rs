@@ -9,7 +9,7 @@ use crate::error::Kind;
 use crate::platform::policy;
 
 /// Every refusal by its name: where the `type` of a problem leads.
-#[utoipa::path(get, path = "/docs/errors", operation_id = "show_errors", tag = "ops", responses((status = 200, body = String, content_type = "text/html", description = "A page for people: each refusal, its status and what it means")))]
+#[utoipa::path(get, path = "/docs/errors", operation_id = "get_error_page", tag = "ops", responses((status = 200, body = String, content_type = "text/html", description = "A page for people: each refusal, its status and what it means")))]
 pub async fn errors() -> Response {
     static PAGE: OnceLock<(String, String)> = OnceLock::new();
     let row = |kind: &Kind| {

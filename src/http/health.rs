@@ -29,15 +29,19 @@ pub struct Readiness {
     pub ready: bool,
     /// MySQL: `ok` or what is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub mysql: Option<String>,
     /// Redis: `ok` or what is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub redis: Option<String>,
     /// This machine's clock, held against theirs: `ok` or how far it is off.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub clock: Option<String>,
     /// Every loop of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub loops: Option<Vec<LoopHealth>>,
 }
 

@@ -15,7 +15,6 @@ use tokio::sync;
 
 use crate::app::App;
 use crate::auth;
-use crate::error::Problem;
 use crate::platform::in_flight::InFlightLimit;
 use crate::platform::loops::{LoopHealth, shared_name};
 
@@ -30,10 +29,10 @@ const RENDER_PERIOD: Duration = Duration::from_secs(1);
 struct Rendered(sync::Mutex<Option<(Instant, Bytes)>>);
 
 /// Metrics in Prometheus' text format.
-#[utoipa::path(get, path = "/metrics", operation_id = "show_metrics", tag = "ops", security((), ("operators" = [])), responses(
+#[utoipa::path(get, path = "/metrics", operation_id = "get_metrics", tag = "ops", security((), ("operators" = [])), responses(
     (status = 200, body = String, content_type = "text/plain", description = "Prometheus text format"),
-    (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
-    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
+    (status = 401, description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
+    (status = 404, description = "`not_found`: this address does not show it"),
 ))]
 pub async fn metrics(State(app): State<App>, Extension(in_flight): Extension<InFlightLimit>) -> Response {
     let rendered = app.local::<Rendered>();

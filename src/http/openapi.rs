@@ -1,6 +1,8 @@
 //! The API's description: what it begins with, what it says of all operations, what the handlers' own descriptions cannot
 //! say, and the page that shows it.
 
+mod whole;
+
 use std::sync::OnceLock;
 
 use axum::Extension;
@@ -9,10 +11,12 @@ use axum::response::IntoResponse;
 use utoipa::OpenApi;
 use utoipa::openapi::schema::{ArrayItems, Components};
 use utoipa::openapi::security::{Http, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr, ResponseBuilder, Schema};
+
+pub use whole::finish;
 
 use super::paths::API;
-use crate::error::{self, Problem};
+use crate::error::{self};
 use crate::payments;
 use crate::platform::described::AnyObject;
 
@@ -31,7 +35,7 @@ use crate::platform::described::AnyObject;
     components(schemas(
         error::Problem,
         payments::NotificationOutcome,
-        payments::PaymentState,
+        payments::PaymentStatus,
         payments::Resolution,
     )),
     tags(
@@ -46,10 +50,10 @@ pub struct Document;
 pub struct Made(pub fn() -> utoipa::openapi::OpenApi);
 
 /// The OpenAPI document.
-#[utoipa::path(get, path = "/openapi.json", operation_id = "show_openapi", tag = "ops", security((), ("operators" = [])), responses(
+#[utoipa::path(get, path = "/openapi.json", operation_id = "get_openapi", tag = "ops", security((), ("operators" = [])), responses(
     (status = 200, content_type = "application/json", body = AnyObject, description = "This document"),
-    (status = 401, body = Problem, content_type = "application/problem+json", description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
-    (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: this address does not show it"),
+    (status = 401, description = "Where the operators' token is asked for: `unauthenticated`, `token_invalid`"),
+    (status = 404, description = "`not_found`: this address does not show it"),
 ))]
 pub async fn openapi(Extension(Made(made)): Extension<Made>) -> axum::response::Response {
     static DOCUMENT: OnceLock<String> = OnceLock::new();
@@ -102,22 +106,11 @@ fn whom(api: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-fn too_many() -> RefOr<Response> {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
-    let retry_after = HeaderBuilder::new().description(Some("Seconds until the next one is taken")).build();
-    let response = ResponseBuilder::new()
-        .description("`too_many_attempts`: too many requests of this account at once, or of this kind in a minute")
-        .header("Retry-After", retry_after)
-        .content("application/problem+json", content);
-    RefOr::T(response.build())
-}
-
 /// Adds to every operation the refusals that any route may give.
 fn problems(api: &mut utoipa::openapi::OpenApi) {
-    let problem = |description: &str| {
-        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
-        RefOr::T(ResponseBuilder::new().description(description).content("application/problem+json", content).build())
-    };
+    // Its body and its headers: `whole`.
+    let problem = |description: &str| RefOr::T(ResponseBuilder::new().description(description).build());
+    let administrators = format!("{API}/admin/");
     for (path, item) in &mut api.paths.paths {
         if !path.starts_with(API) {
             continue;
@@ -131,9 +124,17 @@ fn problems(api: &mut utoipa::openapi::OpenApi) {
             ] {
                 responses.entry(status.to_owned()).or_insert_with(|| problem(text));
             }
+            if path.starts_with(&administrators) {
+                responses.entry("403".to_owned()).or_insert_with(|| problem("`forbidden`: not an administrator"));
+            }
+            if path.contains('{') {
+                responses.entry("404".to_owned()).or_insert_with(|| problem("`not_found`"));
+            }
             if operation.security.is_some() {
                 responses.entry("401".to_owned()).or_insert_with(|| problem("No valid access token"));
-                responses.entry("429".to_owned()).or_insert_with(too_many);
+                let text =
+                    "`too_many_attempts`: too many requests of this account at once, or of this kind in a minute";
+                responses.entry("429".to_owned()).or_insert_with(|| problem(text));
             }
             let takes_input =
                 operation.request_body.is_some() || operation.parameters.as_ref().is_some_and(|p| !p.is_empty());

@@ -32,7 +32,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     let whole =
         OpenApiRouter::with_openapi(openapi::Document::openapi()).nest(API, routes::detached()).merge(routes::hot());
     let (_, api) = split(whole.merge(routes::operations()).merge(routes::operators()));
-    api
+    openapi::finish(api)
 }
 
 fn split(router: OpenApiRouter<App>) -> (Router<App>, utoipa::openapi::OpenApi) {

@@ -1,6 +1,6 @@
 //! What the API's description says of limits.
 
-use utoipa::openapi::{ContentBuilder, Header, HeaderBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{Header, HeaderBuilder, OpenApi, RefOr, ResponseBuilder};
 
 use super::{Action, ROUTES};
 
@@ -23,14 +23,8 @@ pub fn describe(api: &mut OpenApi) {
 }
 
 fn refusal() -> RefOr<utoipa::openapi::Response> {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let text = "`too_many_attempts`: too many requests of this kind in a minute, by this account or from this address";
-    let retry_after = HeaderBuilder::new().description(Some("Seconds until the next one is taken")).build();
-    let response = ResponseBuilder::new()
-        .description(text)
-        .header("Retry-After", retry_after)
-        .content("application/problem+json", content);
-    RefOr::T(response.build())
+    RefOr::T(ResponseBuilder::new().description(text).build())
 }
 
 fn headers() -> [(String, RefOr<Header>); 2] {

@@ -12,7 +12,7 @@ use super::{ItemView, NewOrder, OrderView, Whole};
 use crate::app::App;
 use crate::auth::LiveUser;
 use crate::catalogue::CourseId;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::idempotency::{Key, StoredAnswer};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Shape};
@@ -91,8 +91,8 @@ pub struct QuoteView {
 #[utoipa::path(post, path = "/orders/quote", operation_id = "quote_order", tag = "orders", security(("bearer" = [])), request_body = OrderRequest,
     responses(
         (status = 200, body = QuoteView, description = "The price"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found: not your coupon"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "course_unavailable, already_owned (both name `course_ids`), coupon_unusable, points_unusable, price_changed (with `expected_payable_fen` and `payable_fen`), amount_too_large (with `max_fen` and `gateways`), too_many_unpaid (with `max`, and `course_ids` when it is about courses)"),
+        (status = 404, description = "`not_found`: not your coupon"),
+        (status = 409, description = "`course_unavailable`, `already_owned` (both name `course_ids`), `coupon_unusable`, `points_unusable`, `price_changed` (with `expected_payable_fen` and `payable_fen`), `amount_too_large` (with `max_fen` and `gateways`), `too_many_unpaid` (with `max`, and `course_ids` when it is about courses)"),
     ))]
 pub async fn quote(
     State(app): State<App>,
@@ -120,10 +120,10 @@ pub async fn quote(
         description = "A new one for each new order; the same one makes a repeat safe")),
     responses(
         (status = 201, body = OrderView, description = "Made; a repeat answers the same bytes"),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "malformed_json, idempotency_key_missing, idempotency_key_invalid"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found: not your coupon"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "course_unavailable, already_owned (both name `course_ids`), coupon_unusable, points_unusable, price_changed (with `expected_payable_fen` and `payable_fen`), amount_too_large (with `max_fen` and `gateways`), too_many_unpaid (with `max`, and `course_ids` when it is about courses)"),
-        (status = 422, body = Problem, content_type = "application/problem+json", description = "validation_failed, idempotency_key_reused"),
+        (status = 400, description = "`malformed_json`, `idempotency_key_missing`, `idempotency_key_invalid`"),
+        (status = 404, description = "`not_found`: not your coupon"),
+        (status = 409, description = "`course_unavailable`, `already_owned` (both name `course_ids`), `coupon_unusable`, `points_unusable`, `price_changed` (with `expected_payable_fen` and `payable_fen`), `amount_too_large` (with `max_fen` and `gateways`), `too_many_unpaid` (with `max`, and `course_ids` when it is about courses)"),
+        (status = 422, description = "`validation_failed`, `idempotency_key_reused`"),
     ))]
 pub async fn create(
     State(app): State<App>,

@@ -1,5 +1,6 @@
 //! What an order is, which states it may pass through, and the tasks it gives rise to.
 
+use crate::platform::text_enum;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::UserId;
@@ -94,8 +95,11 @@ impl Closing {
 }
 
 /// How an order came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum OrderKind {
     /// Ordered from the catalogue.
     Course,
@@ -106,27 +110,9 @@ pub enum OrderKind {
 impl OrderKind {
     /// Every kind.
     pub const ALL: [Self; 2] = [Self::Course, Self::Seckill];
-
-    /// As MySQL holds it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Course => "course",
-            Self::Seckill => "seckill",
-        }
-    }
 }
 
-/// A text in the `kind` column that is none.
-#[derive(Debug, thiserror::Error)]
-#[error("not an order kind: {0}")]
-pub struct NotAKind(String);
-
-impl TryFrom<Text> for OrderKind {
-    type Error = NotAKind;
-    fn try_from(Text(text): Text) -> Result<Self, NotAKind> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(NotAKind(text))
-    }
-}
+text_enum!(OrderKind);
 
 /// Which orders a list has: all, unless something is said.
 #[derive(Debug, Clone, Copy, Default)]
@@ -147,7 +133,6 @@ pub struct Order {
     /// Whose it is.
     pub user_id: UserId,
     /// How it came about.
-    #[sqlx(try_from = "Text")]
     pub kind: OrderKind,
     /// Where it is in its life.
     pub status: Status,

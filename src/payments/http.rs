@@ -25,14 +25,14 @@ use crate::platform::extract::{Faults, FieldFault, Input, Inputs, Json, Path, Qu
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "gateway": "sandbox", "channel": "page" }))]
 pub struct PayRequest {
-    /// The gateway: `alipay`, `wechat`, `stripe` or `sandbox`, where it is switched on.
+    /// The gateway, where it is switched on.
     #[garde(length(min = 1, max = 16))]
-    #[schema(min_length = 1, max_length = 16, example = "sandbox")]
+    #[schema(value_type = Gateway, example = "sandbox")]
     pub gateway: String,
     /// The way to pay there; the gateway's first one by default. `alipay`: `page`, `qr`; `wechat`: `native`, `jsapi`, `h5`;
     /// `stripe`: `checkout`; `sandbox`: `page`.
     #[garde(inner(length(min = 1, max = 16)))]
-    #[schema(min_length = 1, max_length = 16, example = "page")]
+    #[schema(value_type = Option<Channel>, example = "page")]
     pub channel: Option<String>,
     /// Who pays, by WeChat's id of that person for the application: for the channel `jsapi`, and only for it.
     #[garde(inner(length(min = 1, max = 128), ascii))]
@@ -82,12 +82,15 @@ pub struct PayView {
     pub channel: Channel,
     /// The page on which the buyer pays.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub pay_url: Option<String>,
     /// The text of the QR code that the buyer scans.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub qr: Option<String>,
     /// What WeChat's own browser or a mini program is called with.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub jsapi: Option<JsapiParams>,
     /// Nobody can pay after this.
     pub expires_at: At,
@@ -116,9 +119,9 @@ impl PayView {
     request_body = PayRequest,
     responses(
         (status = 200, body = PayView, description = "Where the buyer pays; the same again while the payment is under way"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no order of yours"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state` (not unpaid), `order_expired`, `already_owned`, `amount_too_large` (with `max_fen` and `gateways`)"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: ask again, the payment goes on; or the service cannot answer now"),
+        (status = 404, description = "`not_found`: no order of yours"),
+        (status = 409, description = "`order_state` (not unpaid), `order_expired`, `already_owned`, `amount_too_large` (with `max_fen` and `gateways`)"),
+        (status = 503, description = "`gateway_unavailable`: ask again, the payment goes on; or the service cannot answer now"),
     )
 )]
 pub async fn pay(
@@ -161,9 +164,9 @@ impl OrderStatusView {
     params(("no" = OrderId, Path, description = "The order's number")),
     responses(
         (status = 200, body = OrderStatusView, description = "It is cancelled"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no order of yours"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state`: it is paid (perhaps just now) or timed out; `order_status` says which. `gateway_off`: a payment was started at a gateway that is switched off now"),
-        (status = 503, body = Problem, content_type = "application/problem+json", description = "`gateway_unavailable`: a payment was started and its gateway cannot be asked now; or the service cannot answer now"),
+        (status = 404, description = "`not_found`: no order of yours"),
+        (status = 409, description = "`order_state`: it is paid (perhaps just now) or timed out; `order_status` says which. `gateway_off`: a payment was started at a gateway that is switched off now"),
+        (status = 503, description = "`gateway_unavailable`: a payment was started and its gateway cannot be asked now; or the service cannot answer now"),
     )
 )]
 pub async fn cancel(
@@ -187,7 +190,7 @@ pub async fn cancel(
     path = "/payments/{gateway}/notify",
     operation_id = "receive_notification",
     tag = "payments",
-    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`")),
+    params(("gateway" = Gateway, Path, description = "The gateway")),
     request_body(content = String, content_type = "application/json", description = "As the gateway signed it, byte for byte"),
     responses(
         (status = 200, body = String, content_type = "text/plain", description = "The gateway's word for yes (`success`): handled, now or before"),
@@ -270,12 +273,12 @@ impl IntoResponse for Back {
     path = "/payments/{gateway}/return",
     operation_id = "return_from_gateway",
     tag = "payments",
-    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"), ReturnQuery),
+    params(("gateway" = Gateway, Path, description = "The gateway"), ReturnQuery),
     responses(
         (status = 200, body = OrderStatusView, description = "The order that the payment is for, where the settings name no page of the shop"),
         (status = 303, description = "To the shop's page (`ONRUSH_PAYMENTS__RETURN_PAGE`), with `order_no` and `status` as query parameters",
             headers(("Location" = String, description = "That page"))),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway or payment"),
+        (status = 404, description = "`not_found`: no such gateway or payment"),
     )
 )]
 pub async fn returned(

@@ -40,13 +40,13 @@ pub use disabled_gateways::{
 pub use jobs::{drive_refunds, end_trades, expire, look_beside, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
 pub use model::{
-    BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, PayWith, PaymentId, RefundId, RefundStatus,
+    BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, NotificationOutcome, OrderRefundKind, PayWith,
+    PaymentId, PaymentStatus, RefundId, RefundReason, RefundStatus, Resolution,
 };
 pub use reconcile::{BillOf, FetchBill, Reconciled, fetch_bill, prune as prune_bills, reconcile};
-pub use refund::order::{OrderRefundKind, OrderRefundView, RefundApplication, RefundPart, refund_order};
+pub use refund::order::{OrderRefundView, RefundApplication, RefundPart, refund_order};
 pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};
-pub use views::{NotificationOutcome, PaymentState, Resolution};
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ use crate::platform::clock::At;
 use crate::platform::money::CURRENCY;
 use asks::Opening;
 use gateway::PaymentOutcome;
-use model::{Payment, PaymentStatus};
+use model::Payment;
 
 /// Attempts that one request makes when the gateway says that the one before is over.
 const PAY_ROUNDS: usize = 3;

@@ -4,9 +4,11 @@ mod pay;
 mod refund;
 
 pub use pay::{Channel, JsapiParams, PayWith};
-pub use refund::{CAUSE_LATE, CAUSE_PAID_TWICE, Refund, RefundAnswer, RefundId, RefundReason, RefundStatus};
+pub use refund::{
+    CAUSE_LATE, CAUSE_PAID_TWICE, OrderRefundKind, Refund, RefundAnswer, RefundId, RefundReason, RefundStatus,
+};
 
-use std::str::FromStr;
+use crate::platform::text_enum;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,8 +28,21 @@ pub struct Notification;
 pub type NotificationId = Id<Notification>;
 
 /// A company that takes money for us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Gateway {
     /// The sandbox of this very service (`crate::sandbox`).
     Sandbox,
@@ -39,24 +54,9 @@ pub enum Gateway {
     Stripe,
 }
 
-/// The text names no gateway.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("is not a payment gateway")]
-pub struct NotAGateway;
-
 impl Gateway {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Sandbox, Self::Alipay, Self::Wechat, Self::Stripe];
-
-    /// As paths, requests and the database have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sandbox => "sandbox",
-            Self::Alipay => "alipay",
-            Self::Wechat => "wechat",
-            Self::Stripe => "stripe",
-        }
-    }
 
     /// The ways to pay there; the first one is taken when a request names none.
     pub const fn channels(self) -> &'static [Channel] {
@@ -75,25 +75,7 @@ impl Gateway {
     }
 }
 
-impl FromStr for Gateway {
-    type Err = NotAGateway;
-    fn from_str(text: &str) -> Result<Self, NotAGateway> {
-        match text {
-            "sandbox" => Ok(Self::Sandbox),
-            "alipay" => Ok(Self::Alipay),
-            "wechat" => Ok(Self::Wechat),
-            "stripe" => Ok(Self::Stripe),
-            _ => Err(NotAGateway),
-        }
-    }
-}
-
-impl TryFrom<Text> for Gateway {
-    type Error = NotAGateway;
-    fn try_from(Text(text): Text) -> Result<Self, NotAGateway> {
-        text.parse()
-    }
-}
+text_enum!(Gateway);
 
 /// One attempt to pay one order at one gateway. It has its own number there, not the order's: gateways never take a
 /// closed number again.
@@ -104,10 +86,8 @@ pub struct Payment {
     /// What it pays.
     pub order_id: OrderId,
     /// Where.
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     /// Which way.
-    #[sqlx(try_from = "Text")]
     pub channel: Channel,
     /// How much.
     #[sqlx(rename = "amount_fen")]
@@ -116,7 +96,6 @@ pub struct Payment {
     #[sqlx(try_from = "Text")]
     pub currency: String,
     /// How far it is.
-    #[sqlx(try_from = "Text")]
     pub status: PaymentStatus,
     /// The gateway's number, once there was money.
     #[sqlx(try_from = "OptionalText")]
@@ -137,7 +116,11 @@ pub struct Payment {
 }
 
 /// How far a payment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum PaymentStatus {
     /// The buyer may pay.
     Started,
@@ -147,17 +130,47 @@ pub enum PaymentStatus {
     Closed,
 }
 
-impl TryFrom<Text> for PaymentStatus {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        match text.as_str() {
-            "started" => Ok(Self::Started),
-            "paid" => Ok(Self::Paid),
-            "closed" => Ok(Self::Closed),
-            _ => Err(format!("unknown payment status {text:?}")),
-        }
-    }
+text_enum!(PaymentStatus);
+
+/// What became of paid money.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Resolution {
+    /// It paid the order.
+    Order,
+    /// It came too late or twice, and what becomes of it is being decided.
+    Owed,
+    /// It goes back.
+    Refund,
 }
+
+text_enum!(Resolution);
+
+/// What a message did.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum NotificationOutcome {
+    /// It paid the order.
+    Settled,
+    /// Its money came too late or twice.
+    Late,
+    /// It said what became of a refund.
+    Refund,
+    /// Nothing: its payment had been settled.
+    Repeated,
+    /// Nothing: it brought no money.
+    Ignored,
+    /// Nothing: it does not fit our books.
+    Flagged,
+}
+
+text_enum!(NotificationOutcome);
 
 /// What a gateway told us about one payment, its origin verified: by a notify, or as an answer to our question.
 #[derive(Debug, Clone, Serialize, Deserialize)]

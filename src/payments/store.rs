@@ -75,7 +75,6 @@ pub(super) async fn started_payments(conn: &mut Conn, order: OrderId) -> sqlx::R
 #[derive(FromRow)]
 pub(super) struct StartedAt {
     pub order_id: OrderId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
 }
 

@@ -3,10 +3,13 @@
 pub(super) mod orders;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::model::{Gateway, NotificationId, PaymentId, RefundId, RefundStatus};
+use super::model::{
+    Channel, Gateway, NotificationId, NotificationOutcome, PaymentId, PaymentStatus, RefundId, RefundReason,
+    RefundStatus, Resolution,
+};
 use super::store::views::{
     self as rows, NotificationRow, PaymentRow, RefundRow, WhichNotifications, WhichPayments, WhichRefunds,
 };
@@ -22,53 +25,6 @@ use crate::platform::page::{Page, PageQuery};
 /// Rows of each kind that are shown with the payment or order they belong to.
 const REFUNDS_SHOWN: u32 = 100;
 
-/// How far a payment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PaymentState {
-    /// The buyer may pay.
-    Started,
-    /// Money came in.
-    Paid,
-    /// The gateway takes no more money for it.
-    Closed,
-}
-
-/// What became of paid money.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Resolution {
-    /// It paid the order.
-    Order,
-    /// It came too late or twice, and what becomes of it is being decided.
-    Owed,
-    /// It goes back.
-    Refund,
-}
-
-/// What a message did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum NotificationOutcome {
-    /// It paid the order.
-    Settled,
-    /// Its money came too late or twice.
-    Late,
-    /// It said what became of a refund.
-    Refund,
-    /// Nothing: its payment had been settled.
-    Repeated,
-    /// Nothing: it brought no money.
-    Ignored,
-    /// Nothing: it does not fit our books.
-    Flagged,
-}
-
-/// The word of such a state as the database has it.
-fn word(state: &impl Serialize) -> Option<String> {
-    serde_json::to_value(state).ok()?.as_str().map(str::to_owned)
-}
-
 /// A payment.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct PaymentView {
@@ -79,15 +35,15 @@ pub struct PaymentView {
     /// Where.
     pub gateway: Gateway,
     /// Which way.
-    pub channel: String,
+    pub channel: Channel,
     /// How much.
     pub amount_fen: Money,
     /// Of what.
     pub currency: String,
-    /// `started`, `paid` or `closed`.
-    pub status: String,
-    /// What became of paid money: `order`, `owed` or `refund`.
-    pub resolution: Option<String>,
+    /// How far it is.
+    pub status: PaymentStatus,
+    /// What became of paid money.
+    pub resolution: Option<Resolution>,
     /// The gateway's number.
     pub gateway_trade_no: Option<String>,
     /// What else the gateway knows it by.
@@ -142,26 +98,10 @@ pub struct PaymentDetail {
     pub refunds: Vec<RefundView>,
 }
 
-/// Which payments.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PaymentFilter {
-    pub order: Option<OrderId>,
-    pub gateway: Option<Gateway>,
-    pub status: Option<PaymentState>,
-    pub resolution: Option<Resolution>,
-}
-
 /// A page of payments.
-pub(super) async fn payments(app: &App, which: &PaymentFilter, page: &PageQuery) -> Result<Page<PaymentView>> {
-    let (status, resolution) = (which.status.and_then(|it| word(&it)), which.resolution.and_then(|it| word(&it)));
-    let filter = WhichPayments {
-        order: which.order,
-        gateway: which.gateway,
-        status: status.as_deref(),
-        resolution: resolution.as_deref(),
-    };
+pub(super) async fn payments(app: &App, which: &WhichPayments, page: &PageQuery) -> Result<Page<PaymentView>> {
     let mut conn = app.db.acquire().await?;
-    let found = rows::payments(&mut conn, &filter, page.before(), page.fetch()).await.context("listing payments")?;
+    let found = rows::payments(&mut conn, which, page.before(), page.fetch()).await.context("listing payments")?;
     Ok(page.page(found.into_iter().map(PaymentView::from).collect(), |payment: &PaymentView| payment.payment_no))
 }
 
@@ -187,8 +127,8 @@ pub struct NotificationView {
     pub notify_id: String,
     /// The payment that it is about.
     pub payment_no: Option<PaymentId>,
-    /// What it did: `settled`, `late`, `refund`, `repeated`, `ignored` or `flagged`.
-    pub outcome: String,
+    /// What it did.
+    pub outcome: NotificationOutcome,
     /// Why, where there is something to say.
     pub detail: String,
     /// When it came first.
@@ -202,7 +142,7 @@ impl From<&NotificationRow> for NotificationView {
             gateway: row.gateway,
             notify_id: row.notify_id.clone(),
             payment_no: row.payment_id,
-            outcome: row.outcome.clone(),
+            outcome: row.outcome,
             detail: row.detail.clone(),
             received_at: row.received_at,
         }
@@ -217,8 +157,7 @@ pub(super) async fn notifications(
     outcome: Option<NotificationOutcome>,
     page: &PageQuery,
 ) -> Result<Page<NotificationView>> {
-    let outcome = outcome.and_then(|it| word(&it));
-    let which = WhichNotifications { payment, gateway, outcome: outcome.as_deref() };
+    let which = WhichNotifications { payment, gateway, outcome };
     let mut conn = app.db.acquire().await?;
     let found =
         rows::notifications(&mut conn, &which, page.before(), page.fetch()).await.context("listing notifications")?;
@@ -245,7 +184,8 @@ pub(super) async fn notification(app: &App, id: NotificationId) -> Result<Shown>
 /// What became of a message that was judged again.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct RerunView {
-    /// What it did in the end: `settled`, `late`, `refund`, `repeated`, `ignored` or `flagged`.
+    /// What it did in the end.
+    #[schema(value_type = NotificationOutcome)]
     pub outcome: String,
     /// Why, where there is something to say.
     pub detail: String,
@@ -272,8 +212,8 @@ pub struct RefundView {
     pub gateway: Gateway,
     /// How much.
     pub amount_fen: Money,
-    /// `late` (money for a dead order), `paid_twice`, or `asked` (by an administrator).
-    pub reason: String,
+    /// Why.
+    pub reason: RefundReason,
     /// The administrator's words.
     pub note: String,
     /// How far it is.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::DailyReport;
 use crate::app::App;
 use crate::auth::Admin;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Path, Query, Shape};
 use crate::platform::page::{self, Page};
@@ -35,7 +35,6 @@ impl Shape<App> for ReportsQuery {}
     params(ReportsQuery),
     responses(
         (status = 200, body = Page<DailyReport>, description = "A page of reports"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -51,14 +50,12 @@ pub async fn list(
 ///
 /// There is no report of a day before the day is over and the report is made: 404 until then, and `ready_at` says when
 /// the next run of the schedule makes it.
-#[utoipa::path(get, path = "/admin/reports/daily/{day}", tag = "admin", operation_id = "show_daily_report",
+#[utoipa::path(get, path = "/admin/reports/daily/{day}", tag = "admin", operation_id = "get_daily_report",
     security(("bearer" = [])),
     params(("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
     responses(
         (status = 200, body = DailyReport, description = "The report"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json",
-            description = "`not_found`: the day has no report, or none yet; `ready_at` says when it will be there"),
+        (status = 404, description = "`not_found`: the day has no report, or none yet; `ready_at` says when it will be there"),
     ))]
 pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Reply<DailyReport>> {
     super::find(&app, day).await.map(Reply)

@@ -6,6 +6,7 @@ mod refund;
 pub use notification::{Notify, repeat_after};
 pub use refund::{Refunding, SandboxRefundStatus};
 
+use crate::platform::text_enum;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -188,7 +189,6 @@ pub struct SandboxTrade {
     /// What was paid.
     pub paid_fen: i64,
     /// Its state.
-    #[sqlx(try_from = "Text")]
     pub status: TradeStatus,
     /// What the buyer reads.
     #[sqlx(try_from = "Text")]
@@ -202,7 +202,6 @@ pub struct SandboxTrade {
     /// The buyer cannot pay after this.
     pub expires_at: At,
     /// What becomes of its refunds.
-    #[sqlx(try_from = "Text")]
     pub refunding: Refunding,
 }
 
@@ -218,7 +217,6 @@ pub struct StoredRefund {
     /// How much.
     pub amount_fen: i64,
     /// How far it is.
-    #[sqlx(try_from = "Text")]
     pub status: SandboxRefundStatus,
 }
 
@@ -294,8 +292,9 @@ impl No {
 }
 
 /// A trade's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum TradeStatus {
     /// Nobody has paid yet.
     Waiting,
@@ -316,19 +315,7 @@ impl TradeStatus {
     }
 }
 
-impl TryFrom<Text> for TradeStatus {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        Ok(match text.as_str() {
-            "waiting" => Self::Waiting,
-            "paid" => Self::Paid,
-            "failed" => Self::Failed,
-            "closed" => Self::Closed,
-            "refunded" => Self::Refunded,
-            _ => return Err(format!("unknown trade status {text:?}")),
-        })
-    }
-}
+text_enum!(TradeStatus);
 
 /// What a buyer can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

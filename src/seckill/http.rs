@@ -15,7 +15,7 @@ use super::{
 use crate::app::App;
 use crate::auth::{Admin, CurrentUser};
 use crate::catalogue::CourseId;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::described::numbers;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
@@ -94,10 +94,9 @@ pub async fn list_activities(
 }
 
 /// One activity.
-#[utoipa::path(get, path = "/seckill/activities/{id}", tag = "seckill", params(("id" = ActivityId, Path)),
+#[utoipa::path(get, path = "/seckill/activities/{id}", operation_id = "get_activity", tag = "seckill", params(("id" = ActivityId, Path)),
     responses(
         (status = 200, body = ActivityView, description = "The activity"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn show_activity(
     State(app): State<App>,
@@ -135,14 +134,14 @@ fn code_schema() -> Object {
 }
 
 /// Takes part: one unit is reserved and the order is queued. The same user again gets the same id.
-#[utoipa::path(post, path = "/api/v1/seckill/activities/{id}/submissions", operation_id = "submit_to_activity", tag = "seckill", security(("bearer" = [])),
+#[utoipa::path(post, path = "/api/v1/seckill/activities/{id}/submissions", operation_id = "submit_seckill", tag = "seckill", security(("bearer" = [])),
     params(("id" = ActivityId, Path)),
     responses(
         (status = 202, body = Submitted, description = "In the queue: poll the task"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such activity"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`not_started` (with `starts_at` and `Retry-After`), `sold_out`, `limit_reached`, `already_owned`, `order_refunded`: the unit that was won was refunded"),
-        (status = 410, body = Problem, content_type = "application/problem+json", description = "`ended`"),
-        (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account submits too often; `Retry-After` says when the next one counts",
+        (status = 404, description = "`not_found`: no such activity"),
+        (status = 409, description = "`not_started` (with `starts_at` and `Retry-After`), `sold_out`, `limit_reached`, `already_owned`, `order_refunded`: the unit that was won was refunded"),
+        (status = 410, description = "`ended`"),
+        (status = 429, description = "`too_many_attempts`: the account submits too often; `Retry-After` says when the next one counts",
             headers(("Retry-After" = u64, description = "Seconds until the next one is taken"))),
     ))]
 pub async fn submit(
@@ -227,8 +226,7 @@ impl From<CreateActivity> for NewActivity {
 #[utoipa::path(post, path = "/admin/seckill/activities", tag = "admin", security(("bearer" = [])), request_body = CreateActivity,
     responses(
         (status = 201, body = ActivityView, description = "The activity"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`activity_exists`: the id is another activity's"),
+        (status = 409, description = "`activity_exists`: the id is another activity's"),
     ))]
 pub async fn create_activity(
     State(app): State<App>,
@@ -256,10 +254,8 @@ impl Shape<App> for ChangeActivity {}
     params(("id" = ActivityId, Path)),
     responses(
         (status = 200, body = ActivityView, description = "The activity"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`activity_state`: so many units are already taken"),
-        (status = 410, body = Problem, content_type = "application/problem+json", description = "`ended`"),
+        (status = 409, description = "`activity_state`: so many units are already taken"),
+        (status = 410, description = "`ended`"),
     ))]
 pub async fn change_activity(
     State(app): State<App>,
@@ -275,8 +271,6 @@ pub async fn change_activity(
     params(("id" = ActivityId, Path)),
     responses(
         (status = 200, body = ActivityView, description = "The activity"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn close_activity(
     State(app): State<App>,

@@ -22,7 +22,7 @@ use super::watcher::Watcher;
 use crate::app::App;
 use crate::auth::{CurrentUser, Role};
 use crate::engine::{State, TaskId, TaskStatus};
-use crate::error::{Kind, Problem, Result, refuse};
+use crate::error::{Kind, Result, refuse};
 use crate::orders::OrderId;
 use crate::platform::described::numbers;
 use crate::platform::extract::{Inputs, Path, Query, Shape};
@@ -197,8 +197,8 @@ async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) 
         example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"), WaitQuery),
     responses(
         (status = 200, body = TaskAnswer, description = "Won (100), failed (101) or in the queue (102)"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such task, or somebody else's"),
-        (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account waits in too many requests at once",
+        (status = 404, description = "`not_found`: no such task, or somebody else's"),
+        (status = 429, description = "`too_many_attempts`: the account waits in too many requests at once",
             headers(("Retry-After" = u64, description = "Seconds until the next one is taken"))),
     ),
 )]
@@ -261,15 +261,15 @@ impl Shape<App> for EventsQuery {}
 /// when the task has ended. An `EventSource` needs no header, by the ticket in `events_url`; when it comes again after
 /// the last event it is told 204 and stops.
 #[utoipa::path(
-    get, path = "/api/v1/tasks/{id}/events", tag = "tasks", security(("bearer" = []), ()),
+    get, path = "/api/v1/tasks/{id}/events", operation_id = "stream_task", tag = "tasks", security(("bearer" = []), ()),
     params(("id" = String, Path, description = "The id a submission was answered with",
         pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$", max_length = 128,
         example = "019aa23b8f007cc3a1d2c0ffee000001.seckill.019aa23b8f007cc3a1d2c0ffee000002"), EventsQuery),
     responses(
         (status = 200, body = TaskEvent, content_type = "text/event-stream", description = "Events named `task`; the data is what `GET /tasks/{id}` answers. The stream ends with the task, after five minutes, and when its token or ticket does"),
         (status = 204, description = "The task has ended, and this client has heard so (`Last-Event-ID`)"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such task, or somebody else's"),
-        (status = 429, body = Problem, content_type = "application/problem+json", description = "`too_many_attempts`: the account has too many streams and long polls",
+        (status = 404, description = "`not_found`: no such task, or somebody else's"),
+        (status = 429, description = "`too_many_attempts`: the account has too many streams and long polls",
             headers(("Retry-After" = u64, description = "Seconds until the next one is taken"))),
     ),
 )]

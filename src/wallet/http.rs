@@ -10,7 +10,7 @@ use super::{
 };
 use crate::app::App;
 use crate::auth::{Admin, LiveUser};
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::idempotency::{self, Key, StoredAnswer};
 use crate::platform::clock::At;
 use crate::platform::extract::{Faults, Input, Inputs, Json, Path, Query, Shape};
@@ -81,8 +81,7 @@ impl UserCouponView {
     responses(
         (status = 201, body = UserCouponView, description = "Claimed"),
         (status = 200, body = UserCouponView, description = "Claimed before"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "coupon_exhausted, coupon_unusable"),
+        (status = 409, description = "`coupon_exhausted`, `coupon_unusable`"),
     ))]
 pub async fn claim(
     State(app): State<App>,
@@ -115,6 +114,7 @@ pub struct LedgerLineView {
     pub delta: i64,
     /// Why: `order_spend`, `order_return`, `order_earned`, `order_earned_back`, `order_spend_back`, `order_refunded`,
     /// `owed_paid` or `gift`, with `:<n>` behind it for the n-th time an order took or gave back its points.
+    #[schema(pattern = "^(order_(spend|return|earned|earned_back|spend_back|refunded)|owed_paid|gift)(:[0-9]+)?$")]
     pub reason: String,
     /// What for: the order's number, the number of a refund of it for `order_earned_back` and `order_spend_back`, the
     /// credit that paid for `owed_paid`, or the giver's reference.
@@ -165,9 +165,8 @@ pub struct CouponRequest {
     #[serde(deserialize_with = "nfc")]
     #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     pub title: String,
-    /// `amount` or `percent`.
+    /// How the discount is counted.
     #[garde(skip)]
-    #[schema(value_type = String, pattern = "^(amount|percent)$")]
     pub kind: CouponKind,
     /// The discount; of an `amount` coupon only.
     #[garde(range(min = 1, max = 100_000_000_000))]
@@ -260,9 +259,8 @@ pub struct CouponCreated {
     request_body = CouponRequest,
     responses(
         (status = 201, body = CouponCreated, description = "Created; a repeat answers the same bytes"),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "malformed_json, idempotency_key_missing, idempotency_key_invalid"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "forbidden"),
-        (status = 422, body = Problem, content_type = "application/problem+json", description = "validation_failed, idempotency_key_reused"),
+        (status = 400, description = "`malformed_json`, `idempotency_key_missing`, `idempotency_key_invalid`"),
+        (status = 422, description = "`validation_failed`, `idempotency_key_reused`"),
     ))]
 pub async fn create_coupon(
     State(app): State<App>,

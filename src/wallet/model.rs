@@ -1,5 +1,6 @@
 //! Coupons and points: their types and pure rules.
 
+use crate::platform::text_enum;
 use uuid::Uuid;
 
 use crate::platform::clock::At;
@@ -20,8 +21,20 @@ pub struct Holder;
 pub type HolderId = Id<Holder>;
 
 /// How a coupon's discount is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum CouponKind {
     /// `amount_fen` off.
     Amount,
@@ -29,29 +42,12 @@ pub enum CouponKind {
     Percent,
 }
 
-impl CouponKind {
-    /// As MySQL holds it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Amount => "amount",
-            Self::Percent => "percent",
-        }
-    }
-}
-
-impl TryFrom<Text> for CouponKind {
-    type Error = std::io::Error;
-    fn try_from(Text(text): Text) -> Result<Self, Self::Error> {
-        let kinds = [Self::Amount, Self::Percent];
-        kinds.into_iter().find(|k| k.as_str() == text).ok_or_else(|| std::io::Error::other("not a coupon kind"))
-    }
-}
+text_enum!(CouponKind);
 
 /// What a coupon gives, on what spend, and when. Never changed once the coupon exists.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct Terms {
     /// How the discount is counted.
-    #[sqlx(try_from = "Text")]
     pub kind: CouponKind,
     /// The discount of [`CouponKind::Amount`].
     #[sqlx(rename = "amount_fen")]

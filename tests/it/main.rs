@@ -13,6 +13,7 @@ mod circles;
 mod cluster;
 mod commands;
 mod crashes;
+mod description;
 mod doors;
 mod engine;
 mod galera;

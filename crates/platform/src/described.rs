@@ -1,6 +1,6 @@
 //! Shapes that the API's description has to be told of, because no type of Rust's says them.
 
-use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Type};
+use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, RefOr, Schema, SchemaFormat};
 
 /// An object of whatever members, where a handler has JSON as it is. Without a word of its members, generators of
@@ -17,6 +17,22 @@ impl utoipa::PartialSchema for AnyObject {
     }
 }
 impl utoipa::ToSchema for AnyObject {}
+
+/// Any JSON value, where nobody knows more of it.
+#[derive(Debug)]
+pub struct AnyValue;
+
+impl utoipa::PartialSchema for AnyValue {
+    fn schema() -> RefOr<Schema> {
+        let kinds = [Type::Object, Type::Array, Type::String, Type::Number, Type::Boolean, Type::Null];
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Array(kinds.to_vec()))
+            .additional_properties(Some(AdditionalProperties::FreeForm(true)))
+            .description(Some("Any JSON value."))
+            .into()
+    }
+}
+impl utoipa::ToSchema for AnyValue {}
 
 /// One of these numbers.
 pub fn numbers(values: &[i32], text: &str) -> Object {

@@ -35,7 +35,7 @@ pub struct CreateSchedule {
     args: Option<Map<String, Value>>,
     /// How its times are given: `interval`, `crontab` or `once`.
     #[garde(skip)]
-    #[schema(value_type = String, pattern = "^(interval|crontab|once)$")]
+    #[schema(value_type = ScheduleKind)]
     kind: ScheduleKind,
     /// For an interval: the pause in seconds.
     #[garde(inner(range(min = 1, max = 31_622_400)))]
@@ -63,7 +63,7 @@ pub struct CreateSchedule {
     enabled: Option<bool>,
     /// What becomes of runs that nobody was there to make: `skip`, `once` (one for all of them; when absent) or `each`.
     #[garde(skip)]
-    #[schema(value_type = Option<String>, pattern = "^(skip|once|each)$")]
+    #[schema(value_type = Option<CatchUp>)]
     catch_up: Option<CatchUp>,
     /// With `each`: so many of them, the latest; 100 when absent.
     #[garde(inner(range(min = 1, max = 1000)))]
@@ -93,7 +93,7 @@ pub struct ChangeSchedule {
     args: Option<Map<String, Value>>,
     /// How its times are given: `interval`, `crontab` or `once`.
     #[garde(skip)]
-    #[schema(value_type = Option<String>, pattern = "^(interval|crontab|once)$")]
+    #[schema(value_type = Option<ScheduleKind>)]
     kind: Option<ScheduleKind>,
     /// For an interval: the pause in seconds.
     #[garde(inner(range(min = 1, max = 31_622_400)))]
@@ -120,7 +120,7 @@ pub struct ChangeSchedule {
     enabled: Option<bool>,
     /// What becomes of runs that nobody was there to make: `skip`, `once` or `each`.
     #[garde(skip)]
-    #[schema(value_type = Option<String>, pattern = "^(skip|once|each)$")]
+    #[schema(value_type = Option<CatchUp>)]
     catch_up: Option<CatchUp>,
     /// With `each`: so many of them, the latest.
     #[garde(inner(range(min = 1, max = 1000)))]

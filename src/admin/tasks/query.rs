@@ -25,7 +25,7 @@ pub struct TasksQuery {
     queue: Option<String>,
     /// In this state.
     #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^(PENDING|STARTED|RETRY|SUCCESS|FAILURE|REVOKED)$")]
+    #[param(value_type = State, required = false)]
     state: Option<State>,
     /// Of this name.
     #[garde(inner(custom(words(1, 100))))]

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::engine::inspect::{Found, ListedTask};
 use crate::engine::{Failed, Priority, Registry, State, TaskId};
 use crate::platform::clock::At;
+use crate::platform::described::AnyValue;
 
 /// Whether arguments are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -117,6 +118,7 @@ pub struct TaskView {
     /// Its state.
     pub state: State,
     /// Its arguments.
+    #[schema(value_type = AnyValue)]
     pub args: Value,
     /// Whether they are shown.
     pub args_shown: ArgsShown,
@@ -145,6 +147,7 @@ pub struct TaskView {
     /// How far it is, where it says so.
     pub progress: Option<ProgressView>,
     /// What it ended with.
+    #[schema(value_type = AnyValue)]
     pub result: Value,
 }
 

@@ -10,12 +10,14 @@ use serde_json::Value;
 use crate::app::App;
 use crate::auth::Admin;
 use crate::catalogue::CourseId;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::idempotency::{self, Key, StoredAnswer};
 use crate::orders::OrderId;
+use crate::payments::store::views::WhichPayments;
 use crate::payments::views::{self, NotificationView, PaymentView, RefundView};
 use crate::payments::{
-    Gateway, NotificationId, OrderRefundView, PaymentId, RefundApplication, RefundId, RefundPart, RefundStatus,
+    Gateway, NotificationId, NotificationOutcome, OrderRefundView, PaymentId, PaymentStatus, RefundApplication,
+    RefundId, RefundPart, RefundStatus, Resolution,
 };
 use crate::platform::described::AnyObject;
 use crate::platform::extract::{Faults, Input, Inputs, Inputs3, Json, Path, Shape};
@@ -78,11 +80,10 @@ impl OrderRefundRequest {
     request_body = OrderRefundRequest,
     responses(
         (status = 201, body = OrderRefundView, description = "It is owed; a repeat answers the same bytes"),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "`malformed_json`, `idempotency_key_missing`, `idempotency_key_invalid`"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such order"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`order_state` (not paid), `already_refunded`, `refund_too_much` (`left_fen` says how much is left)"),
-        (status = 422, body = Problem, content_type = "application/problem+json", description = "`validation_failed` (a course is none of the order's, too), `idempotency_key_reused`"),
+        (status = 400, description = "`malformed_json`, `idempotency_key_missing`, `idempotency_key_invalid`"),
+        (status = 404, description = "`not_found`: no such order"),
+        (status = 409, description = "`order_state` (not paid), `already_refunded`, `refund_too_much` (`left_fen` says how much is left)"),
+        (status = 422, description = "`validation_failed` (a course is none of the order's, too), `idempotency_key_reused`"),
     ))]
 pub async fn refund_order(
     State(app): State<App>,
@@ -106,14 +107,16 @@ pub struct PaymentsQuery {
     order_no: Option<OrderId>,
     /// At this gateway alone.
     #[garde(skip)]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Gateway, required = false)]
     gateway: Option<Gateway>,
     /// `started`, `paid` or `closed`.
     #[garde(skip)]
-    status: Option<views::PaymentState>,
+    #[param(value_type = PaymentStatus, required = false)]
+    status: Option<PaymentStatus>,
     /// What became of paid money: `order`, `owed` or `refund`.
     #[garde(skip)]
-    resolution: Option<views::Resolution>,
+    #[param(value_type = Resolution, required = false)]
+    resolution: Option<Resolution>,
 }
 
 impl Shape<App> for PaymentsQuery {}
@@ -123,14 +126,13 @@ impl Shape<App> for PaymentsQuery {}
     params(PaymentsQuery, PageQuery),
     responses(
         (status = 200, body = Page<PaymentView>, description = "A page of payments"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn payments(
     State(app): State<App>,
     _: Admin,
     Input(Paged(query, page)): Input<Paged<PaymentsQuery>>,
 ) -> Result<Reply<Page<PaymentView>>> {
-    let which = views::PaymentFilter {
+    let which = WhichPayments {
         order: query.order_no,
         gateway: query.gateway,
         status: query.status,
@@ -140,13 +142,11 @@ pub async fn payments(
 }
 
 /// A payment with its refunds.
-#[utoipa::path(get, path = "/admin/payments/{no}", operation_id = "show_payment", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/{no}", operation_id = "get_payment", tag = "admin",
     security(("bearer" = [])),
     params(("no" = PaymentId, Path, description = "The payment's number")),
     responses(
         (status = 200, body = views::PaymentDetail, description = "The payment"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn payment(
     State(app): State<App>,
@@ -179,9 +179,7 @@ impl Shape<App> for AbandonRequest {}
     request_body = AbandonRequest,
     responses(
         (status = 200, body = views::PaymentDetail, description = "It is over, now or before"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`payment_state`: it has been paid, or its gateway is switched on"),
+        (status = 409, description = "`payment_state`: it has been paid, or its gateway is switched on"),
     ))]
 pub async fn abandon(
     State(app): State<App>,
@@ -203,11 +201,12 @@ pub struct NotificationsQuery {
     payment_no: Option<PaymentId>,
     /// From this gateway alone.
     #[garde(skip)]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Gateway, required = false)]
     gateway: Option<Gateway>,
     /// What it did: `settled`, `late`, `refund`, `repeated`, `ignored` or `flagged`.
     #[garde(skip)]
-    outcome: Option<views::NotificationOutcome>,
+    #[param(value_type = NotificationOutcome, required = false)]
+    outcome: Option<NotificationOutcome>,
 }
 
 impl Shape<App> for NotificationsQuery {}
@@ -218,7 +217,6 @@ impl Shape<App> for NotificationsQuery {}
     params(NotificationsQuery, PageQuery),
     responses(
         (status = 200, body = Page<NotificationView>, description = "A page of messages"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn notifications(
     State(app): State<App>,
@@ -244,13 +242,11 @@ pub struct NotificationDetail {
 }
 
 /// A message of a gateway.
-#[utoipa::path(get, path = "/admin/payments/notifications/{id}", operation_id = "show_notification", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/notifications/{id}", operation_id = "get_notification", tag = "admin",
     security(("bearer" = [])),
     params(("id" = NotificationId, Path, description = "The message")),
     responses(
         (status = 200, body = NotificationDetail, description = "The message"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn notification(
     State(app): State<App>,
@@ -268,9 +264,7 @@ pub async fn notification(
     params(("id" = NotificationId, Path, description = "The message")),
     responses(
         (status = 200, body = views::RerunView, description = "What it did, now or before"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`notification_state`: a version before this one kept it; `gateway_off`: its gateway is switched off, so nobody knows whom it had to be for"),
+        (status = 409, description = "`notification_state`: a version before this one kept it; `gateway_off`: its gateway is switched off, so nobody knows whom it had to be for"),
     ))]
 pub async fn rerun(
     State(app): State<App>,
@@ -291,6 +285,7 @@ pub struct RefundsQuery {
     order_no: Option<OrderId>,
     /// `pending`, `confirmed`, `failed` or `replaced`.
     #[garde(skip)]
+    #[param(value_type = RefundStatus, required = false)]
     status: Option<RefundStatus>,
 }
 
@@ -301,7 +296,6 @@ impl Shape<App> for RefundsQuery {}
     params(RefundsQuery, PageQuery),
     responses(
         (status = 200, body = Page<RefundView>, description = "A page of refunds"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn refunds(
     State(app): State<App>,
@@ -312,12 +306,10 @@ pub async fn refunds(
 }
 
 /// A refund.
-#[utoipa::path(get, path = "/admin/refunds/{no}", operation_id = "show_refund", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/refunds/{no}", operation_id = "get_refund", tag = "admin", security(("bearer" = [])),
     params(("no" = RefundId, Path, description = "The refund's number")),
     responses(
         (status = 200, body = RefundView, description = "The refund"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn refund(
     State(app): State<App>,
@@ -348,9 +340,7 @@ impl Shape<App> for RefundRetryRequest {}
     request_body = RefundRetryRequest,
     responses(
         (status = 200, body = RefundView, description = "The refund that is owed now: this one, or the one in its place"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`refund_state`: a new number for one that has not failed; `gateway_off`: its gateway is switched off, and nothing would be sent"),
+        (status = 409, description = "`refund_state`: a new number for one that has not failed; `gateway_off`: its gateway is switched off, and nothing would be sent"),
     ))]
 pub async fn retry_refund(
     State(app): State<App>,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::app::App;
 use crate::auth::Admin;
-use crate::error::{Kind, Problem, Result};
+use crate::error::{Kind, Result};
 use crate::payments::Gateway;
 use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
 use crate::payments::reconcile::{BillSubject, DifferenceId, DifferenceKind, DifferenceStatus};
@@ -24,7 +24,7 @@ use crate::platform::validators::words;
 pub struct BillsQuery {
     /// Of this gateway alone.
     #[garde(skip)]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Gateway, required = false)]
     gateway: Option<Gateway>,
 }
 
@@ -35,7 +35,6 @@ impl Shape<App> for BillsQuery {}
     params(BillsQuery, PageQuery),
     responses(
         (status = 200, body = Page<BillView>, description = "A page of bills"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -48,12 +47,11 @@ pub async fn list(
 /// The bill of a day, and how far the fetching of it is.
 #[utoipa::path(get, path = "/admin/payments/bills/{gateway}/{day}", operation_id = "get_bill", tag = "admin",
     security(("bearer" = [])),
-    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"),
+    params(("gateway" = Gateway, Path, description = "The gateway"),
         ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
     responses(
         (status = 200, body = BillOfDayView, description = "The bill of that day, also one that was never asked for"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway"),
+        (status = 404, description = "`not_found`: no such gateway"),
     ))]
 pub async fn show(
     State(app): State<App>,
@@ -69,13 +67,12 @@ pub async fn show(
 /// answered, and a bill that says the same changes nothing.
 #[utoipa::path(post, path = "/admin/payments/bills/{gateway}/{day}/fetch", operation_id = "fetch_bill", tag = "admin",
     security(("bearer" = [])),
-    params(("gateway" = String, Path, description = "The gateway: `alipay`, `wechat`, `stripe` or `sandbox`"),
+    params(("gateway" = Gateway, Path, description = "The gateway"),
         ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
     responses(
         (status = 202, body = BillOfDayView, description = "It is asked for; `task_id` names the task"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`: no such gateway"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`bill_not_ready`: gateways have no bill of that day yet; `ready_at` says when. `gateway_off`: the gateway is switched off"),
+        (status = 404, description = "`not_found`: no such gateway"),
+        (status = 409, description = "`bill_not_ready`: gateways have no bill of that day yet; `ready_at` says when. `gateway_off`: the gateway is switched off"),
     ))]
 pub async fn fetch(
     State(app): State<App>,
@@ -93,16 +90,19 @@ pub async fn fetch(
 pub struct DifferencesQuery {
     /// Of this gateway's bills alone.
     #[garde(skip)]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Gateway, required = false)]
     gateway: Option<Gateway>,
     /// `payment` or `refund`.
     #[garde(skip)]
+    #[param(value_type = BillSubject, required = false)]
     what: Option<BillSubject>,
     /// `missing_here`, `missing_there`, `amount_differs` or `state_differs`.
     #[garde(skip)]
+    #[param(value_type = DifferenceKind, required = false)]
     kind: Option<DifferenceKind>,
     /// `waiting`, `open`, `resolved` or `vanished`.
     #[garde(skip)]
+    #[param(value_type = DifferenceStatus, required = false)]
     status: Option<DifferenceStatus>,
 }
 
@@ -114,7 +114,6 @@ impl Shape<App> for DifferencesQuery {}
     params(DifferencesQuery, PageQuery),
     responses(
         (status = 200, body = Page<DifferenceView>, description = "A page of differences"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn differences(
     State(app): State<App>,
@@ -146,9 +145,7 @@ impl Shape<App> for ResolveRequest {}
     request_body = ResolveRequest,
     responses(
         (status = 200, body = DifferenceView, description = "It is resolved, now or before"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
-        (status = 409, body = Problem, content_type = "application/problem+json", description = "`difference_state`: it has come to fit by itself, or is still waiting; `waits_until` says until when at the latest"),
+        (status = 409, description = "`difference_state`: it has come to fit by itself, or is still waiting; `waits_until` says until when at the latest"),
     ))]
 pub async fn resolve(
     State(app): State<App>,

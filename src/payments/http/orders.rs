@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::app::App;
 use crate::auth::LiveUser;
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::orders::{OrderId, OrderView, Status, WhichOrders};
 use crate::payments::views::orders as views;
 use crate::platform::extract::{Input, Path, Shape};
@@ -20,7 +20,7 @@ use crate::platform::page::{Page, PageQuery, Paged};
 pub struct OrdersQuery {
     /// Only orders in this status.
     #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^(unpaid|paid|cancelled|timed_out|refunding|refunded)$")]
+    #[param(value_type = Status, required = false)]
     pub status: Option<Status>,
 }
 
@@ -43,7 +43,6 @@ pub async fn list(
     params(("no" = OrderId, Path, description = "The order's number")),
     responses(
         (status = 200, body = OrderView, description = "The order"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "not_found"),
     ))]
 pub async fn detail(
     State(app): State<App>,

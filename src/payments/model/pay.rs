@@ -1,14 +1,13 @@
 //! The ways to pay, and what a front end needs to go on with each.
 
-use std::str::FromStr;
+use crate::platform::text_enum;
 
 use serde::{Deserialize, Serialize};
 
-use crate::platform::text::Text;
-
 /// A way to pay at a gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Channel {
     /// A page of the gateway's for the browser.
     Page,
@@ -24,41 +23,12 @@ pub enum Channel {
     Checkout,
 }
 
-/// The text names no channel.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("is not a way to pay")]
-pub struct NotAChannel;
-
 impl Channel {
     /// Every channel.
     pub const ALL: [Self; 6] = [Self::Page, Self::Qr, Self::Native, Self::Jsapi, Self::H5, Self::Checkout];
-
-    /// As requests and the database have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Page => "page",
-            Self::Qr => "qr",
-            Self::Native => "native",
-            Self::Jsapi => "jsapi",
-            Self::H5 => "h5",
-            Self::Checkout => "checkout",
-        }
-    }
 }
 
-impl FromStr for Channel {
-    type Err = NotAChannel;
-    fn from_str(text: &str) -> Result<Self, NotAChannel> {
-        Self::ALL.into_iter().find(|channel| channel.as_str() == text).ok_or(NotAChannel)
-    }
-}
-
-impl TryFrom<Text> for Channel {
-    type Error = NotAChannel;
-    fn try_from(Text(text): Text) -> Result<Self, NotAChannel> {
-        text.parse()
-    }
-}
+text_enum!(Channel);
 
 /// What the front end needs to go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

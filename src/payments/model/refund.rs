@@ -1,5 +1,6 @@
 //! Money that goes back.
 
+use crate::platform::text_enum;
 use serde::{Deserialize, Serialize};
 
 use super::{Gateway, PaymentId};
@@ -19,7 +20,6 @@ pub struct Refund {
     /// The payment it gives back, or a part of it.
     pub payment_id: PaymentId,
     /// Where that was paid.
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     /// How much goes back.
     #[sqlx(rename = "amount_fen")]
@@ -37,7 +37,6 @@ pub struct Refund {
     #[sqlx(try_from = "OptionalText")]
     pub gateway_ref: Option<String>,
     /// How far it is.
-    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
     /// The one that was made in its place.
     pub replaced_by: Option<RefundId>,
@@ -52,8 +51,11 @@ pub struct Refund {
 }
 
 /// How far a refund is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum RefundStatus {
     /// To be sent, or asked about.
     Pending,
@@ -65,25 +67,7 @@ pub enum RefundStatus {
     Replaced,
 }
 
-impl RefundStatus {
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Confirmed => "confirmed",
-            Self::Failed => "failed",
-            Self::Replaced => "replaced",
-        }
-    }
-}
-
-impl TryFrom<Text> for RefundStatus {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        let all = [Self::Pending, Self::Confirmed, Self::Failed, Self::Replaced];
-        all.into_iter().find(|status| status.as_str() == text).ok_or(format!("unknown refund status {text:?}"))
-    }
-}
+text_enum!(RefundStatus);
 
 /// What a gateway says to a refund.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +82,11 @@ pub enum RefundAnswer {
 }
 
 /// Why money goes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum RefundReason {
     /// It came for an order that was dead and could not be opened again.
     Late,
@@ -108,13 +96,7 @@ pub enum RefundReason {
     Asked,
 }
 
-impl TryFrom<Text> for RefundReason {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        let all = [Self::Late, Self::PaidTwice, Self::Asked];
-        all.into_iter().find(|reason| reason.as_str() == text).ok_or(format!("unknown refund reason {text:?}"))
-    }
-}
+text_enum!(RefundReason);
 
 /// The cause of a refund of money that came too late or twice: a payment's money goes back so once.
 pub const CAUSE_LATE: &str = "late";
@@ -122,13 +104,21 @@ pub const CAUSE_LATE: &str = "late";
 /// once of a payment.
 pub const CAUSE_PAID_TWICE: &str = "paid_twice";
 
-impl RefundReason {
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Late => "late",
-            Self::PaidTwice => "paid_twice",
-            Self::Asked => "asked",
-        }
-    }
+impl RefundReason {}
+
+/// How much of an order a refund is about.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum OrderRefundKind {
+    /// All that was left.
+    Whole,
+    /// Some courses.
+    Courses,
+    /// Money, and no course.
+    Amount,
 }
+
+text_enum!(OrderRefundKind);

@@ -4,15 +4,30 @@
 //! Money moved, or it did not, on each side, and so much of it. Whatever is not told as a difference balances: that is
 //! the property that the tests hold.
 
+use crate::platform::text_enum;
 use serde::{Deserialize, Serialize};
 
 use crate::payments::model::{PaymentStatus, RefundStatus};
 use crate::platform::money::Money;
-use crate::platform::text::Text;
 
 /// What a line of a bill is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum BillSubject {
     /// Money that came in; its number is the payment's.
     Payment,
@@ -23,26 +38,28 @@ pub enum BillSubject {
 impl BillSubject {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Payment, Self::Refund];
-
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Payment => "payment",
-            Self::Refund => "refund",
-        }
-    }
 }
 
-impl TryFrom<Text> for BillSubject {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|what| what.as_str() == text).ok_or(format!("unknown kind of line {text:?}"))
-    }
-}
+text_enum!(BillSubject);
 
 /// How the two books differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+    strum::EnumString,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum DifferenceKind {
     /// The gateway has a number that our books have not.
     MissingHere,
@@ -57,24 +74,32 @@ pub enum DifferenceKind {
 impl DifferenceKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::MissingHere, Self::MissingThere, Self::AmountDiffers, Self::StateDiffers];
-
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::MissingHere => "missing_here",
-            Self::MissingThere => "missing_there",
-            Self::AmountDiffers => "amount_differs",
-            Self::StateDiffers => "state_differs",
-        }
-    }
 }
 
-impl TryFrom<Text> for DifferenceKind {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(format!("unknown kind of difference {text:?}"))
-    }
+text_enum!(DifferenceKind);
+
+/// How far a payment or a refund is by our books: the words of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum BookStatus {
+    /// A payment: the buyer may pay.
+    Started,
+    /// A payment: money came in.
+    Paid,
+    /// A payment: the gateway takes no more money for it.
+    Closed,
+    /// A refund: it is owed, or the gateway is at it.
+    Pending,
+    /// A refund: the money is back.
+    Confirmed,
+    /// A refund: the gateway will not do it.
+    Failed,
+    /// A refund: another one took its place.
+    Replaced,
 }
+
+text_enum!(BookStatus);
 
 /// Whether the money of a payment or a refund moved, by our books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,8 +179,11 @@ pub(super) fn compare(theirs: Option<Money>, ours: Option<&Ours>) -> Vec<Differe
 }
 
 /// Where a difference stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum DifferenceStatus {
     /// It may still come to fit: a neighbouring day's bill is not there yet, or the refund is under way.
     Waiting,
@@ -167,25 +195,7 @@ pub enum DifferenceStatus {
     Vanished,
 }
 
-impl DifferenceStatus {
-    /// As the database has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Open => "open",
-            Self::Resolved => "resolved",
-            Self::Vanished => "vanished",
-        }
-    }
-}
-
-impl TryFrom<Text> for DifferenceStatus {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        let all = [Self::Waiting, Self::Open, Self::Resolved, Self::Vanished];
-        all.into_iter().find(|it| it.as_str() == text).ok_or(format!("unknown status of a difference {text:?}"))
-    }
-}
+text_enum!(DifferenceStatus);
 
 /// The amounts that differ, or of which one is missing. A person who resolved a difference resolved these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

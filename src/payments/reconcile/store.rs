@@ -106,9 +106,10 @@ pub(super) async fn ours(
     db::push_in(&mut query, ids.iter().copied());
     let rows: Vec<EntryRow> = query.build_query_as().fetch_all(conn).await?;
     let entry = |row: EntryRow| -> Result<BookEntry, String> {
+        let unknown = |_| format!("unknown status {:?}", row.status);
         let state = match what {
-            BillSubject::Payment => PaymentStatus::try_from(Text(row.status.clone()))?.into(),
-            BillSubject::Refund => RefundStatus::try_from(Text(row.status.clone()))?.into(),
+            BillSubject::Payment => row.status.parse::<PaymentStatus>().map_err(unknown)?.into(),
+            BillSubject::Refund => row.status.parse::<RefundStatus>().map_err(unknown)?.into(),
         };
         let EntryRow { id, payment, amount, status, started_at, heard_at } = row;
         Ok(BookEntry { id, payment, amount, state, status, started_at, heard_at })

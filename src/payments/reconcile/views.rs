@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::compare::{BillSubject, DifferenceKind, DifferenceStatus};
+use super::compare::{BillSubject, BookStatus, DifferenceKind, DifferenceStatus};
 use super::fetch::FetchReason;
 use super::store::bills::{self, BillRow};
 use super::store::differences::{self, DifferenceRow, WhichDifferences};
@@ -223,7 +223,7 @@ pub struct DifferenceView {
     /// Our amount; null when we have the number not.
     pub ours_fen: Option<Money>,
     /// How far it is by our books.
-    pub ours_status: Option<String>,
+    pub ours_status: Option<BookStatus>,
     /// When it was found; of one that came back, when it did.
     pub found_at: At,
     /// When it was looked at last.

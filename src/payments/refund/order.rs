@@ -6,7 +6,7 @@
 
 use anyhow::Context;
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{count_ended, end_if_back, refunds};
@@ -17,7 +17,7 @@ use crate::catalogue::CourseId;
 use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
 use crate::idempotency::{self, Fingerprint, Key, StoredAnswer};
 use crate::orders::{self, Order, OrderId, OrderItem, OrderRefundId, Status, TakeBack};
-use crate::payments::model::{CAUSE_PAID_TWICE, Payment, RefundId, RefundReason};
+use crate::payments::model::{CAUSE_PAID_TWICE, OrderRefundKind, Payment, RefundId, RefundReason};
 use crate::payments::store;
 use crate::platform::clock::At;
 use crate::platform::db::Conn;
@@ -32,29 +32,6 @@ pub enum RefundPart {
     Courses(Vec<CourseId>),
     /// So much money, and no course.
     Amount(Money),
-}
-
-/// How much of an order a refund is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OrderRefundKind {
-    /// All that was left.
-    Whole,
-    /// Some courses.
-    Courses,
-    /// Money, and no course.
-    Amount,
-}
-
-impl OrderRefundKind {
-    /// As the database has it.
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Whole => "whole",
-            Self::Courses => "courses",
-            Self::Amount => "amount",
-        }
-    }
 }
 
 /// What a refund of an order does.

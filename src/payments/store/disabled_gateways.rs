@@ -5,12 +5,10 @@ use sqlx::{FromRow, query_as};
 
 use crate::payments::model::Gateway;
 use crate::platform::db::Conn;
-use crate::platform::text::Text;
 
 /// How much is open at a gateway.
 #[derive(FromRow)]
 pub(in crate::payments) struct Open {
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub open: i64,
 }

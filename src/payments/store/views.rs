@@ -5,7 +5,8 @@ use sqlx::{MySql, QueryBuilder, query_as};
 use crate::auth::UserId;
 use crate::orders::{OrderId, OrderRefundId};
 use crate::payments::model::{
-    CAUSE_PAID_TWICE, Gateway, NotificationId, PaymentId, RefundId, RefundReason, RefundStatus,
+    CAUSE_PAID_TWICE, Channel, Gateway, NotificationId, NotificationOutcome, OrderRefundKind, PaymentId, PaymentStatus,
+    RefundId, RefundReason, RefundStatus, Resolution,
 };
 use crate::payments::store::refunds::NOBODY;
 use crate::platform::clock::At;
@@ -18,17 +19,13 @@ use crate::platform::text::{OptionalText, Text};
 pub(in crate::payments) struct PaymentRow {
     pub id: PaymentId,
     pub order_id: OrderId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
-    #[sqlx(try_from = "Text")]
-    pub channel: String,
+    pub channel: Channel,
     pub amount_fen: Money,
     #[sqlx(try_from = "Text")]
     pub currency: String,
-    #[sqlx(try_from = "Text")]
-    pub status: String,
-    #[sqlx(try_from = "OptionalText")]
-    pub resolution: Option<String>,
+    pub status: PaymentStatus,
+    pub resolution: Option<Resolution>,
     #[sqlx(try_from = "OptionalText")]
     pub gateway_trade_no: Option<String>,
     #[sqlx(try_from = "OptionalText")]
@@ -47,18 +44,18 @@ const PAYMENTS: &str = "SELECT id, order_id, gateway, channel, amount_fen, curre
     query_count FROM payments WHERE id ";
 
 /// Which payments.
-#[derive(Debug, Default)]
-pub(in crate::payments) struct WhichPayments<'a> {
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::payments) struct WhichPayments {
     pub order: Option<OrderId>,
     pub gateway: Option<Gateway>,
-    pub status: Option<&'a str>,
-    pub resolution: Option<&'a str>,
+    pub status: Option<PaymentStatus>,
+    pub resolution: Option<Resolution>,
 }
 
 /// Payments below `before`.
 pub(in crate::payments) async fn payments(
     conn: &mut Conn,
-    which: &WhichPayments<'_>,
+    which: &WhichPayments,
     before: PaymentId,
     limit: u32,
 ) -> sqlx::Result<Vec<PaymentRow>> {
@@ -91,13 +88,11 @@ pub(in crate::payments) async fn payment(conn: &mut Conn, id: PaymentId) -> sqlx
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments) struct NotificationRow {
     pub id: NotificationId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     #[sqlx(try_from = "Text")]
     pub notify_id: String,
     pub payment_id: Option<PaymentId>,
-    #[sqlx(try_from = "Text")]
-    pub outcome: String,
+    pub outcome: NotificationOutcome,
     #[sqlx(try_from = "Text")]
     pub detail: String,
     pub body: Vec<u8>,
@@ -108,16 +103,16 @@ pub(in crate::payments) struct NotificationRow {
 
 /// Which messages.
 #[derive(Debug, Default)]
-pub(in crate::payments) struct WhichNotifications<'a> {
+pub(in crate::payments) struct WhichNotifications {
     pub payment: Option<PaymentId>,
     pub gateway: Option<Gateway>,
-    pub outcome: Option<&'a str>,
+    pub outcome: Option<NotificationOutcome>,
 }
 
 /// Messages below `before`.
 pub(in crate::payments) async fn notifications(
     conn: &mut Conn,
-    which: &WhichNotifications<'_>,
+    which: &WhichNotifications,
     before: NotificationId,
     limit: u32,
 ) -> sqlx::Result<Vec<NotificationRow>> {
@@ -160,14 +155,11 @@ pub(in crate::payments) struct RefundRow {
     pub id: RefundId,
     pub payment_id: PaymentId,
     pub order_id: OrderId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub amount_fen: Money,
-    #[sqlx(try_from = "Text")]
-    pub reason: String,
+    pub reason: RefundReason,
     #[sqlx(try_from = "Text")]
     pub note: String,
-    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
     pub attempts: i32,
     pub next_attempt_at: Option<At>,
@@ -226,8 +218,7 @@ pub(in crate::payments) async fn refund(conn: &mut Conn, id: RefundId) -> sqlx::
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments) struct OrderRefundRow {
     pub id: OrderRefundId,
-    #[sqlx(try_from = "Text")]
-    pub kind: String,
+    pub kind: OrderRefundKind,
     pub amount_fen: Money,
     pub points_back: i64,
     pub points_missing: i64,
@@ -267,9 +258,7 @@ pub(in crate::payments) async fn order_refunds(
 pub(in crate::payments) struct BackRow {
     pub order_id: OrderId,
     pub amount_fen: Money,
-    #[sqlx(try_from = "Text")]
     pub reason: RefundReason,
-    #[sqlx(try_from = "Text")]
     pub status: RefundStatus,
     pub created_at: At,
     pub confirmed_at: Option<At>,

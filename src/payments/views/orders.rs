@@ -14,7 +14,7 @@ use crate::orders::{
     self, BackReason, BackStatus, BackView, OrderFacts, OrderId, OrderItem, OrderRefundId, OrderView, WhichOrders,
     Whole,
 };
-use crate::payments::model::{PaymentId, RefundId, RefundReason, RefundStatus};
+use crate::payments::model::{OrderRefundKind, PaymentId, RefundId, RefundReason, RefundStatus};
 use crate::payments::store::refunds::NOBODY;
 use crate::payments::store::views::{self as rows, BackRow, OrderRefundRow, WhichPayments, WhichRefunds};
 use crate::platform::clock::At;
@@ -185,8 +185,8 @@ impl OrderCouponView {
 pub struct OrderRefundRecord {
     /// Its id.
     pub id: OrderRefundId,
-    /// `whole` (all that was left), `courses` or `amount` (money, and no course).
-    pub kind: String,
+    /// How much of the order it is about.
+    pub kind: OrderRefundKind,
     /// The courses that it took back.
     pub course_ids: Vec<CourseId>,
     /// The money that goes back.

@@ -1,10 +1,11 @@
 //! How the sandbox treats refunds: what becomes of them is what a person makes of it.
 
-use crate::platform::text::Text;
+use crate::platform::text_enum;
 use serde::Serialize;
 
 /// What the gateway does with the refunds of a trade.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Refunding {
     /// Each is done at once.
     AtOnce,
@@ -15,15 +16,6 @@ pub enum Refunding {
 }
 
 impl Refunding {
-    /// As the books have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AtOnce => "at_once",
-            Self::Slowly => "slowly",
-            Self::Never => "never",
-        }
-    }
-
     /// What becomes of a refund.
     pub const fn leads_to(self) -> SandboxRefundStatus {
         match self {
@@ -34,17 +26,12 @@ impl Refunding {
     }
 }
 
-impl TryFrom<Text> for Refunding {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        let all = [Self::AtOnce, Self::Slowly, Self::Never];
-        all.into_iter().find(|one| one.as_str() == text).ok_or(format!("unknown treatment of refunds {text:?}"))
-    }
-}
+text_enum!(Refunding);
 
 /// A refund's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum SandboxRefundStatus {
     /// The gateway is at it.
     Pending,
@@ -54,21 +41,4 @@ pub enum SandboxRefundStatus {
     Declined,
 }
 
-impl SandboxRefundStatus {
-    /// As the books have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Done => "done",
-            Self::Declined => "declined",
-        }
-    }
-}
-
-impl TryFrom<Text> for SandboxRefundStatus {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        let all = [Self::Pending, Self::Done, Self::Declined];
-        all.into_iter().find(|one| one.as_str() == text).ok_or(format!("unknown refund status {text:?}"))
-    }
-}
+text_enum!(SandboxRefundStatus);

@@ -1,5 +1,6 @@
 //! What a schedule is, and what may be wrong with one.
 
+use onrush_platform::text_enum;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -27,9 +28,12 @@ const MAX_EVERY_S: i64 = 366 * 24 * 3600;
 pub const MAX_CATCH_UP: i32 = 1000;
 
 /// How a schedule's times are given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, strum::EnumString, strum::IntoStaticStr,
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ScheduleKind {
     /// Every so many seconds.
     Interval,
@@ -40,15 +44,6 @@ pub enum ScheduleKind {
 }
 
 impl ScheduleKind {
-    /// As MySQL and JSON have it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Interval => "interval",
-            Self::Crontab => "crontab",
-            Self::Once => "once",
-        }
-    }
-
     /// The field that it needs and no other kind takes.
     pub fn field(self) -> &'static str {
         match self {
@@ -57,19 +52,9 @@ impl ScheduleKind {
             Self::Once => "run_at",
         }
     }
-
-    /// From what MySQL and JSON have.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Interval, Self::Crontab, Self::Once].into_iter().find(|kind| kind.as_str() == text)
-    }
 }
 
-impl TryFrom<Text> for ScheduleKind {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("`{text}` is not a kind of schedule"))
-    }
-}
+text_enum!(ScheduleKind);
 /// What a person decides about a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Definition {
@@ -83,7 +68,6 @@ pub struct Definition {
     #[sqlx(try_from = "Text")]
     pub args: String,
     /// How its times are given.
-    #[sqlx(try_from = "Text")]
     pub kind: ScheduleKind,
     /// [`ScheduleKind::Interval`]: the pause, in seconds.
     pub every_s: Option<i64>,
@@ -100,7 +84,6 @@ pub struct Definition {
     /// Whether it runs at all.
     pub enabled: bool,
     /// What becomes of missed occurrences.
-    #[sqlx(try_from = "Text")]
     pub catch_up: CatchUp,
     /// With [`CatchUp::Each`], so many of them.
     pub catch_up_max: i32,

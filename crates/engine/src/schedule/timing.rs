@@ -1,17 +1,20 @@
 //! The occurrences of a schedule. Pure.
 
+use onrush_platform::text_enum;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
 use super::crontab::Crontab;
 use onrush_platform::clock::At;
-use onrush_platform::text::Text;
 
 /// What becomes of occurrences that nobody was there to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, strum::EnumString, strum::IntoStaticStr,
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum CatchUp {
     /// They are left out.
     Skip,
@@ -21,28 +24,9 @@ pub enum CatchUp {
     Each,
 }
 
-impl CatchUp {
-    /// As MySQL and JSON have it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Skip => "skip",
-            Self::Once => "once",
-            Self::Each => "each",
-        }
-    }
+impl CatchUp {}
 
-    /// From what MySQL and JSON have.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Skip, Self::Once, Self::Each].into_iter().find(|policy| policy.as_str() == text)
-    }
-}
-
-impl TryFrom<Text> for CatchUp {
-    type Error = String;
-    fn try_from(Text(text): Text) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("`{text}` is not a catch-up policy"))
-    }
-}
+text_enum!(CatchUp);
 
 /// When a schedule runs.
 #[derive(Debug, Clone)]

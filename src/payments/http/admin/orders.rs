@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::app::App;
 use crate::auth::{Admin, Phone, UserId};
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::orders::{OrderId, OrderKind, Status, WhichOrders};
 use crate::payments::views::orders::{self as views, AdminOrderDetail, AdminOrderView};
 use crate::platform::extract::{Input, Path, Shape};
@@ -19,11 +19,11 @@ use crate::platform::page::{Page, PageQuery, Paged};
 pub struct AdminOrdersQuery {
     /// In this status alone.
     #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^(unpaid|paid|cancelled|timed_out|refunding|refunded)$")]
+    #[param(value_type = Status, required = false)]
     status: Option<Status>,
-    /// Of this kind alone: `course` or `seckill`.
+    /// Of this kind alone.
     #[garde(skip)]
-    #[param(value_type = Option<String>, pattern = "^(course|seckill)$")]
+    #[param(value_type = OrderKind, required = false)]
     kind: Option<OrderKind>,
     /// Of this buyer alone.
     #[garde(skip)]
@@ -38,11 +38,10 @@ pub struct AdminOrdersQuery {
 impl Shape<App> for AdminOrdersQuery {}
 
 /// Everybody's orders, newest first.
-#[utoipa::path(get, path = "/admin/orders", operation_id = "list_all_orders", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/orders", operation_id = "admin_list_orders", tag = "admin", security(("bearer" = [])),
     params(AdminOrdersQuery, PageQuery),
     responses(
         (status = 200, body = Page<AdminOrderView>, description = "A page of orders; empty when nobody has the phone number"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
     ))]
 pub async fn list(
     State(app): State<App>,
@@ -55,12 +54,10 @@ pub async fn list(
 }
 
 /// An order with its buyer, its coupon, its payments and all that went back of it.
-#[utoipa::path(get, path = "/admin/orders/{no}", operation_id = "show_order", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/orders/{no}", operation_id = "admin_get_order", tag = "admin", security(("bearer" = [])),
     params(("no" = OrderId, Path, description = "The order's number")),
     responses(
         (status = 200, body = AdminOrderDetail, description = "The order"),
-        (status = 403, body = Problem, content_type = "application/problem+json", description = "`forbidden`"),
-        (status = 404, body = Problem, content_type = "application/problem+json", description = "`not_found`"),
     ))]
 pub async fn detail(
     State(app): State<App>,

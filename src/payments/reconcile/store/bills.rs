@@ -179,7 +179,6 @@ pub(in crate::payments::reconcile) async fn days_since(
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct BillKey {
     pub id: BillId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub day: Day,
 }
@@ -347,7 +346,6 @@ pub(in crate::payments::reconcile) async fn mark_pruned(conn: &mut Conn, id: Bil
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct BillRow {
     pub id: BillId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
     pub day: Day,
     #[sqlx(try_from = "Text")]

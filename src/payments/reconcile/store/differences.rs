@@ -5,12 +5,12 @@ use sqlx::{MySql, QueryBuilder, query, query_as};
 use crate::auth::UserId;
 use crate::payments::model::Gateway;
 use crate::payments::reconcile::DifferenceId;
-use crate::payments::reconcile::compare::{BillSubject, DifferenceKind, DifferenceStatus, Figures};
+use crate::payments::reconcile::compare::{BillSubject, BookStatus, DifferenceKind, DifferenceStatus, Figures};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::money::Money;
-use crate::platform::text::{OptionalText, Text};
+use crate::platform::text::Text;
 
 /// A difference that is known.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -18,9 +18,7 @@ pub(in crate::payments::reconcile) struct KnownDifference {
     pub id: DifferenceId,
     #[sqlx(try_from = "Text")]
     pub number: String,
-    #[sqlx(try_from = "Text")]
     pub kind: DifferenceKind,
-    #[sqlx(try_from = "Text")]
     pub status: DifferenceStatus,
     pub theirs_fen: Option<Money>,
     pub ours_fen: Option<Money>,
@@ -171,9 +169,7 @@ pub(in crate::payments::reconcile) async fn vanish(conn: &mut Conn, id: Differen
 /// A number to look at again.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct Again {
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
-    #[sqlx(try_from = "Text")]
     pub what: BillSubject,
     #[sqlx(try_from = "Text")]
     pub number: String,
@@ -231,15 +227,11 @@ pub(in crate::payments::reconcile) async fn resolve(
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::payments::reconcile) struct DifferenceRow {
     pub id: DifferenceId,
-    #[sqlx(try_from = "Text")]
     pub gateway: Gateway,
-    #[sqlx(try_from = "Text")]
     pub what: BillSubject,
     #[sqlx(try_from = "Text")]
     pub number: String,
-    #[sqlx(try_from = "Text")]
     pub kind: DifferenceKind,
-    #[sqlx(try_from = "Text")]
     pub status: DifferenceStatus,
     pub day: Day,
     #[sqlx(try_from = "Text")]
@@ -248,8 +240,7 @@ pub(in crate::payments::reconcile) struct DifferenceRow {
     pub merchant_no: String,
     pub theirs_fen: Option<Money>,
     pub ours_fen: Option<Money>,
-    #[sqlx(try_from = "OptionalText")]
-    pub ours_status: Option<String>,
+    pub ours_status: Option<BookStatus>,
     pub found_at: At,
     pub checked_at: At,
     pub vanished_at: Option<At>,
