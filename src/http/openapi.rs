@@ -39,8 +39,15 @@ use crate::platform::described::AnyObject;
         payments::Resolution,
     )),
     tags(
-        (name = "auth"), (name = "catalogue"), (name = "wallet"), (name = "orders"), (name = "payments"),
-        (name = "seckill"), (name = "tasks"), (name = "admin"), (name = "ops"),
+        (name = "auth", description = "Accounts, logins and their tokens"),
+        (name = "catalogue", description = "Courses, and who has them"),
+        (name = "wallet", description = "Coupons and points"),
+        (name = "orders", description = "What a buyer orders, pays and cancels"),
+        (name = "payments", description = "What payment gateways call, and where they send a buyer back to"),
+        (name = "seckill", description = "Flash sales: who submits first gets one"),
+        (name = "tasks", description = "What became of a submission: poll, wait or listen"),
+        (name = "admin", description = "What administrators see and set"),
+        (name = "ops", description = "Health, readiness, metrics and this description"),
     )
 )]
 pub struct Document;

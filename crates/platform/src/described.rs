@@ -24,12 +24,7 @@ pub struct AnyValue;
 
 impl utoipa::PartialSchema for AnyValue {
     fn schema() -> RefOr<Schema> {
-        let kinds = [Type::Object, Type::Array, Type::String, Type::Number, Type::Boolean, Type::Null];
-        ObjectBuilder::new()
-            .schema_type(SchemaType::Array(kinds.to_vec()))
-            .additional_properties(Some(AdditionalProperties::FreeForm(true)))
-            .description(Some("Any JSON value."))
-            .into()
+        ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some("Any JSON value.")).into()
     }
 }
 impl utoipa::ToSchema for AnyValue {}

@@ -9,11 +9,21 @@ use utoipa::openapi::OpenApi;
 const PROBLEM: &str = "application/problem+json";
 /// What a service answered to the operations that a front end begins with, by operation.
 const EXAMPLES: &str = include_str!("examples.json");
+/// The schema of what may be anything.
+const ANY_VALUE: &str = "AnyValue";
 /// Where a reference to a schema leads.
 const SCHEMAS: &str = "#/components/schemas/";
 
 /// Finishes the description. One that cannot be read again is left as it is, which a test would see.
-pub fn finish(api: OpenApi) -> OpenApi {
+pub fn finish(mut api: OpenApi) -> OpenApi {
+    // A schema without a type can be written, and not read again.
+    let any = api.components.get_or_insert_default().schemas.remove(ANY_VALUE);
+    let mut whole = finished(api);
+    whole.components.get_or_insert_default().schemas.extend(any.map(|any| (ANY_VALUE.to_owned(), any)));
+    whole
+}
+
+fn finished(api: OpenApi) -> OpenApi {
     let Ok(mut document) = serde_json::to_value(&api) else { return api };
     let examples: Map<String, Value> = serde_json::from_str(EXAMPLES).unwrap_or_default();
     let answered = answered(&document);

@@ -367,7 +367,7 @@ mod tests {
     fn words_of_the_database_are_those_of_the_api() {
         for kind in DifferenceKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
-            assert_eq!(DifferenceKind::try_from(Text(kind.as_str().to_owned())), Ok(kind));
+            assert_eq!(kind.as_str().parse(), Ok(kind));
         }
         for what in BillSubject::ALL {
             assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
