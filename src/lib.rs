@@ -8,7 +8,7 @@
 //! * [`texts`]: what people read, in Chinese and English.
 //! * [`idempotency`]: the first answer to a request, kept with its effect.
 //! * [`engine`] (a crate): the task engine on Redis Streams. No business words either.
-//! * the features: [`auth`], [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
+//! * the features: [`auth`] with [`access`] (roles, permissions), [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`http`]: connections, what every request passes, every route. [`jobs`]: every background task.
 //! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
@@ -32,6 +32,7 @@ pub mod idempotency;
 pub mod schema;
 pub mod texts;
 
+pub mod access;
 pub mod auth;
 pub mod catalogue;
 pub mod orders;

@@ -1,5 +1,8 @@
 //! The command line.
 
+#[path = "main/admin.rs"]
+mod admin;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -52,6 +55,8 @@ enum Command {
     /// read in the source, one of them an administrator's: a database where other people have accounts is refused.
     Seed(SeedArgs),
     Check(CheckArgs),
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
     /// Asks the service on this machine whether it is ready: exit code 0 if so. For container health checks.
     ///
     /// It asks /readyz at ONRUSH_HTTP__LISTEN and needs no other setting.
@@ -207,6 +212,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(args) => migrate(args).await,
         Command::Seed(args) => seed(args).await,
         Command::Check(args) => check(args).await,
+        Command::Admin(command) => admin::run(command).await,
         Command::Ready => ready().await,
         Command::Openapi => openapi(),
         Command::Config(args) => print_config(&args),

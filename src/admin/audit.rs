@@ -5,9 +5,10 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::access::{Require, may};
 use crate::app::App;
 use crate::audit::{self, AuditId, AuditRow};
-use crate::auth::{Admin, UserId};
+use crate::auth::UserId;
 use crate::error::Result;
 use crate::platform::clock::At;
 use crate::platform::described::AnyObject;
@@ -74,14 +75,14 @@ impl From<AuditRow> for AuditView {
 }
 
 /// What administrators did, newest first.
-#[utoipa::path(get, path = "/admin/audit", tag = "admin", operation_id = "list_audit", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/audit", tag = "admin", operation_id = "list_audit", extensions(("x-permission" = json!("audit.read"))), security(("bearer" = [])),
     params(AuditQuery, PageQuery),
     responses(
         (status = 200, body = Page<AuditView>, description = "A page of the audit"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::AuditRead>,
     Input(Paged(query, page)): Input<Paged<AuditQuery>>,
 ) -> Result<Reply<Page<AuditView>>> {
     let rows = audit::list(&app, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;

@@ -9,9 +9,9 @@ use utoipa::openapi::schema::{Array, ArrayBuilder, ObjectBuilder, SchemaType, Ty
 
 use super::tasks::{ArgsShown, FailedView, arguments};
 use super::{Segment, queue_at, segment};
+use crate::access::{Require, may};
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::Admin;
 use crate::engine::inspect::Letter;
 use crate::engine::{QueueName, Registry, TaskId};
 use crate::error::Result;
@@ -106,14 +106,14 @@ impl LetterView {
 }
 
 /// The dead letters of a queue, newest first.
-#[utoipa::path(get, path = "/admin/queues/{queue}/dead", tag = "admin", operation_id = "list_dead_letters", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/queues/{queue}/dead", tag = "admin", operation_id = "list_dead_letters", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`"), LettersQuery),
     responses(
         (status = 200, body = Page<LetterView>, description = "A page of dead letters"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::QueuesRead>,
     Inputs(Path(queue), Query(query)): Inputs<Path<Segment>, Query<LettersQuery>>,
 ) -> Result<Reply<Page<LetterView>>> {
     let queue = queue_at(&app, queue).await?;
@@ -161,7 +161,7 @@ fn entries_schema() -> Array {
 
 /// Runs dead letters again, all or these, each from its first attempt; they are no letters any more. A letter that is
 /// not there (any more) is left out, so a repeat does no harm.
-#[utoipa::path(post, path = "/admin/queues/{queue}/dead/retry", tag = "admin", operation_id = "retry_dead_letters", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/queues/{queue}/dead/retry", tag = "admin", operation_id = "retry_dead_letters", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     request_body = RetryLetters,
     responses(
@@ -169,7 +169,7 @@ fn entries_schema() -> Array {
     ))]
 pub async fn retry_many(
     State(app): State<App>,
-    admin: Admin,
+    admin: Require<may::QueuesOperate>,
     Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<RetryLetters>>,
 ) -> Result<Reply<RetriedLetters>> {
     let queue = queue_at(&app, queue).await?;
@@ -177,7 +177,7 @@ pub async fn retry_many(
 }
 
 /// Runs a dead letter again, from its first attempt; it is no letter any more. A repeat does no harm.
-#[utoipa::path(post, path = "/admin/queues/{queue}/dead/{entry}/retry", tag = "admin", operation_id = "retry_dead_letter", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/queues/{queue}/dead/{entry}/retry", tag = "admin", operation_id = "retry_dead_letter", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`"),
         ("entry" = String, Path, description = "The letter's id")),
     responses(
@@ -185,7 +185,7 @@ pub async fn retry_many(
     ))]
 pub async fn retry_one(
     State(app): State<App>,
-    admin: Admin,
+    admin: Require<may::QueuesOperate>,
     Input(Path((queue, entry))): Input<Path<(Segment, LetterEntry)>>,
 ) -> Result<Reply<RetriedLetters>> {
     let queue = queue_at(&app, queue).await?;
@@ -194,7 +194,7 @@ pub async fn retry_one(
 
 async fn retry(
     app: &App,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     queue: &QueueName,
     entries: Option<Vec<String>>,
 ) -> Result<Reply<RetriedLetters>> {
@@ -214,7 +214,7 @@ async fn retry(
 }
 
 /// Removes a dead letter, if it is there: its task never runs.
-#[utoipa::path(delete, path = "/admin/queues/{queue}/dead/{entry}", tag = "admin", operation_id = "delete_dead_letter", security(("bearer" = [])),
+#[utoipa::path(delete, path = "/admin/queues/{queue}/dead/{entry}", tag = "admin", operation_id = "delete_dead_letter", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`"),
         ("entry" = String, Path, description = "The letter's id")),
     responses(
@@ -223,7 +223,7 @@ async fn retry(
     ))]
 pub async fn delete(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     Input(Path((queue, entry))): Input<Path<(Segment, LetterEntry)>>,
 ) -> Result<StatusCode> {
     let (queue, LetterEntry(entry)) = (queue_at(&app, queue).await?, entry);
@@ -241,14 +241,14 @@ pub struct DeletedLetters {
 }
 
 /// Removes every dead letter of a queue.
-#[utoipa::path(delete, path = "/admin/queues/{queue}/dead", tag = "admin", operation_id = "delete_dead_letters", security(("bearer" = [])),
+#[utoipa::path(delete, path = "/admin/queues/{queue}/dead", tag = "admin", operation_id = "delete_dead_letters", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = DeletedLetters, description = "How many there were"),
     ))]
 pub async fn delete_all(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     Input(Path(queue)): Input<Path<Segment>>,
 ) -> Result<Reply<DeletedLetters>> {
     let queue = queue_at(&app, queue).await?;

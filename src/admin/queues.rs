@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{PageAfter, Segment, queue_at, segment};
+use crate::access::{Require, may};
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::Admin;
 use crate::engine::inspect::QueueState;
 use crate::engine::{QueueName, is_wrong_type};
 use crate::error::Result;
@@ -78,14 +78,14 @@ impl QueueView {
 }
 
 /// Every queue, and every partition that is consumed now, by name.
-#[utoipa::path(get, path = "/admin/queues", tag = "admin", operation_id = "list_queues", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/queues", tag = "admin", operation_id = "list_queues", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(PageAfter),
     responses(
         (status = 200, body = Page<QueueView>, description = "A page of queues"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::QueuesRead>,
     Input(Query(page)): Input<Query<PageAfter>>,
 ) -> Result<Reply<Page<QueueView>>> {
     let after = page.cursor().replace('.', "/");
@@ -105,14 +105,14 @@ pub(super) async fn consumed(app: &App) -> Result<Vec<QueueName>> {
 }
 
 /// One queue. A partition is also found after it is no longer consumed.
-#[utoipa::path(get, path = "/admin/queues/{queue}", tag = "admin", operation_id = "get_queue", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/queues/{queue}", tag = "admin", operation_id = "get_queue", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = QueueView, description = "The queue"),
     ))]
 pub async fn show(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::QueuesRead>,
     Input(Path(queue)): Input<Path<Segment>>,
 ) -> Result<Reply<QueueView>> {
     let queue = queue_at(&app, queue).await?;
@@ -121,34 +121,39 @@ pub async fn show(
 
 /// Pauses a queue: within a second no worker reads from it, and nothing that waits for its time comes due. What runs
 /// ends. It stays paused until it is resumed.
-#[utoipa::path(post, path = "/admin/queues/{queue}/pause", tag = "admin", operation_id = "pause_queue", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/queues/{queue}/pause", tag = "admin", operation_id = "pause_queue", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = QueueView, description = "The queue, paused"),
     ))]
 pub async fn pause(
     State(app): State<App>,
-    admin: Admin,
+    admin: Require<may::QueuesOperate>,
     Input(Path(queue)): Input<Path<Segment>>,
 ) -> Result<Reply<QueueView>> {
     set_paused(&app, admin, queue, true).await
 }
 
 /// Lets a paused queue go on.
-#[utoipa::path(post, path = "/admin/queues/{queue}/resume", tag = "admin", operation_id = "resume_queue", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/queues/{queue}/resume", tag = "admin", operation_id = "resume_queue", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = QueueView, description = "The queue"),
     ))]
 pub async fn resume(
     State(app): State<App>,
-    admin: Admin,
+    admin: Require<may::QueuesOperate>,
     Input(Path(queue)): Input<Path<Segment>>,
 ) -> Result<Reply<QueueView>> {
     set_paused(&app, admin, queue, false).await
 }
 
-async fn set_paused(app: &App, Admin(admin): Admin, queue: Segment, paused: bool) -> Result<Reply<QueueView>> {
+async fn set_paused(
+    app: &App,
+    Require(admin, _): Require<may::QueuesOperate>,
+    queue: Segment,
+    paused: bool,
+) -> Result<Reply<QueueView>> {
     let queue = queue_at(app, queue).await?;
     let action = if paused { "queue.pause" } else { "queue.resume" };
     let act = Act { by: admin.id, action, target: &segment(&queue) };
@@ -168,14 +173,14 @@ pub struct Purged {
 
 /// Takes out what waits, in the stream and for its time; never what a worker has. Each is taken back as by a
 /// revocation. At most 20,000 tasks or so at once.
-#[utoipa::path(post, path = "/admin/queues/{queue}/purge", tag = "admin", operation_id = "purge_queue", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/queues/{queue}/purge", tag = "admin", operation_id = "purge_queue", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     responses(
         (status = 200, body = Purged, description = "What was taken out"),
     ))]
 pub async fn purge(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     Input(Path(queue)): Input<Path<Segment>>,
 ) -> Result<Reply<Purged>> {
     let queue = queue_at(&app, queue).await?;
@@ -203,7 +208,7 @@ impl Shape<App> for SetConcurrency {}
 
 /// Sets how many batches of a queue each process runs at once; every worker follows within a second. With fewer, what
 /// runs ends first.
-#[utoipa::path(put, path = "/admin/queues/{queue}/concurrency", tag = "admin", operation_id = "set_queue_concurrency", security(("bearer" = [])),
+#[utoipa::path(put, path = "/admin/queues/{queue}/concurrency", tag = "admin", operation_id = "set_queue_concurrency", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("queue" = String, Path, description = "Its id; a partition's as `seckill.<activity>`")),
     request_body = SetConcurrency,
     responses(
@@ -211,7 +216,7 @@ impl Shape<App> for SetConcurrency {}
     ))]
 pub async fn set_concurrency(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     Inputs(Path(queue), Json(body)): Inputs<Path<Segment>, Json<SetConcurrency>>,
 ) -> Result<Reply<QueueView>> {
     let queue = queue_at(&app, queue).await?;

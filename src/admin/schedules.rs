@@ -10,22 +10,22 @@ use axum::http::StatusCode;
 
 use self::body::{ChangeSchedule, CreateSchedule};
 use self::view::ScheduleView;
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::Admin;
 use crate::engine::schedule::ScheduleId;
 use crate::error::Result;
 use crate::platform::extract::{Input, Inputs, Json, Path, Query};
 use crate::platform::page::{Page, PageQuery};
 
 /// Every schedule, newest first.
-#[utoipa::path(get, path = "/admin/schedules", tag = "admin", operation_id = "list_schedules", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/schedules", tag = "admin", operation_id = "list_schedules", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(PageQuery),
     responses(
         (status = 200, body = Page<ScheduleView>, description = "A page of schedules"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::QueuesRead>,
     Input(Query(page)): Input<Query<PageQuery>>,
 ) -> Result<Reply<Page<ScheduleView>>> {
     let found = edit::list(&app, &page).await?;
@@ -34,7 +34,7 @@ pub async fn list(
 }
 
 /// Makes a schedule. The same `id` again answers the schedule that is there.
-#[utoipa::path(post, path = "/admin/schedules", tag = "admin", operation_id = "create_schedule", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/schedules", tag = "admin", operation_id = "create_schedule", extensions(("x-permission" = json!("schedules.write"))), security(("bearer" = [])),
     request_body = CreateSchedule,
     responses(
         (status = 201, body = ScheduleView, description = "The schedule, with its next runs"),
@@ -42,7 +42,7 @@ pub async fn list(
     ))]
 pub async fn create(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::SchedulesWrite>,
     Input(Json(body)): Input<Json<CreateSchedule>>,
 ) -> Result<(StatusCode, Reply<ScheduleView>)> {
     let now = app.clock.now();
@@ -52,14 +52,14 @@ pub async fn create(
 }
 
 /// One schedule.
-#[utoipa::path(get, path = "/admin/schedules/{id}", tag = "admin", operation_id = "get_schedule", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/schedules/{id}", tag = "admin", operation_id = "get_schedule", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(("id" = ScheduleId, Path)),
     responses(
         (status = 200, body = ScheduleView, description = "The schedule"),
     ))]
 pub async fn show(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::QueuesRead>,
     Input(Path(id)): Input<Path<ScheduleId>>,
 ) -> Result<Reply<ScheduleView>> {
     let found = edit::find(&app, id).await?;
@@ -68,7 +68,7 @@ pub async fn show(
 
 /// Changes a schedule while it runs; what is absent stays. When its times change, the next run is the first one after
 /// the present.
-#[utoipa::path(patch, path = "/admin/schedules/{id}", tag = "admin", operation_id = "change_schedule", security(("bearer" = [])),
+#[utoipa::path(patch, path = "/admin/schedules/{id}", tag = "admin", operation_id = "change_schedule", extensions(("x-permission" = json!("schedules.write"))), security(("bearer" = [])),
     request_body = ChangeSchedule, params(("id" = ScheduleId, Path)),
     responses(
         (status = 200, body = ScheduleView, description = "The schedule, with its next runs"),
@@ -76,7 +76,7 @@ pub async fn show(
     ))]
 pub async fn change(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::SchedulesWrite>,
     Inputs(Path(id), Json(body)): Inputs<Path<ScheduleId>, Json<ChangeSchedule>>,
 ) -> Result<Reply<ScheduleView>> {
     let changed = edit::change(&app, admin.id, id, |before| Ok(body.applied_to(before)?)).await?;
@@ -84,14 +84,14 @@ pub async fn change(
 }
 
 /// Removes a schedule, if it is there. One of the product's own comes back at the next start: disable it instead.
-#[utoipa::path(delete, path = "/admin/schedules/{id}", tag = "admin", operation_id = "delete_schedule", security(("bearer" = [])),
+#[utoipa::path(delete, path = "/admin/schedules/{id}", tag = "admin", operation_id = "delete_schedule", extensions(("x-permission" = json!("schedules.write"))), security(("bearer" = [])),
     params(("id" = ScheduleId, Path)),
     responses(
         (status = 204, description = "It is not there any more"),
     ))]
 pub async fn delete(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::SchedulesWrite>,
     Input(Path(id)): Input<Path<ScheduleId>>,
 ) -> Result<StatusCode> {
     edit::delete(&app, admin.id, id).await?;

@@ -11,9 +11,9 @@ use serde_json::json;
 use self::query::TasksQuery;
 pub use self::view::{ArgsShown, FailedView, ListedView, TaskView, arguments};
 use super::queues::consumed;
+use crate::access::{Require, may};
 use crate::app::App;
 use crate::audit::{self, Act};
-use crate::auth::Admin;
 use crate::engine::inspect::Retried;
 use crate::engine::{Revoked, TaskId, is_wrong_type};
 use crate::error::{Kind, Result, refuse};
@@ -28,14 +28,14 @@ const MAX_STEPS: usize = 20;
 /// 20,000 or so of a queue are remembered, for as long as results are). While tasks move on, one may be missed or come
 /// twice. **A page may hold fewer than `limit`, or none, and still have a `next_cursor`.** A task that was taken back
 /// while it waited for its time because its work was done (the expiry of a paid order) is not listed.
-#[utoipa::path(get, path = "/admin/tasks", tag = "admin", operation_id = "list_tasks", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/tasks", tag = "admin", operation_id = "list_tasks", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(TasksQuery),
     responses(
         (status = 200, body = Page<ListedView>, description = "A page of tasks"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::QueuesRead>,
     Input(Query(query)): Input<Query<TasksQuery>>,
 ) -> Result<Reply<Page<ListedView>>> {
     let wanted = query.wanted(&jobs::catalog(&app))?;
@@ -72,13 +72,17 @@ pub async fn list(
 }
 
 /// One task, with all that is known of it.
-#[utoipa::path(get, path = "/admin/tasks/{id}", tag = "admin", operation_id = "get_task", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/tasks/{id}", tag = "admin", operation_id = "get_task", extensions(("x-permission" = json!("queues.read"))), security(("bearer" = [])),
     params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
         example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
         (status = 200, body = TaskView, description = "The task"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Input(Path(id)): Input<Path<TaskId>>) -> Result<Reply<TaskView>> {
+pub async fn show(
+    State(app): State<App>,
+    _: Require<may::QueuesRead>,
+    Input(Path(id)): Input<Path<TaskId>>,
+) -> Result<Reply<TaskView>> {
     let id = known(&app, id)?;
     let found = app.engine.find(&id).await?.ok_or(Kind::NotFound)?;
     Ok(Reply(TaskView::of(&jobs::catalog(&app), &id, found)))
@@ -93,7 +97,7 @@ pub struct RevokedTask {
 
 /// Takes a task back: one that waits does not run, one that runs is told to stop and its handler decides. A repeat does
 /// no harm.
-#[utoipa::path(post, path = "/admin/tasks/{id}/revoke", tag = "admin", operation_id = "revoke_task", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/tasks/{id}/revoke", tag = "admin", operation_id = "revoke_task", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
         example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
@@ -101,7 +105,7 @@ pub struct RevokedTask {
     ))]
 pub async fn revoke(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     Input(Path(id)): Input<Path<TaskId>>,
 ) -> Result<Reply<RevokedTask>> {
     let id = known(&app, id)?;
@@ -124,7 +128,7 @@ pub struct RetriedTask {
 
 /// Runs a task again that has ended or is a dead letter, under the same id, from its first attempt. What came before
 /// and after it in a chain or group is not repeated; a dead letter goes on in its chain or group.
-#[utoipa::path(post, path = "/admin/tasks/{id}/retry", tag = "admin", operation_id = "retry_task", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/tasks/{id}/retry", tag = "admin", operation_id = "retry_task", extensions(("x-permission" = json!("queues.operate"))), security(("bearer" = [])),
     params(("id" = String, Path, description = "Its id: `<key>.<queue>`", pattern = r"^[0-9a-f]{32}(\.[a-z0-9_-]+)+$",
         example = "019aa23b8f007cc3a1d2c0ffee000001.grant")),
     responses(
@@ -133,7 +137,7 @@ pub struct RetriedTask {
     ))]
 pub async fn retry(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::QueuesOperate>,
     Input(Path(id)): Input<Path<TaskId>>,
 ) -> Result<Reply<RetriedTask>> {
     let id = known(&app, id)?;

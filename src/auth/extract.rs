@@ -1,8 +1,8 @@
 //! Who is asking.
 //!
 //! [`CurrentUser`] takes the access token's word, without MySQL and Redis. That is enough to queue for a sale. Where MySQL
-//! is touched anyhow, [`LiveUser`] asks it whether the account stands and the login goes on; [`Admin`] asks that, and what
-//! the account may do now. MySQL has the truth of it: a login that ended a moment ago, at whichever
+//! is touched anyhow, [`LiveUser`] asks it whether the account stands and the login goes on; [`staff`] asks that, and which
+//! role the account has now. MySQL has the truth of it: a login that ended a moment ago, at whichever
 //! process, is over, and Redis is not asked.
 
 use anyhow::Context;
@@ -102,7 +102,7 @@ async fn role_now(parts: &mut Parts, app: &App, user: &CurrentUser) -> Result<Ro
     let standing = store::find_standing(&mut conn, user.id, user.login).await.context("reading how a login stands")?;
     drop(conn);
     let standing = standing.ok_or(Kind::TokenInvalid)?;
-    if standing.revoked > 0 {
+    if standing.revoked > 0 || standing.disabled_at.is_some() {
         watch::see(app, Sight::LoginOver, &Visitor::of(app, &parts.extensions, &parts.headers), Some(user.id), None);
         return Err(Kind::LoginOver.into());
     }
@@ -115,23 +115,20 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// An administrator, by the access token and by MySQL's word at this moment; another role is refused with 403.
-#[derive(Debug, Clone, Copy)]
-pub struct Admin(pub CurrentUser);
-
-impl FromRequestParts<App> for Admin {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        let user = CurrentUser::from_request_parts(parts, app).await?;
-        // MySQL is asked about those alone who may be administrators: others are turned away for nothing.
-        let role = if user.role == Role::Admin { role_now(parts, app, &user).await? } else { user.role };
-        match role {
-            Role::Admin => Ok(Self(user)),
-            Role::User => {
-                watch::forbidden(app, &Visitor::of(app, &parts.extensions, &parts.headers), user.id).await;
-                Err(Kind::Forbidden.into())
-            }
-        }
+/// Whoever has a role, by the access token and by MySQL's word at this moment, with that role; anybody else is refused with
+/// 403. What the role may do is [`access`](crate::access)'s.
+pub async fn staff(parts: &mut Parts, app: &App) -> Result<CurrentUser, Error> {
+    let user = CurrentUser::from_request_parts(parts, app).await?;
+    // MySQL is asked about those alone who may have a role: others are turned away for nothing.
+    let role = if user.role == Role::User { user.role } else { role_now(parts, app, &user).await? };
+    if role == Role::User {
+        was_forbidden(parts, app, user.id).await;
+        return Err(Kind::Forbidden.into());
     }
+    Ok(CurrentUser { role, ..user })
+}
+
+/// Notes that somebody was refused what their role may not.
+pub async fn was_forbidden(parts: &Parts, app: &App, user: UserId) {
+    watch::forbidden(app, &Visitor::of(app, &parts.extensions, &parts.headers), user).await;
 }

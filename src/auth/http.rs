@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::address::ClientAddress;
 use super::device::{self, DeviceToken};
-use super::model::{Phone, RefreshToken, User, UserId};
+use super::model::{Phone, RefreshToken, User};
 use super::nickname::is_reserved;
 use super::password::Password;
 use super::session::Session;
 use super::watch::{self, Visitor};
-use super::{Admin, Caller, CurrentUser, Registration, session};
+use super::{Caller, CurrentUser, Registration, session};
 use crate::app::App;
 use crate::error::Result;
-use crate::platform::extract::{Faults, Input, Json, Path, Shape};
+use crate::platform::extract::{Faults, Input, Json, Shape};
 use crate::platform::spelling::nfc_option;
 use crate::platform::validators::words;
 
@@ -204,6 +204,7 @@ pub async fn register(
     (status = 200, body = LoginResponse, description = "Logged in",
         headers(("Set-Cookie" = String, description = "`onrush_device`: what this device shows at its next login"))),
     (status = 401, description = "`wrong_credentials`: the number or the password, never which"),
+    (status = 403, description = "`account_disabled`: the password is right, and nobody may log in"),
     (status = 429, description = "`too_many_attempts`: too many failed logins of this number, or from this address. `Retry-After` says when the next one is judged",
         headers(("Retry-After" = u64, description = "Seconds"))),
 ))]
@@ -249,23 +250,6 @@ pub async fn refresh(
 ))]
 pub async fn logout(State(app): State<App>, Input(Json(body)): Input<Json<RefreshRequest>>) -> Result<StatusCode> {
     session::close(&app, &RefreshToken::from_client(body.refresh_token)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// Ends all logins of an account, as its owner's logouts would: whoever holds their tokens is out. Safe to repeat; whoever
-/// knows the password may log in again.
-#[utoipa::path(post, path = "/admin/users/{id}/logout", operation_id = "log_out_user", tag = "admin", security(("bearer" = [])),
-    params(("id" = UserId, Path, description = "The account")),
-    responses(
-        (status = 204, description = "All its logins are over"),
-        (status = 404, description = "`not_found`: no such account"),
-    ))]
-pub async fn logout_user(
-    State(app): State<App>,
-    Admin(admin): Admin,
-    Input(Path(id)): Input<Path<UserId>>,
-) -> Result<StatusCode> {
-    session::close_all(&app, admin.id, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -21,14 +21,17 @@ mod nickname;
 mod password;
 mod redis;
 mod session;
+mod staff;
 mod store;
 mod watch;
 
 use address::ClientAddress;
 pub use address::{ClientIp, client_ip};
-pub use extract::{Admin, CurrentUser, LiveUser};
-pub use model::{Phone, Role, User, UserId};
+pub use extract::{CurrentUser, LiveUser, staff, was_forbidden};
+pub use model::{NotAPhone, Phone, Role, User, UserId};
 pub use password::password_hashes;
+pub use session::close_all as end_logins;
+pub use staff::{set_disabled, set_role, staff_accounts};
 pub use watch::{operations_token, prepare_counters};
 
 use anyhow::Context;
@@ -131,7 +134,7 @@ async fn login(
         tracing::warn!(%error, "a login attempt could not be ended");
     }
     let user = checked?;
-    if user.role == Role::Admin {
+    if user.role != Role::User {
         watch::admin_login(app, visitor, user.id, phone).await?;
     }
     let device = device::token(app, phone, known)?;
@@ -141,11 +144,13 @@ async fn login(
 async fn authenticate(app: &App, phone: &Phone, password: Password) -> Result<User> {
     // The connection goes back to the pool before the hash, which takes far longer than the statement.
     let account = store::find_account(&mut *app.db.acquire().await?, phone).await.context("reading an account")?;
-    let (user, hash) = account.map(|account| (account.user, account.password_hash)).unzip();
-    if password::verify(app, password, hash).await? {
-        return user.ok_or(Kind::WrongCredentials.into());
+    let (account, hash) = account.map(|account| ((account.user, account.disabled_at), account.password_hash)).unzip();
+    match (password::verify(app, password, hash).await?, account) {
+        // Only who knows the password hears it.
+        (true, Some((_, Some(_)))) => Err(Kind::AccountDisabled.into()),
+        (true, Some((user, None))) => Ok(user),
+        _ => Err(Kind::WrongCredentials.into()),
     }
-    Err(Kind::WrongCredentials.into())
 }
 
 /// The account of who is asking. It may be gone while the token still holds.

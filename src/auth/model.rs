@@ -49,6 +49,8 @@ pub(super) struct Account {
     /// argon2id, as a PHC string.
     #[sqlx(try_from = "Text")]
     pub password_hash: String,
+    /// When it was disabled, if it is.
+    pub disabled_at: Option<At>,
 }
 
 /// 学员 and the end of the id: tells users apart and tells nobody their phone number.
@@ -66,8 +68,21 @@ fn default_nickname(id: UserId) -> String {
 pub enum Role {
     /// Buys and learns.
     User,
-    /// Runs the shop.
+    /// Sees everything and changes nothing.
+    Auditor,
+    /// Helps buyers: their orders, refunds and logins.
+    Support,
+    /// Money: refunds, payments that do not fit, statements.
+    Finance,
+    /// Runs the sales and the machinery: catalogue, coupons, activities, queues, schedules.
+    Operator,
+    /// May do everything.
     Admin,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::User, Self::Auditor, Self::Support, Self::Finance, Self::Operator, Self::Admin];
 }
 
 text_enum!(Role);
@@ -192,6 +207,8 @@ pub(super) struct Standing {
     pub role: Role,
     /// How many refresh tokens of the login are revoked: none while it goes on.
     pub revoked: i64,
+    /// When the account was disabled, if it is.
+    pub disabled_at: Option<At>,
 }
 
 /// A refresh token as the client holds it: 64 hex digits of 32 random bytes. It does not print itself.

@@ -73,6 +73,10 @@ async fn rotate(app: &App, hash: &[u8], next: RefreshToken) -> Result<Session> {
     store::take_turn(&mut tx, token.user_id).await.context("locking a user")?;
     let user = store::find_user(&mut tx, token.user_id).await.context("reading a user")?;
     let user = user.ok_or(Kind::RefreshInvalid)?;
+    // A login that began while the account was disabled.
+    if store::is_disabled(&mut tx, user.id).await.context("reading whether an account is disabled")? {
+        return Err(Kind::RefreshInvalid.into());
+    }
     if store::use_token(&mut tx, hash, now).await.context("using a refresh token")? {
         let session = extend(app, &mut tx, user, token.family_id, next, now).await?;
         tx.commit().await.context("committing a refresh")?;
@@ -104,7 +108,7 @@ async fn revoke(app: &App, hash: &[u8]) -> Result<()> {
 }
 
 /// Ends all logins of an account, and says who did so.
-pub(super) async fn close_all(app: &App, by: UserId, user: UserId) -> Result<()> {
+pub async fn close_all(app: &App, by: UserId, user: UserId) -> Result<()> {
     retrying(|| async {
         let now = app.clock.now();
         let mut tx = app.db.begin().await?;

@@ -3,7 +3,7 @@
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::model::{Account, LoginId, NewToken, Phone, Standing, Token, User, UserId};
+use super::model::{Account, LoginId, NewToken, Phone, Role, Standing, Token, User, UserId};
 use crate::platform::clock::At;
 use crate::platform::db::{Conn, push_in};
 use crate::platform::id::Id;
@@ -52,7 +52,7 @@ pub(super) async fn take_turn(conn: &mut Conn, user: UserId) -> sqlx::Result<boo
 /// are kept for longer than an access token lives.
 pub(super) async fn find_standing(conn: &mut Conn, user: UserId, login: LoginId) -> sqlx::Result<Option<Standing>> {
     sqlx::query_as(
-        "SELECT role, EXISTS (SELECT * FROM refresh_tokens WHERE family_id = ? AND revoked_at IS NOT NULL) AS revoked \
+        "SELECT role, disabled_at, EXISTS (SELECT * FROM refresh_tokens WHERE family_id = ? AND revoked_at IS NOT NULL) AS revoked \
          FROM users WHERE id = ?",
     )
     .bind(login)
@@ -75,10 +75,42 @@ pub(super) async fn revoke_logins(conn: &mut Conn, user: UserId, now: At) -> sql
 
 /// The account with a phone number.
 pub(super) async fn find_account(conn: &mut Conn, phone: &Phone) -> sqlx::Result<Option<Account>> {
-    sqlx::query_as("SELECT id, phone, nickname, role, created_at, password_hash FROM users WHERE phone = ?")
-        .bind(phone.as_str())
-        .fetch_optional(conn)
-        .await
+    sqlx::query_as(
+        "SELECT id, phone, nickname, role, created_at, password_hash, disabled_at FROM users WHERE phone = ?",
+    )
+    .bind(phone.as_str())
+    .fetch_optional(conn)
+    .await
+}
+
+/// Gives an account another role.
+pub(super) async fn set_role(conn: &mut Conn, user: UserId, role: Role) -> sqlx::Result<()> {
+    sqlx::query("UPDATE users SET role = ? WHERE id = ?").bind(role).bind(user).execute(conn).await.map(drop)
+}
+
+/// Notes when an account was disabled, or that it is not. One that is stays so from its first time on.
+pub(super) async fn set_disabled(conn: &mut Conn, user: UserId, at: Option<At>) -> sqlx::Result<()> {
+    let set = match at {
+        Some(_) => "UPDATE users SET disabled_at = COALESCE(disabled_at, ?) WHERE id = ?",
+        None => "UPDATE users SET disabled_at = ? WHERE id = ?",
+    };
+    sqlx::query(set).bind(at).bind(user).execute(conn).await.map(drop)
+}
+
+/// Whether nobody may log in to an account.
+pub(super) async fn is_disabled(conn: &mut Conn, user: UserId) -> sqlx::Result<bool> {
+    let sql = "SELECT COUNT(*) FROM users WHERE id = ? AND disabled_at IS NOT NULL";
+    let found: i64 = sqlx::query_scalar(sql).bind(user).fetch_one(conn).await?;
+    Ok(found > 0)
+}
+
+/// The accounts that have a role, at most `limit`.
+pub(super) async fn find_staff(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<Account>> {
+    let mut query = QueryBuilder::new(
+        "SELECT id, phone, nickname, role, created_at, password_hash, disabled_at FROM users WHERE role IN ",
+    );
+    push_in(&mut query, Role::ALL.into_iter().filter(|role| *role != Role::User));
+    query.push(" ORDER BY role, id LIMIT ").push_bind(limit).build_query_as().fetch_all(conn).await
 }
 
 /// Whether somebody has another number than these.

@@ -5,8 +5,9 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::{Course, CourseDetail, CourseId, MyCourse, NewCourse};
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::{Admin, LiveUser};
+use crate::auth::LiveUser;
 use crate::error::Result;
 use crate::platform::extract::{Input, Json, Path, Query, Shape};
 use crate::platform::money::Money;
@@ -108,13 +109,13 @@ impl From<CreateCourseRequest> for NewCourse {
 
 /// Creates a course with its chapters. The same request again answers the same; the id with another content is
 /// refused.
-#[utoipa::path(post, path = "/admin/courses", operation_id = "create_course", tag = "admin", security(("bearer" = [])), request_body = CreateCourseRequest, responses(
+#[utoipa::path(post, path = "/admin/courses", operation_id = "create_course", extensions(("x-permission" = json!("catalogue.write"))), tag = "admin", security(("bearer" = [])), request_body = CreateCourseRequest, responses(
     (status = 201, body = CourseDetail, description = "The course is there"),
     (status = 409, description = "`course_exists`: the id belongs to another course"),
 ))]
 pub async fn create(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::CatalogueWrite>,
     Input(Json(body)): Input<Json<CreateCourseRequest>>,
 ) -> Result<(StatusCode, axum::Json<CourseDetail>)> {
     let created = super::create_once(&app, admin.id, body.into()).await?;

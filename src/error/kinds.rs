@@ -62,6 +62,8 @@ refusals! {
     RefreshInvalid = 401 "refresh_token_invalid" "The refresh token is not valid";
     /// The refresh token was used before: the whole login is revoked.
     RefreshReused = 401 "refresh_token_reused" "The refresh token was used before";
+    /// An administrator has disabled the account.
+    AccountDisabled = 403 "account_disabled" "The account is disabled";
     /// Known, but not allowed.
     Forbidden = 403 "forbidden" "This needs another role";
     /// Nothing here, or nothing of yours.

@@ -132,7 +132,7 @@ fn problems(api: &mut utoipa::openapi::OpenApi) {
                 responses.entry(status.to_owned()).or_insert_with(|| problem(text));
             }
             if path.starts_with(&administrators) {
-                responses.entry("403".to_owned()).or_insert_with(|| problem("`forbidden`: not an administrator"));
+                responses.entry("403".to_owned()).or_insert_with(|| problem("`forbidden`"));
             }
             if path.contains('{') {
                 responses.entry("404".to_owned()).or_insert_with(|| problem("`not_found`"));

@@ -11,6 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{error_page, health, metrics, openapi};
+use crate::access;
 use crate::admin;
 use crate::app::App;
 use crate::auth;
@@ -29,7 +30,7 @@ pub fn detached() -> OpenApiRouter<App> {
         .routes(routes!(auth::http::refresh))
         .routes(routes!(auth::http::logout))
         .routes(routes!(auth::http::me))
-        .routes(routes!(auth::http::logout_user))
+        .routes(routes!(access::http::logout_user))
         .routes(routes!(catalogue::http::list))
         .routes(routes!(catalogue::http::detail))
         .routes(routes!(catalogue::http::mine))

@@ -5,8 +5,8 @@ use axum::extract::State;
 use serde::Deserialize;
 
 use super::DailyReport;
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::Admin;
 use crate::error::Result;
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Path, Query, Shape};
@@ -30,7 +30,7 @@ pub struct ReportsQuery {
 impl Shape<App> for ReportsQuery {}
 
 /// What each business day came to, newest first.
-#[utoipa::path(get, path = "/admin/reports/daily", tag = "admin", operation_id = "list_daily_reports",
+#[utoipa::path(get, path = "/admin/reports/daily", tag = "admin", operation_id = "list_daily_reports", extensions(("x-permission" = json!("reports.read"))),
     security(("bearer" = [])),
     params(ReportsQuery),
     responses(
@@ -38,7 +38,7 @@ impl Shape<App> for ReportsQuery {}
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::ReportsRead>,
     Input(Query(query)): Input<Query<ReportsQuery>>,
 ) -> Result<Reply<Page<DailyReport>>> {
     let size = page::size(query.limit);
@@ -50,13 +50,17 @@ pub async fn list(
 ///
 /// There is no report of a day before the day is over and the report is made: 404 until then, and `ready_at` says when
 /// the next run of the schedule makes it.
-#[utoipa::path(get, path = "/admin/reports/daily/{day}", tag = "admin", operation_id = "get_daily_report",
+#[utoipa::path(get, path = "/admin/reports/daily/{day}", tag = "admin", operation_id = "get_daily_report", extensions(("x-permission" = json!("reports.read"))),
     security(("bearer" = [])),
     params(("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
     responses(
         (status = 200, body = DailyReport, description = "The report"),
         (status = 404, description = "`not_found`: the day has no report, or none yet; `ready_at` says when it will be there"),
     ))]
-pub async fn show(State(app): State<App>, _: Admin, Input(Path(day)): Input<Path<Day>>) -> Result<Reply<DailyReport>> {
+pub async fn show(
+    State(app): State<App>,
+    _: Require<may::ReportsRead>,
+    Input(Path(day)): Input<Path<Day>>,
+) -> Result<Reply<DailyReport>> {
     super::find(&app, day).await.map(Reply)
 }

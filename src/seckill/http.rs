@@ -12,8 +12,9 @@ use super::{
     NewActivity, change_stock as change, close_activity as close, create_activity as create, submit as submit_to,
     window_faults,
 };
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::{Admin, CurrentUser};
+use crate::auth::CurrentUser;
 use crate::catalogue::CourseId;
 use crate::error::Result;
 use crate::platform::clock::At;
@@ -223,14 +224,14 @@ impl From<CreateActivity> for NewActivity {
 }
 
 /// Creates an activity and opens its gate. The same `id` again answers the activity that is there.
-#[utoipa::path(post, path = "/admin/seckill/activities", tag = "admin", security(("bearer" = [])), request_body = CreateActivity,
+#[utoipa::path(post, path = "/admin/seckill/activities", operation_id = "create_activity", extensions(("x-permission" = json!("activities.write"))), tag = "admin", security(("bearer" = [])), request_body = CreateActivity,
     responses(
         (status = 201, body = ActivityView, description = "The activity"),
         (status = 409, description = "`activity_exists`: the id is another activity's"),
     ))]
 pub async fn create_activity(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::ActivitiesWrite>,
     Input(Json(body)): Input<Json<CreateActivity>>,
 ) -> Result<(StatusCode, Reply<ActivityView>)> {
     let activity = create(&app, Some(admin.id), body.into()).await?;
@@ -250,7 +251,7 @@ pub struct ChangeActivity {
 impl Shape<App> for ChangeActivity {}
 
 /// Changes the stock of an activity.
-#[utoipa::path(patch, path = "/admin/seckill/activities/{id}", tag = "admin", security(("bearer" = [])), request_body = ChangeActivity,
+#[utoipa::path(patch, path = "/admin/seckill/activities/{id}", operation_id = "change_activity", extensions(("x-permission" = json!("activities.write"))), tag = "admin", security(("bearer" = [])), request_body = ChangeActivity,
     params(("id" = ActivityId, Path)),
     responses(
         (status = 200, body = ActivityView, description = "The activity"),
@@ -259,7 +260,7 @@ impl Shape<App> for ChangeActivity {}
     ))]
 pub async fn change_activity(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::ActivitiesWrite>,
     Inputs(Path(id), Json(body)): Inputs<Path<ActivityId>, Json<ChangeActivity>>,
 ) -> Result<Reply<ActivityView>> {
     let activity = change(&app, admin.id, id, body.stock).await?;
@@ -267,14 +268,14 @@ pub async fn change_activity(
 }
 
 /// Ends the sale at once. A repeat changes nothing.
-#[utoipa::path(post, path = "/admin/seckill/activities/{id}/close", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/seckill/activities/{id}/close", operation_id = "close_activity", extensions(("x-permission" = json!("activities.write"))), tag = "admin", security(("bearer" = [])),
     params(("id" = ActivityId, Path)),
     responses(
         (status = 200, body = ActivityView, description = "The activity"),
     ))]
 pub async fn close_activity(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::ActivitiesWrite>,
     Input(Path(id)): Input<Path<ActivityId>>,
 ) -> Result<Reply<ActivityView>> {
     let activity = close(&app, admin.id, id).await?;

@@ -19,8 +19,9 @@ use super::owners::UNDONE;
 use super::redis::activity_of;
 use super::seats::{Seat, With};
 use super::watcher::Watcher;
+use crate::access::{self, Permission};
 use crate::app::App;
-use crate::auth::{CurrentUser, Role};
+use crate::auth::CurrentUser;
 use crate::engine::{State, TaskId, TaskStatus};
 use crate::error::{Kind, Result, refuse};
 use crate::orders::OrderId;
@@ -146,7 +147,8 @@ struct Asker {
 impl Asker {
     fn may_see(self, owner: Option<&str>) -> bool {
         // A task without an owner is the service's own business.
-        self.user.role == Role::Admin || owner.is_some_and(|owner| owner == self.user.id.to_string())
+        access::may(self.user.role, Permission::QueuesRead)
+            || owner.is_some_and(|owner| owner == self.user.id.to_string())
     }
 }
 

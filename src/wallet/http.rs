@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     CouponId, CouponKind, CouponState, HolderId, LedgerLine, NewCoupon, Terms, UserCoupon, UserCouponId, over_faults,
 };
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::{Admin, LiveUser};
+use crate::auth::LiveUser;
 use crate::error::Result;
 use crate::idempotency::{self, Key, StoredAnswer};
 use crate::platform::clock::At;
@@ -253,7 +254,7 @@ pub struct CouponCreated {
 }
 
 /// Creates a coupon.
-#[utoipa::path(post, path = "/admin/coupons", operation_id = "create_coupon", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(post, path = "/admin/coupons", operation_id = "create_coupon", extensions(("x-permission" = json!("coupons.write"))), tag = "admin", security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header, min_length = 1, max_length = 128, pattern = "^[!-~]{1,128}$",
         description = "A new one for each new coupon; the same one makes a repeat safe")),
     request_body = CouponRequest,
@@ -264,7 +265,7 @@ pub struct CouponCreated {
     ))]
 pub async fn create_coupon(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::CouponsWrite>,
     Inputs(key, Json(request)): Inputs<Key, Json<CouponRequest>>,
 ) -> Result<StoredAnswer> {
     let fingerprint = idempotency::fingerprint("POST /admin/coupons", &request)?;

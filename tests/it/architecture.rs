@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 450;
 
 const BASE: &[&str] = &["platform", "config", "error", "app", "engine", "idempotency", "audit"];
-const FEATURES: &[&str] = &["auth", "catalogue", "wallet", "orders", "payments", "seckill", "reports"];
+const FEATURES: &[&str] = &["auth", "access", "catalogue", "wallet", "orders", "payments", "seckill", "reports"];
 
 /// What each room of the service may use beside itself (`docs/architecture/rooms.md`). A room that is not here may not
 /// exist. What the crates beside it use, the compiler sees to.
@@ -21,18 +21,19 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "auth" => all(&[BASE]),
         "audit" => all(&[&["platform", "error", "app", "auth"]]),
         "idempotency" => all(&[&["platform", "config", "error", "app", "auth"]]),
-        "catalogue" | "wallet" => all(&[BASE, &["auth"]]),
+        "access" => all(&[&["platform", "error", "app", "auth"]]),
+        "catalogue" | "wallet" => all(&[BASE, &["auth", "access"]]),
         "orders" => all(&[BASE, &["auth", "catalogue", "wallet"]]),
         "texts" => all(&[&["platform", "error"]]),
-        "payments" => all(&[BASE, &["auth", "catalogue", "wallet", "orders"]]),
-        "seckill" => all(&[BASE, &["auth", "catalogue", "wallet", "orders", "texts"]]),
-        "reports" => all(&[BASE, &["auth", "catalogue", "wallet", "orders", "payments", "seckill"]]),
+        "payments" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders"]]),
+        "seckill" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders", "texts"]]),
+        "reports" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders", "payments", "seckill"]]),
         "check" => all(&[BASE, FEATURES]),
         "limits" => all(&[BASE, &["auth"]]),
         "http" => all(&[BASE, FEATURES, &["texts", "limits", "sandbox", "admin"]]),
         "sandbox" => all(&[&["platform", "app", "error"]]),
         "jobs" => all(&[BASE, FEATURES, &["sandbox", "check"]]),
-        "admin" => all(&[BASE, &["auth", "jobs"]]),
+        "admin" => all(&[BASE, &["auth", "access", "jobs"]]),
         "serve" => all(&[BASE, &["auth", "http", "jobs"]]),
         "dev" => all(&[BASE, FEATURES, &["schema", "serve"]]),
         "lib" | "main" => all(&[]),

@@ -36,6 +36,10 @@ fn finished(api: OpenApi) -> OpenApi {
     for item in document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut) {
         for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
             divide_summary(operation);
+            if let Some(permission) = operation["x-permission"].as_str() {
+                let text = format!("`forbidden`: it needs the permission {permission}");
+                operation["responses"]["403"]["description"] = json!(text);
+            }
             let example = operation["operationId"].as_str().and_then(|name| examples.get(name)).cloned();
             for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
                 answer(status, response);

@@ -7,8 +7,8 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::Admin;
 use crate::catalogue::CourseId;
 use crate::error::Result;
 use crate::idempotency::{self, Key, StoredAnswer};
@@ -72,7 +72,7 @@ impl OrderRefundRequest {
 ///
 /// The courses and the points that the order earned are taken back at once, the money goes back as the gateway carries it
 /// out. With the last of an order's money its coupon and the points it spent come back.
-#[utoipa::path(post, path = "/admin/orders/{no}/refund", operation_id = "refund_order", tag = "admin",
+#[utoipa::path(post, path = "/admin/orders/{no}/refund", operation_id = "refund_order", extensions(("x-permission" = json!("orders.refund"))), tag = "admin",
     security(("bearer" = [])),
     params(("no" = OrderId, Path, description = "The order's number"),
         ("Idempotency-Key" = String, Header, min_length = 1, max_length = 128, pattern = "^[!-~]{1,128}$",
@@ -87,7 +87,7 @@ impl OrderRefundRequest {
     ))]
 pub async fn refund_order(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::OrdersRefund>,
     Inputs3(Path(order), key, Json(request)): Inputs3<Path<OrderId>, Key, Json<OrderRefundRequest>>,
 ) -> Result<StoredAnswer> {
     let fingerprint = idempotency::fingerprint(&format!("POST /admin/orders/{order}/refund"), &request)?;
@@ -122,14 +122,14 @@ pub struct PaymentsQuery {
 impl Shape<App> for PaymentsQuery {}
 
 /// Payments, newest first.
-#[utoipa::path(get, path = "/admin/payments", operation_id = "list_payments", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/payments", operation_id = "list_payments", extensions(("x-permission" = json!("orders.read"))), tag = "admin", security(("bearer" = [])),
     params(PaymentsQuery, PageQuery),
     responses(
         (status = 200, body = Page<PaymentView>, description = "A page of payments"),
     ))]
 pub async fn payments(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Paged(query, page)): Input<Paged<PaymentsQuery>>,
 ) -> Result<Reply<Page<PaymentView>>> {
     let which = WhichPayments {
@@ -142,7 +142,7 @@ pub async fn payments(
 }
 
 /// A payment with its refunds.
-#[utoipa::path(get, path = "/admin/payments/{no}", operation_id = "get_payment", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/{no}", operation_id = "get_payment", extensions(("x-permission" = json!("orders.read"))), tag = "admin",
     security(("bearer" = [])),
     params(("no" = PaymentId, Path, description = "The payment's number")),
     responses(
@@ -150,7 +150,7 @@ pub async fn payments(
     ))]
 pub async fn payment(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Path(no)): Input<Path<PaymentId>>,
 ) -> Result<Reply<views::PaymentDetail>> {
     Ok(Reply(views::payment(&app, no).await?))
@@ -173,7 +173,7 @@ impl Shape<App> for AbandonRequest {}
 ///
 /// The gateway is not asked. The payment is over, so its order can be closed when its time is over. Money that comes for it
 /// all the same is late money. Safe to repeat: one that is over stays so.
-#[utoipa::path(post, path = "/admin/payments/{no}/abandon", operation_id = "abandon_payment", tag = "admin",
+#[utoipa::path(post, path = "/admin/payments/{no}/abandon", operation_id = "abandon_payment", extensions(("x-permission" = json!("payments.resolve"))), tag = "admin",
     security(("bearer" = [])),
     params(("no" = PaymentId, Path, description = "The payment's number")),
     request_body = AbandonRequest,
@@ -183,7 +183,7 @@ impl Shape<App> for AbandonRequest {}
     ))]
 pub async fn abandon(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::PaymentsResolve>,
     Inputs(Path(no), Json(request)): Inputs<Path<PaymentId>, Json<AbandonRequest>>,
 ) -> Result<Reply<views::PaymentDetail>> {
     crate::payments::abandon_payment(&app, admin.id, no, &request.reason).await?;
@@ -212,7 +212,7 @@ pub struct NotificationsQuery {
 impl Shape<App> for NotificationsQuery {}
 
 /// The messages of gateways that verified, newest first, without their bodies.
-#[utoipa::path(get, path = "/admin/payments/notifications", operation_id = "list_notifications", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/notifications", operation_id = "list_notifications", extensions(("x-permission" = json!("orders.read"))), tag = "admin",
     security(("bearer" = [])),
     params(NotificationsQuery, PageQuery),
     responses(
@@ -220,7 +220,7 @@ impl Shape<App> for NotificationsQuery {}
     ))]
 pub async fn notifications(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Paged(query, page)): Input<Paged<NotificationsQuery>>,
 ) -> Result<Reply<Page<NotificationView>>> {
     Ok(Reply(views::notifications(&app, query.payment_no, query.gateway, query.outcome, &page).await?))
@@ -242,7 +242,7 @@ pub struct NotificationDetail {
 }
 
 /// A message of a gateway.
-#[utoipa::path(get, path = "/admin/payments/notifications/{id}", operation_id = "get_notification", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/notifications/{id}", operation_id = "get_notification", extensions(("x-permission" = json!("orders.read"))), tag = "admin",
     security(("bearer" = [])),
     params(("id" = NotificationId, Path, description = "The message")),
     responses(
@@ -250,7 +250,7 @@ pub struct NotificationDetail {
     ))]
 pub async fn notification(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Path(id)): Input<Path<NotificationId>>,
 ) -> Result<Reply<NotificationDetail>> {
     let views::Shown { notification, body, message } = views::notification(&app, id).await?;
@@ -259,7 +259,7 @@ pub async fn notification(
 
 /// Judges a message again, by the books and the settings as they are now: one that was flagged because a setting was
 /// wrong, say. One that did something is left at that. Safe to repeat.
-#[utoipa::path(post, path = "/admin/payments/notifications/{id}/rerun", operation_id = "rerun_notification", tag = "admin",
+#[utoipa::path(post, path = "/admin/payments/notifications/{id}/rerun", operation_id = "rerun_notification", extensions(("x-permission" = json!("payments.resolve"))), tag = "admin",
     security(("bearer" = [])),
     params(("id" = NotificationId, Path, description = "The message")),
     responses(
@@ -268,7 +268,7 @@ pub async fn notification(
     ))]
 pub async fn rerun(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::PaymentsResolve>,
     Input(Path(id)): Input<Path<NotificationId>>,
 ) -> Result<Reply<views::RerunView>> {
     Ok(Reply(views::rerun(&app, admin.id, id).await?))
@@ -292,28 +292,28 @@ pub struct RefundsQuery {
 impl Shape<App> for RefundsQuery {}
 
 /// Refunds, newest first: those of orders, and those of money that came too late or twice.
-#[utoipa::path(get, path = "/admin/refunds", operation_id = "list_refunds", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/refunds", operation_id = "list_refunds", extensions(("x-permission" = json!("orders.read"))), tag = "admin", security(("bearer" = [])),
     params(RefundsQuery, PageQuery),
     responses(
         (status = 200, body = Page<RefundView>, description = "A page of refunds"),
     ))]
 pub async fn refunds(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Paged(query, page)): Input<Paged<RefundsQuery>>,
 ) -> Result<Reply<Page<RefundView>>> {
     Ok(Reply(views::refunds(&app, query.order_no, query.status, &page).await?))
 }
 
 /// A refund.
-#[utoipa::path(get, path = "/admin/refunds/{no}", operation_id = "get_refund", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/refunds/{no}", operation_id = "get_refund", extensions(("x-permission" = json!("orders.read"))), tag = "admin", security(("bearer" = [])),
     params(("no" = RefundId, Path, description = "The refund's number")),
     responses(
         (status = 200, body = RefundView, description = "The refund"),
     ))]
 pub async fn refund(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Path(no)): Input<Path<RefundId>>,
 ) -> Result<Reply<RefundView>> {
     Ok(Reply(views::refund(&app, no).await?))
@@ -334,7 +334,7 @@ impl Shape<App> for RefundRetryRequest {}
 
 /// Sends a refund again that the gateway refused; one that waits for its next try is tried now. Safe to repeat; one that is
 /// done stays as it is.
-#[utoipa::path(post, path = "/admin/refunds/{no}/retry", operation_id = "retry_refund", tag = "admin",
+#[utoipa::path(post, path = "/admin/refunds/{no}/retry", operation_id = "retry_refund", extensions(("x-permission" = json!("orders.refund"))), tag = "admin",
     security(("bearer" = [])),
     params(("no" = RefundId, Path, description = "The refund's number")),
     request_body = RefundRetryRequest,
@@ -344,7 +344,7 @@ impl Shape<App> for RefundRetryRequest {}
     ))]
 pub async fn retry_refund(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::OrdersRefund>,
     Inputs(Path(no), Json(request)): Inputs<Path<RefundId>, Json<RefundRetryRequest>>,
 ) -> Result<Reply<RefundView>> {
     let owed = crate::payments::retry_refund(&app, admin.id, no, request.new_number).await?;

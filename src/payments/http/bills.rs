@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::Admin;
 use crate::error::{Kind, Result};
 use crate::payments::Gateway;
 use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
@@ -31,21 +31,21 @@ pub struct BillsQuery {
 impl Shape<App> for BillsQuery {}
 
 /// The gateways' bills, the latest fetch first: what was fetched when, and how many differences its day has.
-#[utoipa::path(get, path = "/admin/payments/bills", operation_id = "list_bills", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/payments/bills", operation_id = "list_bills", extensions(("x-permission" = json!("statements.read"))), tag = "admin", security(("bearer" = [])),
     params(BillsQuery, PageQuery),
     responses(
         (status = 200, body = Page<BillView>, description = "A page of bills"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::StatementsRead>,
     Input(Paged(query, page)): Input<Paged<BillsQuery>>,
 ) -> Result<Reply<Page<BillView>>> {
     Ok(Reply(views::bills(&app, query.gateway, &page).await?))
 }
 
 /// The bill of a day, and how far the fetching of it is.
-#[utoipa::path(get, path = "/admin/payments/bills/{gateway}/{day}", operation_id = "get_bill", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/bills/{gateway}/{day}", operation_id = "get_bill", extensions(("x-permission" = json!("statements.read"))), tag = "admin",
     security(("bearer" = [])),
     params(("gateway" = Gateway, Path, description = "The gateway"),
         ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
@@ -55,7 +55,7 @@ pub async fn list(
     ))]
 pub async fn show(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::StatementsRead>,
     Input(Path((name, day))): Input<Path<(String, Day)>>,
 ) -> Result<Reply<BillOfDayView>> {
     let gateway: Gateway = name.parse().map_err(|_| Kind::NotFound)?;
@@ -65,7 +65,7 @@ pub async fn show(
 /// Has the bill of a day fetched, also one that is there, and compared with our books: a task does, and
 /// `GET /admin/payments/bills/{gateway}/{day}` shows how far it is. Safe to repeat: while it is fetched the same task is
 /// answered, and a bill that says the same changes nothing.
-#[utoipa::path(post, path = "/admin/payments/bills/{gateway}/{day}/fetch", operation_id = "fetch_bill", tag = "admin",
+#[utoipa::path(post, path = "/admin/payments/bills/{gateway}/{day}/fetch", operation_id = "fetch_bill", extensions(("x-permission" = json!("statements.write"))), tag = "admin",
     security(("bearer" = [])),
     params(("gateway" = Gateway, Path, description = "The gateway"),
         ("day" = String, Path, format = "date", description = "The day, such as 2026-11-20")),
@@ -76,7 +76,7 @@ pub async fn show(
     ))]
 pub async fn fetch(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::StatementsWrite>,
     Input(Path((name, day))): Input<Path<(String, Day)>>,
 ) -> Result<(StatusCode, Reply<BillOfDayView>)> {
     let gateway: Gateway = name.parse().map_err(|_| Kind::NotFound)?;
@@ -109,7 +109,7 @@ pub struct DifferencesQuery {
 impl Shape<App> for DifferencesQuery {}
 
 /// Where the gateways' bills and our books differ, newest first.
-#[utoipa::path(get, path = "/admin/payments/differences", operation_id = "list_differences", tag = "admin",
+#[utoipa::path(get, path = "/admin/payments/differences", operation_id = "list_differences", extensions(("x-permission" = json!("statements.read"))), tag = "admin",
     security(("bearer" = [])),
     params(DifferencesQuery, PageQuery),
     responses(
@@ -117,7 +117,7 @@ impl Shape<App> for DifferencesQuery {}
     ))]
 pub async fn differences(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::StatementsRead>,
     Input(Paged(query, page)): Input<Paged<DifferencesQuery>>,
 ) -> Result<Reply<Page<DifferenceView>>> {
     let DifferencesQuery { gateway, what, kind, status } = query;
@@ -139,7 +139,7 @@ impl Shape<App> for ResolveRequest {}
 
 /// Resolves an open difference, with a note. One that was resolved before stays as it is, so a repeat does no harm; it comes
 /// back only when its amounts change.
-#[utoipa::path(post, path = "/admin/payments/differences/{id}/resolve", operation_id = "resolve_difference", tag = "admin",
+#[utoipa::path(post, path = "/admin/payments/differences/{id}/resolve", operation_id = "resolve_difference", extensions(("x-permission" = json!("statements.write"))), tag = "admin",
     security(("bearer" = [])),
     params(("id" = DifferenceId, Path, description = "The difference")),
     request_body = ResolveRequest,
@@ -149,7 +149,7 @@ impl Shape<App> for ResolveRequest {}
     ))]
 pub async fn resolve(
     State(app): State<App>,
-    Admin(admin): Admin,
+    Require(admin, _): Require<may::StatementsWrite>,
     Inputs(Path(id), Json(request)): Inputs<Path<DifferenceId>, Json<ResolveRequest>>,
 ) -> Result<Reply<DifferenceView>> {
     Ok(Reply(views::resolve(&app, admin.id, id, &request.note).await?))

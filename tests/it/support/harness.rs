@@ -320,7 +320,7 @@ impl Harness {
     }
 
     /// Straight into the table: nobody logs in with a password here, and hashing one takes long.
-    async fn people_as(&self, count: usize, role: Role) -> Vec<Person> {
+    pub async fn people_as(&self, count: usize, role: Role) -> Vec<Person> {
         let person = |_| {
             let id = UserId::new();
             // Unlike for every id of a process, and none that the API would give out.
@@ -333,7 +333,7 @@ impl Harness {
                 QueryBuilder::new("INSERT INTO users (id, phone, password_hash, nickname, role, created_at) ");
             insert.push_values(part, |mut row, person| {
                 row.push_bind(person.id).push_bind(&person.phone).push_bind("none").push_bind("学员");
-                row.push_bind(if role == Role::Admin { "admin" } else { "user" }).push_bind(self.now());
+                row.push_bind(role.as_str()).push_bind(self.now());
             });
             insert.build().persistent(false).execute(&self.app.db).await.expect("accounts");
         }

@@ -4,8 +4,9 @@ use axum::Json as Reply;
 use axum::extract::State;
 use serde::Deserialize;
 
+use crate::access::{Require, may};
 use crate::app::App;
-use crate::auth::{Admin, Phone, UserId};
+use crate::auth::{Phone, UserId};
 use crate::error::Result;
 use crate::orders::{OrderId, OrderKind, Status, WhichOrders};
 use crate::payments::views::orders::{self as views, AdminOrderDetail, AdminOrderView};
@@ -38,14 +39,14 @@ pub struct AdminOrdersQuery {
 impl Shape<App> for AdminOrdersQuery {}
 
 /// Everybody's orders, newest first.
-#[utoipa::path(get, path = "/admin/orders", operation_id = "admin_list_orders", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/orders", operation_id = "admin_list_orders", extensions(("x-permission" = json!("orders.read"))), tag = "admin", security(("bearer" = [])),
     params(AdminOrdersQuery, PageQuery),
     responses(
         (status = 200, body = Page<AdminOrderView>, description = "A page of orders; empty when nobody has the phone number"),
     ))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Paged(query, page)): Input<Paged<AdminOrdersQuery>>,
 ) -> Result<Reply<Page<AdminOrderView>>> {
     let AdminOrdersQuery { status, kind, user_id, phone } = query;
@@ -54,14 +55,14 @@ pub async fn list(
 }
 
 /// An order with its buyer, its coupon, its payments and all that went back of it.
-#[utoipa::path(get, path = "/admin/orders/{no}", operation_id = "admin_get_order", tag = "admin", security(("bearer" = [])),
+#[utoipa::path(get, path = "/admin/orders/{no}", operation_id = "admin_get_order", extensions(("x-permission" = json!("orders.read"))), tag = "admin", security(("bearer" = [])),
     params(("no" = OrderId, Path, description = "The order's number")),
     responses(
         (status = 200, body = AdminOrderDetail, description = "The order"),
     ))]
 pub async fn detail(
     State(app): State<App>,
-    _: Admin,
+    _: Require<may::OrdersRead>,
     Input(Path(no)): Input<Path<OrderId>>,
 ) -> Result<Reply<AdminOrderDetail>> {
     Ok(Reply(views::one(&app, no).await?))

@@ -1,0 +1,70 @@
+//! Accounts that have a role, and accounts that may not log in.
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use super::model::{Phone, Role, User, UserId};
+use super::store;
+use crate::app::App;
+use crate::audit::{self, Act};
+use crate::error::{Kind, Result, refuse, retrying};
+use crate::platform::clock::At;
+use crate::platform::db::Conn;
+
+/// Who is written down for what was done at the command line: nobody has this id.
+const COMMAND_LINE: UserId = UserId::min();
+/// Accounts with a role that are listed, at most.
+const STAFF_SHOWN: u32 = 1000;
+
+/// Gives an account another role; the account as it is then.
+pub async fn set_role(app: &App, phone: &Phone, role: Role) -> Result<User> {
+    change(app, phone, "user.role", &json!({ "role": role }), async |conn, user, _| {
+        Ok(store::set_role(conn, user, role).await.context("setting a role")?)
+    })
+    .await
+}
+
+/// Ends all logins of an account and lets nobody log in to it, or lets its owner log in again.
+pub async fn set_disabled(app: &App, phone: &Phone, disabled: bool) -> Result<User> {
+    let action = if disabled { "user.disable" } else { "user.enable" };
+    change(app, phone, action, &json!({}), async |conn, user, now| {
+        store::set_disabled(conn, user, disabled.then_some(now)).await.context("disabling an account")?;
+        if disabled {
+            store::revoke_logins(conn, user, now).await.context("revoking all logins")?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Changes an account in a transaction that writes it down.
+async fn change(
+    app: &App,
+    phone: &Phone,
+    action: &'static str,
+    details: &Value,
+    doing: impl AsyncFn(&mut Conn, UserId, At) -> Result<()>,
+) -> Result<User> {
+    retrying(async || {
+        let now = app.clock.now();
+        let mut tx = app.db.begin().await?;
+        let user = store::find_phone(&mut tx, phone).await.context("looking for a phone number")?;
+        let user = user.ok_or_else(|| refuse(Kind::NotFound, "no account has this number"))?;
+        if !store::take_turn(&mut tx, user).await.context("locking a user")? {
+            return Err(Kind::NotFound.into());
+        }
+        doing(&mut tx, user, now).await?;
+        let act = Act { by: COMMAND_LINE, action, target: &user.to_string() };
+        audit::done(&mut tx, act, details, now).await?;
+        let user = store::find_user(&mut tx, user).await.context("reading a user")?.ok_or(Kind::NotFound)?;
+        tx.commit().await.context("committing a change of an account")?;
+        Ok(user)
+    })
+    .await
+}
+
+/// The accounts that have a role, and whether each is disabled.
+pub async fn staff_accounts(app: &App) -> Result<Vec<(User, bool)>> {
+    let found = store::find_staff(&mut *app.db.acquire().await?, STAFF_SHOWN).await.context("listing accounts")?;
+    Ok(found.into_iter().map(|account| (account.user, account.disabled_at.is_some())).collect())
+}
