@@ -8,6 +8,8 @@
 //! Beside them stands what was seen at the door: lock-outs and refusals ([`noted`]). Anybody can make those, so their
 //! number is bounded by the table's own key.
 
+pub mod http;
+
 use std::future::Future;
 
 use anyhow::Context;

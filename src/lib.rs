@@ -11,8 +11,8 @@
 //! * the features: [`auth`] with [`access`] (roles, permissions), [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
 //!   of orders; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`http`]: connections, what every request passes, every route. [`jobs`]: every background task.
-//! * [`admin`]: what administrators see and set of the machinery: queues, workers, tasks, dead letters, schedules, and the
-//!   audit of all that they did, there and in the features ([`audit`]).
+//! * [`operations`]: what administrators see and set of the engine: queues, workers, tasks, dead letters, schedules. What they
+//!   did, there and in the features, is in the [`audit`].
 //! * [`limits`]: how many requests of each kind an account and an address may make in a minute.
 //! * [`serve`]: runs all that, by role, and stops it in order.
 //! * [`sandbox`]: a payment company that lives here, for those who have none yet.
@@ -41,12 +41,12 @@ pub mod reports;
 pub mod seckill;
 pub mod wallet;
 
-pub mod admin;
 pub mod check;
 pub mod dev;
 pub mod http;
 pub mod jobs;
 pub mod limits;
+pub mod operations;
 pub mod sandbox;
 pub mod serve;
 

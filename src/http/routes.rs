@@ -12,10 +12,11 @@ use utoipa_axum::routes;
 
 use super::{error_page, health, metrics, openapi};
 use crate::access;
-use crate::admin;
 use crate::app::App;
+use crate::audit;
 use crate::auth;
 use crate::catalogue;
+use crate::operations;
 use crate::orders;
 use crate::payments;
 use crate::reports;
@@ -68,24 +69,24 @@ pub fn detached() -> OpenApiRouter<App> {
         .routes(routes!(seckill::http::create_activity))
         .routes(routes!(seckill::http::change_activity))
         .routes(routes!(seckill::http::close_activity))
-        .routes(routes!(admin::schedules::list, admin::schedules::create))
-        .routes(routes!(admin::schedules::show, admin::schedules::change, admin::schedules::delete))
-        .routes(routes!(admin::queues::list))
-        .routes(routes!(admin::queues::show))
-        .routes(routes!(admin::queues::pause))
-        .routes(routes!(admin::queues::resume))
-        .routes(routes!(admin::queues::purge))
-        .routes(routes!(admin::queues::set_concurrency))
-        .routes(routes!(admin::dead_letters::list, admin::dead_letters::delete_all))
-        .routes(routes!(admin::dead_letters::retry_many))
-        .routes(routes!(admin::dead_letters::delete))
-        .routes(routes!(admin::dead_letters::retry_one))
-        .routes(routes!(admin::tasks::list))
-        .routes(routes!(admin::tasks::show))
-        .routes(routes!(admin::tasks::revoke))
-        .routes(routes!(admin::tasks::retry))
-        .routes(routes!(admin::workers::list))
-        .routes(routes!(admin::audit::list))
+        .routes(routes!(operations::schedules::list, operations::schedules::create))
+        .routes(routes!(operations::schedules::show, operations::schedules::change, operations::schedules::delete))
+        .routes(routes!(operations::queues::list))
+        .routes(routes!(operations::queues::show))
+        .routes(routes!(operations::queues::pause))
+        .routes(routes!(operations::queues::resume))
+        .routes(routes!(operations::queues::purge))
+        .routes(routes!(operations::queues::set_concurrency))
+        .routes(routes!(operations::dead_letters::list, operations::dead_letters::delete_all))
+        .routes(routes!(operations::dead_letters::retry_many))
+        .routes(routes!(operations::dead_letters::delete))
+        .routes(routes!(operations::dead_letters::retry_one))
+        .routes(routes!(operations::tasks::list))
+        .routes(routes!(operations::tasks::show))
+        .routes(routes!(operations::tasks::revoke))
+        .routes(routes!(operations::tasks::retry))
+        .routes(routes!(operations::workers::list))
+        .routes(routes!(audit::http::list))
         .routes(routes!(reports::http::list))
         .routes(routes!(reports::http::show))
 }

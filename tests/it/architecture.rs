@@ -19,7 +19,7 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "schema" | "config" => all(&[&["platform", "engine"]]),
         "app" => all(&[&["platform", "config", "error", "engine"]]),
         "auth" => all(&[BASE]),
-        "audit" => all(&[&["platform", "error", "app", "auth"]]),
+        "audit" => all(&[&["platform", "error", "app", "auth", "access"]]),
         "idempotency" => all(&[&["platform", "config", "error", "app", "auth"]]),
         "access" => all(&[&["platform", "error", "app", "auth"]]),
         "catalogue" | "wallet" => all(&[BASE, &["auth", "access"]]),
@@ -30,10 +30,10 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "reports" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders", "payments", "seckill"]]),
         "check" => all(&[BASE, FEATURES]),
         "limits" => all(&[BASE, &["auth"]]),
-        "http" => all(&[BASE, FEATURES, &["texts", "limits", "sandbox", "admin"]]),
+        "http" => all(&[BASE, FEATURES, &["texts", "limits", "sandbox", "operations"]]),
         "sandbox" => all(&[&["platform", "app", "error"]]),
         "jobs" => all(&[BASE, FEATURES, &["sandbox", "check"]]),
-        "admin" => all(&[BASE, &["auth", "access", "jobs"]]),
+        "operations" => all(&[BASE, &["auth", "access", "jobs"]]),
         "serve" => all(&[BASE, &["auth", "http", "jobs"]]),
         "dev" => all(&[BASE, FEATURES, &["schema", "serve"]]),
         "lib" | "main" => all(&[]),
@@ -94,7 +94,7 @@ fn no_handler_takes_a_connection() {
     let is_of_handlers = |file: &PathBuf| {
         let path = file.strip_prefix(root().join("src")).unwrap();
         let of_a_feature = path.iter().skip(1).any(|part| part == "http" || part == "http.rs");
-        let others = path.starts_with("admin") || path.starts_with("http") || path.ends_with("seckill/tasks.rs");
+        let others = path.starts_with("operations") || path.starts_with("http") || path.ends_with("seckill/tasks.rs");
         (of_a_feature || others) && !path.ends_with("schedules/edit.rs")
     };
     let (mut handlers, taking) = (0, [".acquire()", "db.begin()", "retrying("]);

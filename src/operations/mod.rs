@@ -1,6 +1,5 @@
-//! What administrators see and set of the machinery itself. (What they set of a feature is in the feature.)
+//! The engine's console over HTTP: queues, workers, tasks, dead letters, schedules.
 
-pub mod audit;
 pub mod dead_letters;
 pub mod queues;
 pub mod schedules;

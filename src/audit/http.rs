@@ -5,9 +5,9 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::{AuditId, AuditRow};
 use crate::access::{Require, may};
 use crate::app::App;
-use crate::audit::{self, AuditId, AuditRow};
 use crate::auth::UserId;
 use crate::error::Result;
 use crate::platform::clock::At;
@@ -85,6 +85,6 @@ pub async fn list(
     _: Require<may::AuditRead>,
     Input(Paged(query, page)): Input<Paged<AuditQuery>>,
 ) -> Result<Reply<Page<AuditView>>> {
-    let rows = audit::list(&app, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
+    let rows = super::list(&app, page.before(), query.action.as_deref(), query.by, page.fetch()).await?;
     Ok(Reply(page.page(rows.into_iter().map(AuditView::from).collect(), |row: &AuditView| row.id)))
 }
