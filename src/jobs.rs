@@ -14,7 +14,7 @@ use crate::engine::schedule::{RunHere, Scheduler};
 use crate::engine::{Job, Outcome, QueueSpec, Registry};
 use crate::orders::{Grant, OrderId};
 use crate::sandbox;
-use crate::{check, orders, payments, seckill};
+use crate::{check, orders, payments, reconciliation, seckill};
 
 pub use passes::{own_schedules, run_pass, schedulable};
 
@@ -48,7 +48,7 @@ pub fn registry(config: &Config) -> Registry<App> {
     registry
         // One at a time: a bill may be long, and is held in memory.
         .queue(QueueSpec { name: "bills", batch: 1, concurrency: 1 })
-        .single(payments::fetch_bill)
+        .single(reconciliation::fetch_bill)
         .queue(QueueSpec { name: "expiry", batch: 100, concurrency: 2 })
         .batch(payments::expire)
         .queue(QueueSpec { name: "grant", batch: 100, concurrency: 2 })

@@ -19,6 +19,7 @@ use crate::catalogue;
 use crate::operations;
 use crate::orders;
 use crate::payments;
+use crate::reconciliation;
 use crate::reports;
 use crate::seckill;
 use crate::wallet;
@@ -59,11 +60,11 @@ pub fn detached() -> OpenApiRouter<App> {
         .routes(routes!(payments::http::admin::refunds))
         .routes(routes!(payments::http::admin::refund))
         .routes(routes!(payments::http::admin::retry_refund))
-        .routes(routes!(payments::http::bills::list))
-        .routes(routes!(payments::http::bills::show))
-        .routes(routes!(payments::http::bills::fetch))
-        .routes(routes!(payments::http::bills::differences))
-        .routes(routes!(payments::http::bills::resolve))
+        .routes(routes!(reconciliation::http::list))
+        .routes(routes!(reconciliation::http::show))
+        .routes(routes!(reconciliation::http::fetch))
+        .routes(routes!(reconciliation::http::differences))
+        .routes(routes!(reconciliation::http::resolve))
         .routes(routes!(seckill::http::list_activities))
         .routes(routes!(seckill::http::show_activity))
         .routes(routes!(seckill::http::create_activity))

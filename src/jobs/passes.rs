@@ -18,7 +18,7 @@ use crate::engine::schedule::{CatchUp, Definition, ScheduleKind, Tasks};
 use crate::engine::{Job, Outcome, QueueSpec, Registry, Retry, Task};
 use crate::error::Error;
 use crate::platform::clock::At;
-use crate::{auth, check, idempotency, orders, payments, reports, seckill};
+use crate::{auth, check, idempotency, orders, payments, reconciliation, reports, seckill};
 
 /// The queue of the passes.
 const QUEUE: &str = "system";
@@ -116,9 +116,9 @@ passes! {
     /// Reports what the day before came to, and the days before it whose reports are missing.
     DailyReport = "reports.daily", MySql => |app: App| async move { reports::make_missing(&app).await.map(made) };
     /// Forgets lines of old bills.
-    PruneBills = "payments.prune", MySql => |app: App| async move { Ok(json!({ "lines": payments::prune_bills(&app).await? })) };
+    PruneBills = "payments.prune", MySql => |app: App| async move { Ok(json!({ "lines": reconciliation::prune(&app).await? })) };
     /// Fetches the gateways' bills that are missing and compares them with our books.
-    Bills = "payments.bills", MySql => |app: App| async move { Ok(serde_json::to_value(payments::reconcile(&app).await?)?) };
+    Bills = "payments.bills", MySql => |app: App| async move { Ok(serde_json::to_value(reconciliation::reconcile(&app).await?)?) };
 }
 
 fn add<T: Task>(tasks: Tasks, needs: Needs) -> Tasks {

@@ -27,9 +27,9 @@ const SWEEP_PAGE: u32 = 500;
 /// As [`SWEEP_PAGE`], of orders whose gateways must be asked: each takes as long as its gateway does.
 const STARTED_PAGE: u32 = 64;
 /// Orders that are closed at once, each asking its gateway.
-pub(super) const CONCURRENCY: usize = 16;
+pub const ASKED_AT_ONCE: usize = 16;
 /// A sweep in which a gateway failed this often and never answered asks it no more: the next one will.
-const FAILURES_MAX: usize = 2 * CONCURRENCY;
+const FAILURES_MAX: usize = 2 * ASKED_AT_ONCE;
 
 /// How closing an order ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +175,7 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
             break;
         }
     }
-    let (gateways, mut after) = (Gateways::default(), None);
+    let (gateways, mut after) = (SilentGateways::default(), None);
     while !stopping() {
         let mut conn = app.db.acquire().await?;
         let due = orders::due_started(&mut conn, app.clock.now(), after, STARTED_PAGE).await?;
@@ -189,7 +189,7 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
                 tracing::warn!(order.no = %id, %error, "due order could not be closed yet");
             }
         };
-        stream::iter(ids).for_each_concurrent(CONCURRENCY, each).await;
+        stream::iter(ids).for_each_concurrent(ASKED_AT_ONCE, each).await;
         // The next page begins behind this one: orders that cannot be closed now do not hold up those after them.
         after = due.last().copied();
         if due.len() < STARTED_PAGE as usize {
@@ -201,18 +201,18 @@ pub async fn sweep_due(app: &App) -> anyhow::Result<u64> {
 
 /// What one pass has learned about the gateways: of each, how often it failed and how often it answered.
 #[derive(Default)]
-pub(super) struct Gateways(Mutex<HashMap<Gateway, (usize, usize)>>);
+pub struct SilentGateways(Mutex<HashMap<Gateway, (usize, usize)>>);
 
-impl Gateways {
+impl SilentGateways {
     /// A gateway answered, or did not.
-    pub(super) fn heard(&self, gateway: Gateway, well: bool) {
+    pub fn heard(&self, gateway: Gateway, well: bool) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (failures, answers) = counts.entry(gateway).or_default();
         *(if well { answers } else { failures }) += 1;
     }
 
     /// Whether asking it is in vain for now.
-    pub(super) fn is_silent(&self, gateway: Gateway) -> bool {
+    pub fn is_silent(&self, gateway: Gateway) -> bool {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.get(&gateway).is_some_and(|(failures, answers)| *answers == 0 && *failures >= FAILURES_MAX)
     }
@@ -248,7 +248,7 @@ impl DueOrders {
 
     /// Times out one of them; `None` when one of its gateways is switched off ([`disabled_gateways`](super::disabled_gateways) tells of that) or has been
     /// silent in this pass. However many there are of those, the orders behind them get their turn.
-    pub(super) async fn time_out(&self, app: &App, heard: &Gateways, id: OrderId) -> Option<Result<Closed>> {
+    pub(super) async fn time_out(&self, app: &App, heard: &SilentGateways, id: OrderId) -> Option<Result<Closed>> {
         let of = self.gateways.get(&id).map_or(&[][..], Vec::as_slice);
         if of.iter().any(|gateway| !gateway::is_on(app, *gateway) || heard.is_silent(*gateway)) {
             return None;

@@ -51,7 +51,7 @@ async fn count(app: &App) -> Result<Vec<OpenAtDisabled>> {
     Ok(switched_off().map(open).collect())
 }
 
-/// Gateways of which this process has told.
+/// SilentGateways of which this process has told.
 #[derive(Default)]
 struct ReportedGateways(Mutex<HashSet<Gateway>>);
 

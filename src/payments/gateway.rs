@@ -48,7 +48,8 @@ pub(super) fn named(app: &App, name: &str) -> Option<Gateway> {
     name.parse().ok().filter(|gateway| is_on(app, *gateway))
 }
 
-pub(super) fn is_on(app: &App, gateway: Gateway) -> bool {
+/// Whether the settings switch the gateway on.
+pub fn is_on(app: &App, gateway: Gateway) -> bool {
     match gateway {
         Gateway::Sandbox => app.config.payments.sandbox,
         Gateway::Alipay => app.config.payments.alipay.is_some(),
@@ -174,7 +175,7 @@ pub(super) async fn query_refund(app: &App, refund: &Refund) -> Result<RefundAns
 
 /// The gateway's own list of what moved on a day (`2026-11-20`, by [`bill_zone`]), whole. One that is not there yet is
 /// refused as `gateway_unavailable`.
-pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayBill> {
+pub async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayBill> {
     require_on(app, gateway)?;
     match gateway {
         Gateway::Sandbox => sandbox::bill(app, date).await,
@@ -185,7 +186,7 @@ pub(super) async fn bill(app: &App, gateway: Gateway, date: &str) -> Result<DayB
 }
 
 /// Whose midnight the days of the gateway's bills have. (Those of mainland China keep Beijing's, wherever the shop is.)
-pub(super) fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone> {
+pub fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone> {
     let name = match gateway {
         Gateway::Sandbox | Gateway::Stripe => app.config.time_zone.as_str(),
         Gateway::Wechat | Gateway::Alipay => "Asia/Shanghai",
@@ -194,7 +195,7 @@ pub(super) fn bill_zone(app: &App, gateway: Gateway) -> anyhow::Result<TimeZone>
 }
 
 /// A gateway that is switched off is not called. What needs it waits, and says so ([`disabled_gateways`](super::disabled_gateways)).
-pub(super) fn require_on(app: &App, gateway: Gateway) -> Result<()> {
+pub fn require_on(app: &App, gateway: Gateway) -> Result<()> {
     if is_on(app, gateway) { Ok(()) } else { Err(switched_off(gateway)) }
 }
 

@@ -1,7 +1,6 @@
 //! Routes of payments: pay and cancel an order, and what gateways and browsers call back.
 
 pub mod admin;
-pub mod bills;
 pub mod orders;
 
 use axum::Json as Reply;
@@ -222,7 +221,7 @@ pub async fn notify(
     })
 }
 
-/// What a browser brings back from a gateway. Gateways add parameters of their own: they are not read.
+/// What a browser brings back from a gateway. SilentGateways add parameters of their own: they are not read.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ReturnQuery {

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::json;
 
-use super::close::{self, CONCURRENCY, Closed, DueOrders, EndTrade, Gateways};
+use super::close::{self, ASKED_AT_ONCE, Closed, DueOrders, EndTrade, SilentGateways};
 use super::late::{self, ResolveLate, Resolved, RetakePart};
 use super::model::{Payment, Refund, growing};
 use super::{inquiry, refund, settle, store};
@@ -34,9 +34,9 @@ pub async fn expire(app: App, jobs: Vec<Job<Expire>>) -> Vec<Outcome> {
         Ok(due) => due,
         Err(error) => return each_again(&app, &jobs, &error),
     };
-    let gateways = Gateways::default();
+    let gateways = SilentGateways::default();
     let ended = stream::iter(left.clone()).map(|id| expire_one(&app, &due, &gateways, id));
-    let ended: Vec<Outcome> = ended.buffered(CONCURRENCY).collect().await;
+    let ended: Vec<Outcome> = ended.buffered(ASKED_AT_ONCE).collect().await;
     let mut ended: HashMap<OrderId, Outcome> = left.into_iter().zip(ended).collect();
     let mut all = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -64,7 +64,7 @@ fn worse(one: Outcome, other: Outcome) -> Outcome {
 /// The shortest pause of an order that is not due.
 const NOT_DUE_PAUSE: Duration = Duration::from_secs(1);
 
-async fn expire_one(app: &App, due: &DueOrders, gateways: &Gateways, id: OrderId) -> Outcome {
+async fn expire_one(app: &App, due: &DueOrders, gateways: &SilentGateways, id: OrderId) -> Outcome {
     let left_to_sweep = || Outcome::Success(json!({ "left_to": "sweep" }));
     let Some(closed) = due.time_out(app, gateways, id).await else {
         return left_to_sweep();
@@ -134,7 +134,7 @@ pub async fn query_started(app: &App) -> anyhow::Result<usize> {
     let due = store::query_due(&mut conn, app.clock.now(), PAGE).await.context("looking for questions to ask")?;
     drop(conn);
     let count = due.len();
-    stream::iter(due).for_each_concurrent(CONCURRENCY, |payment| ask_in_turn(app, payment)).await;
+    stream::iter(due).for_each_concurrent(ASKED_AT_ONCE, |payment| ask_in_turn(app, payment)).await;
     Ok(count)
 }
 
@@ -193,7 +193,7 @@ pub async fn drive_refunds(app: &App) -> anyhow::Result<usize> {
     let due = store::refunds::due(&mut conn, app.clock.now(), PAGE).await.context("looking for refunds")?;
     drop(conn);
     let count = due.len();
-    stream::iter(due).for_each_concurrent(CONCURRENCY, |refund| drive_refund(app, refund)).await;
+    stream::iter(due).for_each_concurrent(ASKED_AT_ONCE, |refund| drive_refund(app, refund)).await;
     refund::end_orders(app, PAGE).await?;
     Ok(count)
 }

@@ -10,7 +10,7 @@
 //!   turns out to be paid is settled instead.
 //! * **Money for an order that is dead or paid** is decided by [`resolve_late`]: the order is opened again when all it
 //!   held can be held again, else the money goes back ([`drive_refunds`]) until the gateway confirms it.
-//! * [`reconcile()`]: the gateways' bills of each day beside our books, and what differs, for a person.
+//! * [`book_entries`], [`heard`]: our books, for [`reconciliation`](crate::reconciliation), which lays the gateways' beside them.
 //! * [`watch_switched_off`], [`abandon_payment`]: what is open at a gateway that is switched off is told, and may be given up.
 //! * [`gateway`]: how each gateway is spoken to, and the one client for all. Nothing is decided there.
 //!
@@ -18,6 +18,7 @@
 //! work to do, by [`sweep_due`] and [`redrive_late`].
 
 mod asks;
+mod books;
 mod close;
 mod disabled_gateways;
 mod gateway;
@@ -26,24 +27,25 @@ mod inquiry;
 mod jobs;
 mod late;
 mod model;
-mod reconcile;
 mod redact;
 mod refund;
 mod settle;
 mod store;
 mod views;
 
-pub use close::{Closed, EndTrade, close_order, sweep_due};
+pub use books::{ask_about_payment, ask_about_refund, book_entries, heard, payments_of_trades};
+pub use close::{ASKED_AT_ONCE, Closed, EndTrade, SilentGateways, close_order, sweep_due};
 pub use disabled_gateways::{
     OpenAtDisabled, abandon as abandon_payment, open_at_disabled, watch as watch_switched_off,
 };
+pub use gateway::{bill as gateway_bill, bill_zone, is_on as gateway_is_on, require_on as require_gateway};
 pub use jobs::{drive_refunds, end_trades, expire, look_beside, query_started, redrive_late, resolve_late};
 pub use late::{ResolveLate, RetakePart};
 pub use model::{
-    BillLine, Channel, DayBill, Gateway, JsapiParams, NotificationId, NotificationOutcome, OrderRefundKind, PayWith,
-    PaymentId, PaymentStatus, RefundId, RefundReason, RefundStatus, Resolution,
+    BILL_LINES_MAX, BillLine, BillSubject, BookEntry, BookStatus, Channel, DayBill, Gateway, HeardPosition,
+    JsapiParams, MoneyState, NotificationId, NotificationOutcome, OrderRefundKind, PayWith, PaymentId, PaymentStatus,
+    RefundId, RefundReason, RefundStatus, Resolution,
 };
-pub use reconcile::{BillOf, FetchBill, Reconciled, fetch_bill, prune as prune_bills, reconcile};
 pub use refund::order::{OrderRefundView, RefundApplication, RefundPart, refund_order};
 pub use refund::retry::retry as retry_refund;
 pub use settle::{Settled, notified};

@@ -1,8 +1,10 @@
 //! Types and pure rules of payments.
 
+mod books;
 mod pay;
 mod refund;
 
+pub use books::{BillSubject, BookEntry, BookStatus, HeardPosition, MoneyState};
 pub use pay::{Channel, JsapiParams, PayWith};
 pub use refund::{
     CAUSE_LATE, CAUSE_PAID_TWICE, OrderRefundKind, Refund, RefundAnswer, RefundId, RefundReason, RefundStatus,

@@ -1,6 +1,7 @@
 //! One SQL statement a function. Whoever locks an order and a payment locks the order first, and a refund after both.
 
 pub(super) mod asks;
+pub(super) mod books;
 pub(super) mod disabled_gateways;
 pub(super) mod refunds;
 pub(super) mod views;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 450;
 
 const BASE: &[&str] = &["platform", "config", "error", "app", "engine", "idempotency", "audit"];
-const FEATURES: &[&str] = &["auth", "access", "catalogue", "wallet", "orders", "payments", "seckill", "reports"];
+const FEATURES: &[&str] =
+    &["auth", "access", "catalogue", "wallet", "orders", "payments", "reconciliation", "seckill", "reports"];
 
 /// What each room of the service may use beside itself (`docs/architecture/rooms.md`). A room that is not here may not
 /// exist. What the crates beside it use, the compiler sees to.
@@ -26,6 +27,7 @@ fn may_use(room: &str) -> Option<BTreeSet<&'static str>> {
         "orders" => all(&[BASE, &["auth", "catalogue", "wallet"]]),
         "texts" => all(&[&["platform", "error"]]),
         "payments" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders"]]),
+        "reconciliation" => all(&[BASE, &["auth", "access", "payments"]]),
         "seckill" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders", "texts"]]),
         "reports" => all(&[BASE, &["auth", "access", "catalogue", "wallet", "orders", "payments", "seckill"]]),
         "check" => all(&[BASE, FEATURES]),

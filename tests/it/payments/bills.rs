@@ -136,7 +136,7 @@ async fn carry_out(desk: &Desk, asked: &Answer) -> Outcome {
 async fn carry_out_at(h: &Harness, asked: &Answer) -> Outcome {
     let args = json!({ "gateway": asked["gateway"], "day": asked["day"] });
     let job = Job::new(asked.text_of("task_id").parse().unwrap(), serde_json::from_value(args).unwrap());
-    payments::fetch_bill(h.app.clone(), job).await
+    onrush::reconciliation::fetch_bill(h.app.clone(), job).await
 }
 
 /// A person asks for the bill of a day, and a worker fetches it; how it stands then.

@@ -361,7 +361,7 @@ impl Desk {
         self.h.advance(Duration::from_secs(36 * 3600));
         self.pass(async || orders::redrive(&self.s.app).await).await;
         self.pass(async || reports::make_missing(&self.s.app).await).await;
-        self.pass(async || payments::reconcile(&self.s.app).await).await;
+        self.pass(async || onrush::reconciliation::reconcile(&self.s.app).await).await;
         self.h.advance(Duration::from_secs(60 * 24 * 3600));
         self.pass(async || auth::prune(&self.s.app).await).await;
         self.pass(async || idempotency::prune(&self.s.app).await).await;

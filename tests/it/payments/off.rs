@@ -218,7 +218,7 @@ async fn why_a_gateway_does_not_answer_is_told_to_the_operator_and_not_to_the_bu
     let path = format!("/admin/payments/bills/sandbox/{day}");
     let asked = h.post(&format!("{path}/fetch"), &admin, json!({})).await.expect(202);
     let args = serde_json::from_value(json!({ "gateway": "sandbox", "day": day })).unwrap();
-    payments::fetch_bill(h.app.clone(), Job::new(asked.text_of("task_id").parse().unwrap(), args)).await;
+    onrush::reconciliation::fetch_bill(h.app.clone(), Job::new(asked.text_of("task_id").parse().unwrap(), args)).await;
     let failed = h.get(&path, &admin).await.expect(200).text_of("error");
     assert!(failed.ends_with(": bill: HTTP 502 (try 3)"), "{failed}");
 

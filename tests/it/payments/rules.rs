@@ -463,7 +463,7 @@ async fn billed(shop: &Shop) -> Started {
 
 /// The differences at the gateway, as (number, kind).
 async fn differences(shop: &Shop) -> Vec<(String, String)> {
-    payments::reconcile(&shop.h.app).await.unwrap();
+    onrush::reconciliation::reconcile(&shop.h.app).await.unwrap();
     let all = "SELECT number, kind FROM payment_differences WHERE gateway = ?";
     let all: Vec<(Text, Text)> =
         sqlx::query_as(all).bind(shop.gateway.as_str()).fetch_all(&shop.h.app.db).await.unwrap();

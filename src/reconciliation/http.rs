@@ -1,5 +1,6 @@
 //! Routes with which administrators look at the gateways' bills, and at where they differ from our books.
 
+use crate::payments::{BillSubject, Gateway};
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -8,14 +9,13 @@ use serde::Deserialize;
 use crate::access::{Require, may};
 use crate::app::App;
 use crate::error::{Kind, Result};
-use crate::payments::Gateway;
-use crate::payments::reconcile::views::{self, BillOfDayView, BillView, DifferenceView};
-use crate::payments::reconcile::{BillSubject, DifferenceId, DifferenceKind, DifferenceStatus};
 use crate::platform::day::Day;
 use crate::platform::extract::{Input, Inputs, Json, Path, Shape};
 use crate::platform::page::{Page, PageQuery, Paged};
 use crate::platform::spelling::nfc;
 use crate::platform::validators::words;
+use crate::reconciliation::views::{self, BillOfDayView, BillView, DifferenceView};
+use crate::reconciliation::{DifferenceId, DifferenceKind, DifferenceStatus};
 
 /// Which bills.
 #[derive(Debug, Clone, Deserialize, garde::Validate, utoipa::IntoParams)]

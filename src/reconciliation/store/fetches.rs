@@ -1,9 +1,9 @@
 //! How far the fetching of bills is, by gateway and day.
 
+use crate::payments::Gateway;
 use sqlx::{query, query_as};
 use uuid::Uuid;
 
-use crate::payments::model::Gateway;
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::Conn;
@@ -11,7 +11,7 @@ use crate::platform::text::Text;
 
 /// Who fetches a bill.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::payments::reconcile) struct Fetcher {
+pub(in crate::reconciliation) struct Fetcher {
     pub key: Uuid,
     /// Whether the key is a task's: the schedule's fetches have a key of their own each, and no task.
     pub is_task: bool,
@@ -19,7 +19,7 @@ pub(in crate::payments::reconcile) struct Fetcher {
 
 /// A bill is to be fetched now, by this fetcher; one that began since `since` and is under way keeps its own, but that a
 /// task takes the place of the schedule.
-pub(in crate::payments::reconcile) async fn begin(
+pub(in crate::reconciliation) async fn begin(
     conn: &mut Conn,
     (gateway, day): (Gateway, Day),
     by: Fetcher,
@@ -48,7 +48,7 @@ pub(in crate::payments::reconcile) async fn begin(
 
 /// fetching → fetched, or failed where there is an error. Not when another task has it by now. Of two that were at it under
 /// one key it is enough that one had it: failed → fetched, and never the other way.
-pub(in crate::payments::reconcile) async fn end(
+pub(in crate::reconciliation) async fn end(
     conn: &mut Conn,
     (gateway, day): (Gateway, Day),
     task_key: Uuid,
@@ -78,7 +78,7 @@ pub(in crate::payments::reconcile) async fn end(
 
 /// How far it is.
 #[derive(Debug, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct FetchRow {
+pub(in crate::reconciliation) struct FetchRow {
     #[sqlx(try_from = "Text")]
     pub status: String,
     pub task_key: Uuid,
@@ -90,7 +90,7 @@ pub(in crate::payments::reconcile) struct FetchRow {
 }
 
 /// How far the fetching of a bill is; `None`: nobody has asked for it.
-pub(in crate::payments::reconcile) async fn find(
+pub(in crate::reconciliation) async fn find(
     conn: &mut Conn,
     gateway: Gateway,
     day: Day,
@@ -106,7 +106,7 @@ pub(in crate::payments::reconcile) async fn find(
 }
 
 /// Bills whose fetching began before `before` and has not ended: their tasks are lost, the longest first.
-pub(in crate::payments::reconcile) async fn lost(
+pub(in crate::reconciliation) async fn lost(
     conn: &mut Conn,
     before: At,
     limit: u32,

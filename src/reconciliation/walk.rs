@@ -1,18 +1,17 @@
 //! Which numbers are looked at: all of a bill and of its day, and those that differed before.
 
+use crate::payments::{self, BillSubject, Gateway, HeardPosition};
 use std::collections::BTreeMap;
 
 use anyhow::Context;
 
 use super::BillId;
-use super::compare::{BillSubject, DifferenceKind, DifferenceStatus};
+use super::compare::{DifferenceKind, DifferenceStatus};
 use super::examine::{ExamineReport, Examiner};
 use super::store::bills::{self, BillKey};
-use super::store::{self, HeardPosition, differences};
+use super::store::differences;
 use crate::app::App;
 use crate::error::{Result, retrying};
-use crate::payments::gateway;
-use crate::payments::model::Gateway;
 use crate::platform::clock::At;
 use crate::platform::db;
 
@@ -29,7 +28,7 @@ pub(super) async fn compare(app: &App, which: BillKey) -> Result<ExamineReport> 
     let mut versions = vec![which.id];
     versions.extend(bills::replaced(&mut conn, which.gateway, which.day).await.context("reading replaced bills")?);
     drop(conn);
-    let span = which.day.bounds(&gateway::bill_zone(app, which.gateway)?);
+    let span = which.day.bounds(&payments::bill_zone(app, which.gateway)?);
     let mut told = ExamineReport::default();
     for what in BillSubject::ALL {
         let lines = versions.iter().map(|bill| Numbers::OfBill(*bill, None));
@@ -69,8 +68,8 @@ impl Numbers {
                 Ok(page)
             }
             Self::HeardOf(span, after) => {
-                let page = store::heard(&mut conn, gateway, what, *span, *after, PAGE).await;
-                let page = page.context("reading what we heard of on a day")?;
+                let page = payments::heard(&mut conn, gateway, what, *span, *after, PAGE).await;
+                let page = page?;
                 *after = page.last().copied();
                 Ok(page.into_iter().map(|(_, id)| id.as_simple().to_string()).collect())
             }

@@ -3,14 +3,13 @@
 //! A number twice on one bill is money that moved twice under it, so the lines are added up: their sum is then not what
 //! our books have, and that is told. What a gateway writes in the place of our number may be anything, also nothing.
 
+use crate::payments::{BillLine, BillSubject, DayBill};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use aws_lc_rs::digest;
 
-use super::compare::BillSubject;
 use crate::error::Result;
-use crate::payments::model::{BillLine, DayBill};
 use crate::platform::clock::At;
 use crate::platform::money::Money;
 

@@ -1,11 +1,12 @@
 //! What administrators see of bills and differences, and do about them.
 
+use crate::payments::{self, BillSubject, BookStatus, Gateway};
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::compare::{BillSubject, BookStatus, DifferenceKind, DifferenceStatus};
+use super::compare::{DifferenceKind, DifferenceStatus};
 use super::fetch::FetchReason;
 use super::store::bills::{self, BillRow};
 use super::store::differences::{self, DifferenceRow, WhichDifferences};
@@ -16,8 +17,6 @@ use crate::audit::{self, Act};
 use crate::auth::UserId;
 use crate::engine::{Item, Task, TaskId};
 use crate::error::{Error, Kind, Result, invalid, refuse, retrying};
-use crate::payments::gateway;
-use crate::payments::model::Gateway;
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::money::Money;
@@ -84,11 +83,7 @@ impl From<BillRow> for BillView {
 }
 
 /// A page of bills.
-pub(in crate::payments) async fn bills(
-    app: &App,
-    gateway: Option<Gateway>,
-    page: &PageQuery,
-) -> Result<Page<BillView>> {
+pub(super) async fn bills(app: &App, gateway: Option<Gateway>, page: &PageQuery) -> Result<Page<BillView>> {
     let mut conn = app.db.acquire().await?;
     let found = bills::list(&mut conn, gateway, page.before(), page.fetch()).await.context("listing bills")?;
     Ok(page.page(found.into_iter().map(BillView::from).collect(), |bill: &BillView| bill.id))
@@ -130,7 +125,7 @@ pub struct BillOfDayView {
 }
 
 /// The bill of a day, also one that was never asked for.
-pub(in crate::payments) async fn of_day(app: &App, gateway: Gateway, day: Day) -> Result<BillOfDayView> {
+pub(super) async fn of_day(app: &App, gateway: Gateway, day: Day) -> Result<BillOfDayView> {
     let mut conn = app.db.acquire().await?;
     // Before the bill: what is said to have come is then there.
     let fetch = fetches::find(&mut conn, gateway, day).await.context("reading how far a bill is")?;
@@ -159,9 +154,9 @@ fn task_of(key: Uuid) -> anyhow::Result<TaskId> {
 
 /// A person asks for a bill, also one that is there: a task fetches it and lays it beside our books. While it is fetched,
 /// asking again is the same.
-pub(in crate::payments) async fn ask(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<BillOfDayView> {
+pub(super) async fn ask(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<BillOfDayView> {
     refuse_days_without_bills(app, gateway, day)?;
-    gateway::require_on(app, gateway)?;
+    payments::require_gateway(app, gateway)?;
     let key = retrying(|| begin(app, by, gateway, day)).await?;
     // When it does not get there, the schedule takes it up, or the same request again.
     app.engine.enqueue(&[Item::now(key, FetchBill(BillOf { gateway, day }))]).await?;
@@ -179,7 +174,7 @@ async fn begin(app: &App, by: UserId, gateway: Gateway, day: Day) -> Result<Uuid
 }
 
 fn refuse_days_without_bills(app: &App, gateway: Gateway, day: Day) -> Result<()> {
-    let zone = gateway::bill_zone(app, gateway)?;
+    let zone = payments::bill_zone(app, gateway)?;
     let (now, ready_at) = (app.clock.now(), days::ready_at(day, &zone));
     let today = Day::of(now, &zone);
     if day > today {
@@ -265,7 +260,7 @@ impl From<DifferenceRow> for DifferenceView {
 
 /// Which differences.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::payments) struct DifferenceFilter {
+pub(super) struct DifferenceFilter {
     pub gateway: Option<Gateway>,
     pub what: Option<BillSubject>,
     pub kind: Option<DifferenceKind>,
@@ -273,11 +268,7 @@ pub(in crate::payments) struct DifferenceFilter {
 }
 
 /// A page of differences.
-pub(in crate::payments) async fn differences(
-    app: &App,
-    filter: DifferenceFilter,
-    page: &PageQuery,
-) -> Result<Page<DifferenceView>> {
+pub(super) async fn differences(app: &App, filter: DifferenceFilter, page: &PageQuery) -> Result<Page<DifferenceView>> {
     let DifferenceFilter { gateway, what, kind, status } = filter;
     let which = WhichDifferences { gateway, what, kind, status };
     let mut conn = app.db.acquire().await?;
@@ -287,12 +278,7 @@ pub(in crate::payments) async fn differences(
 }
 
 /// A person has looked at a difference. One that was resolved before stays as it is.
-pub(in crate::payments) async fn resolve(
-    app: &App,
-    by: UserId,
-    id: DifferenceId,
-    note: &str,
-) -> Result<DifferenceView> {
+pub(super) async fn resolve(app: &App, by: UserId, id: DifferenceId, note: &str) -> Result<DifferenceView> {
     let view = retrying(|| resolve_once(app, by, id, note)).await?;
     show_open(app).await?;
     Ok(view)
@@ -326,7 +312,7 @@ async fn resolve_once(app: &App, by: UserId, id: DifferenceId, note: &str) -> Re
 fn still_waits(app: &App, gateway: Gateway, until: Option<At>) -> Result<Error> {
     let words = "it may still come to fit by itself, and is still waiting";
     let Some(until) = until else { return Ok(refuse(Kind::DifferenceState, words).into()) };
-    let latest = days::readable(until, &gateway::bill_zone(app, gateway)?);
+    let latest = days::readable(until, &payments::bill_zone(app, gateway)?);
     Ok(refuse(Kind::DifferenceState, format!("{words}, until {latest} at the latest"))
         .with("waits_until", until)
         .into())

@@ -1,72 +1,15 @@
-//! The SQL of bills, of our side of them, and of differences: one statement a function.
-
-pub(super) mod bills;
-pub(super) mod differences;
-pub(super) mod fetches;
+//! Payments and refunds by their numbers and by when we heard of them: one SQL statement a function.
 
 use std::collections::HashMap;
 
 use sqlx::{MySql, QueryBuilder};
 use uuid::Uuid;
 
-use super::compare::{BillSubject, MoneyState};
-use crate::payments::model::{Gateway, PaymentId, PaymentStatus, RefundStatus};
+use crate::payments::model::{BillSubject, BookEntry, Gateway, HeardPosition, PaymentId, PaymentStatus, RefundStatus};
 use crate::platform::clock::At;
-use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::money::Money;
 use crate::platform::text::Text;
-
-/// What the believed bills of a gateway come to for a number, whatever their days.
-#[derive(Debug, Clone, sqlx::FromRow)]
-pub(super) struct Theirs {
-    #[sqlx(try_from = "Text")]
-    pub number: String,
-    #[sqlx(try_from = "Text")]
-    pub merchant_no: String,
-    pub amount: Money,
-    /// The last day that has it.
-    pub day: Day,
-}
-
-/// What our books have of a number.
-#[derive(Debug, Clone)]
-pub(super) struct BookEntry {
-    pub id: Uuid,
-    pub payment: PaymentId,
-    pub amount: Money,
-    pub state: MoneyState,
-    /// As the database has it.
-    pub status: String,
-    /// When it was started or owed.
-    pub started_at: At,
-    /// When we heard that its money moved.
-    pub heard_at: Option<At>,
-}
-
-/// What believed bills of a gateway have of these numbers, by number. Lines are found first: bills grow in number every day,
-/// lines of a number do not.
-pub(super) async fn theirs(
-    conn: &mut Conn,
-    gateway: Gateway,
-    what: BillSubject,
-    numbers: &[String],
-) -> sqlx::Result<HashMap<String, Theirs>> {
-    if numbers.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let mut query = QueryBuilder::<MySql>::new(
-        "SELECT l.number, MIN(l.merchant_no) AS merchant_no, CAST(SUM(l.amount_fen) AS SIGNED) AS amount, \
-         MAX(b.day) AS day FROM payment_bill_lines l FORCE INDEX (ix_payment_bill_lines_number) \
-         STRAIGHT_JOIN payment_bills b ON b.id = l.bill_id AND b.believed = 1 \
-         WHERE b.gateway = ",
-    );
-    query.push_bind(gateway.as_str()).push(" AND l.kind = ").push_bind(what.as_str()).push(" AND l.number IN ");
-    db::push_in(&mut query, numbers.iter().map(String::as_str));
-    query.push(" GROUP BY l.number");
-    let rows: Vec<Theirs> = query.build_query_as().fetch_all(conn).await?;
-    Ok(rows.into_iter().map(|row| (row.number.clone(), row)).collect())
-}
 
 #[derive(sqlx::FromRow)]
 struct EntryRow {
@@ -80,7 +23,7 @@ struct EntryRow {
 }
 
 /// What our books have of these numbers at a gateway, by number.
-pub(super) async fn ours(
+pub(in crate::payments) async fn ours(
     conn: &mut Conn,
     gateway: Gateway,
     what: BillSubject,
@@ -119,7 +62,7 @@ pub(super) async fn ours(
 }
 
 /// Our payments by the gateway's numbers of their trades.
-pub(super) async fn by_trade(
+pub(in crate::payments) async fn by_trade(
     conn: &mut Conn,
     gateway: Gateway,
     trade_nos: &[&str],
@@ -134,11 +77,8 @@ pub(super) async fn by_trade(
     Ok(rows.into_iter().map(|(number, id)| (number.into(), id)).collect())
 }
 
-/// Where a page of [`heard`] ends: (when, number).
-pub(super) type HeardPosition = (At, Uuid);
-
 /// Payments or refunds of a gateway of which we heard from `from` on and before `until`, behind `after`, in that order.
-pub(super) async fn heard(
+pub(in crate::payments) async fn heard(
     conn: &mut Conn,
     gateway: Gateway,
     what: BillSubject,

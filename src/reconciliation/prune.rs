@@ -4,9 +4,9 @@
 //! taken its word back, and vanish. So does a line whose number has a younger one: what a number comes to is the sum of all
 //! its lines, and a dispute is won months after it began.
 
+use crate::payments::BillSubject;
 use anyhow::Context;
 
-use super::compare::BillSubject;
 use super::store::bills::{self, BillKey};
 use crate::app::App;
 use crate::platform::day::{self, Day};

@@ -1,21 +1,20 @@
 //! Bills and their lines. A bill is read only once it is believed; its lines are written before, in batches.
 
+use crate::payments::{BillSubject, Gateway};
 use std::collections::HashSet;
 
 use sqlx::{MySql, QueryBuilder, query, query_as, query_scalar};
 
-use crate::payments::model::Gateway;
-use crate::payments::reconcile::bill::{CheckedLine, Sum};
-use crate::payments::reconcile::compare::BillSubject;
-use crate::payments::reconcile::{BillId, BillStatus};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn, insert_parts};
 use crate::platform::money::Money;
 use crate::platform::text::Text;
+use crate::reconciliation::bill::{CheckedLine, Sum};
+use crate::reconciliation::{BillId, BillStatus};
 
 /// The believed bill of a day, and its digest.
-pub(in crate::payments::reconcile) async fn believed(
+pub(in crate::reconciliation) async fn believed(
     conn: &mut Conn,
     gateway: Gateway,
     day: Day,
@@ -28,7 +27,7 @@ pub(in crate::payments::reconcile) async fn believed(
 }
 
 /// As [`believed`], held until the transaction ends.
-pub(in crate::payments::reconcile) async fn lock_believed(
+pub(in crate::reconciliation) async fn lock_believed(
     conn: &mut Conn,
     gateway: Gateway,
     day: Day,
@@ -41,7 +40,7 @@ pub(in crate::payments::reconcile) async fn lock_believed(
 }
 
 /// A bill that was fetched.
-pub(in crate::payments::reconcile) struct NewBill {
+pub(in crate::reconciliation) struct NewBill {
     pub id: BillId,
     pub gateway: Gateway,
     pub day: Day,
@@ -51,7 +50,7 @@ pub(in crate::payments::reconcile) struct NewBill {
 }
 
 /// Begins to store a bill.
-pub(in crate::payments::reconcile) async fn begin(conn: &mut Conn, new: &NewBill, now: At) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn begin(conn: &mut Conn, new: &NewBill, now: At) -> sqlx::Result<()> {
     query(
         "INSERT INTO payment_bills (id, gateway, day, status, payments, payments_fen, refunds, refunds_fen, digest, \
          fetched_at, checked_at) VALUES (?, ?, ?, 'storing', ?, ?, ?, ?, ?, ?, ?)",
@@ -72,7 +71,7 @@ pub(in crate::payments::reconcile) async fn begin(conn: &mut Conn, new: &NewBill
 }
 
 /// Writes lines of a bill that is being stored, at most [`db::CHUNK`].
-pub(in crate::payments::reconcile) async fn insert_lines(
+pub(in crate::reconciliation) async fn insert_lines(
     conn: &mut Conn,
     bill: BillId,
     lines: &[(&(BillSubject, String), &CheckedLine)],
@@ -94,7 +93,7 @@ pub(in crate::payments::reconcile) async fn insert_lines(
 }
 
 /// storing → believed; false: it was abandoned meanwhile. A second one of the day violates `uq_payment_bills_believed`.
-pub(in crate::payments::reconcile) async fn believe(conn: &mut Conn, id: BillId) -> sqlx::Result<bool> {
+pub(in crate::reconciliation) async fn believe(conn: &mut Conn, id: BillId) -> sqlx::Result<bool> {
     let done = query("UPDATE payment_bills SET status = 'believed', believed = 1 WHERE id = ? AND status = 'storing'")
         .bind(id)
         .execute(conn)
@@ -103,7 +102,7 @@ pub(in crate::payments::reconcile) async fn believe(conn: &mut Conn, id: BillId)
 }
 
 /// believed → replaced.
-pub(in crate::payments::reconcile) async fn replace(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<bool> {
+pub(in crate::reconciliation) async fn replace(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<bool> {
     let done = query(
         "UPDATE payment_bills SET status = 'replaced', believed = NULL, replaced_at = ? WHERE id = ? AND status = 'believed'",
     )
@@ -115,7 +114,7 @@ pub(in crate::payments::reconcile) async fn replace(conn: &mut Conn, id: BillId,
 }
 
 /// The gateway told the same once more.
-pub(in crate::payments::reconcile) async fn mark_checked(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn mark_checked(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET checked_at = ? WHERE id = ? AND status = 'believed'")
         .bind(now)
         .bind(id)
@@ -125,7 +124,7 @@ pub(in crate::payments::reconcile) async fn mark_checked(conn: &mut Conn, id: Bi
 }
 
 /// All of it was laid beside our books.
-pub(in crate::payments::reconcile) async fn mark_compared(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn mark_compared(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET compared_at = ? WHERE id = ? AND status = 'believed'")
         .bind(now)
         .bind(id)
@@ -135,7 +134,7 @@ pub(in crate::payments::reconcile) async fn mark_compared(conn: &mut Conn, id: B
 }
 
 /// The bill of a day is to be laid beside our books once more.
-pub(in crate::payments::reconcile) async fn uncompare(conn: &mut Conn, gateway: Gateway, day: Day) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn uncompare(conn: &mut Conn, gateway: Gateway, day: Day) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET compared_at = NULL WHERE gateway = ? AND day = ? AND believed = 1")
         .bind(gateway.as_str())
         .bind(day)
@@ -145,7 +144,7 @@ pub(in crate::payments::reconcile) async fn uncompare(conn: &mut Conn, gateway: 
 }
 
 /// storing → abandoned.
-pub(in crate::payments::reconcile) async fn abandon(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn abandon(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET status = 'abandoned' WHERE id = ? AND status = 'storing'")
         .bind(id)
         .execute(conn)
@@ -154,7 +153,7 @@ pub(in crate::payments::reconcile) async fn abandon(conn: &mut Conn, id: BillId)
 }
 
 /// storing → abandoned, of all that were begun before `before`: who did is gone.
-pub(in crate::payments::reconcile) async fn abandon_since(conn: &mut Conn, before: At) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn abandon_since(conn: &mut Conn, before: At) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET status = 'abandoned' WHERE status = 'storing' AND fetched_at < ?")
         .bind(before)
         .execute(conn)
@@ -163,7 +162,7 @@ pub(in crate::payments::reconcile) async fn abandon_since(conn: &mut Conn, befor
 }
 
 /// Days from `from` on whose bills of a gateway are believed.
-pub(in crate::payments::reconcile) async fn days_since(
+pub(in crate::reconciliation) async fn days_since(
     conn: &mut Conn,
     gateway: Gateway,
     from: Day,
@@ -177,14 +176,14 @@ pub(in crate::payments::reconcile) async fn days_since(
 
 /// Whose bill of which day.
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct BillKey {
+pub(in crate::reconciliation) struct BillKey {
     pub id: BillId,
     pub gateway: Gateway,
     pub day: Day,
 }
 
 /// Believed bills that were not laid beside our books to their end.
-pub(in crate::payments::reconcile) async fn uncompared(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<BillKey>> {
+pub(in crate::reconciliation) async fn uncompared(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<BillKey>> {
     query_as(
         "SELECT id, gateway, day FROM payment_bills WHERE status = 'believed' AND compared_at IS NULL \
          ORDER BY id LIMIT ?",
@@ -195,7 +194,7 @@ pub(in crate::payments::reconcile) async fn uncompared(conn: &mut Conn, limit: u
 }
 
 /// Replaced bills of a day whose lines are still there.
-pub(in crate::payments::reconcile) async fn replaced(
+pub(in crate::reconciliation) async fn replaced(
     conn: &mut Conn,
     gateway: Gateway,
     day: Day,
@@ -208,7 +207,7 @@ pub(in crate::payments::reconcile) async fn replaced(
 }
 
 /// Numbers of a bill behind `after`, in order.
-pub(in crate::payments::reconcile) async fn numbers(
+pub(in crate::reconciliation) async fn numbers(
     conn: &mut Conn,
     bill: BillId,
     what: BillSubject,
@@ -229,7 +228,7 @@ pub(in crate::payments::reconcile) async fn numbers(
 }
 
 /// Bills whose lines are of no use: abandoned ones, and replaced ones whose successor has been laid beside our books.
-pub(in crate::payments::reconcile) async fn useless(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<BillId>> {
+pub(in crate::reconciliation) async fn useless(conn: &mut Conn, limit: u32) -> sqlx::Result<Vec<BillId>> {
     query_scalar(
         "SELECT b.id FROM payment_bills b WHERE b.status = 'abandoned' OR (b.status = 'replaced' AND NOT EXISTS \
          (SELECT 1 FROM payment_bills n WHERE n.gateway = b.gateway AND n.day = b.day AND n.believed = 1 \
@@ -241,18 +240,14 @@ pub(in crate::payments::reconcile) async fn useless(conn: &mut Conn, limit: u32)
 }
 
 /// Deletes lines of a bill, at most `limit`; how many.
-pub(in crate::payments::reconcile) async fn delete_lines(
-    conn: &mut Conn,
-    bill: BillId,
-    limit: u32,
-) -> sqlx::Result<u64> {
+pub(in crate::reconciliation) async fn delete_lines(conn: &mut Conn, bill: BillId, limit: u32) -> sqlx::Result<u64> {
     let done =
         query("DELETE FROM payment_bill_lines WHERE bill_id = ? LIMIT ?").bind(bill).bind(limit).execute(conn).await?;
     Ok(done.rows_affected())
 }
 
 /// replaced → dropped: its lines are gone.
-pub(in crate::payments::reconcile) async fn mark_dropped(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn mark_dropped(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET status = 'dropped' WHERE id = ? AND status = 'replaced'")
         .bind(id)
         .execute(conn)
@@ -261,13 +256,13 @@ pub(in crate::payments::reconcile) async fn mark_dropped(conn: &mut Conn, id: Bi
 }
 
 /// Forgets an abandoned bill whose lines are gone.
-pub(in crate::payments::reconcile) async fn forget(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn forget(conn: &mut Conn, id: BillId) -> sqlx::Result<()> {
     query("DELETE FROM payment_bills WHERE id = ? AND status = 'abandoned'").bind(id).execute(conn).await?;
     Ok(())
 }
 
 /// Bills of days before `before` whose lines are still there, the oldest first.
-pub(in crate::payments::reconcile) async fn to_prune(
+pub(in crate::reconciliation) async fn to_prune(
     conn: &mut Conn,
     before: Day,
     limit: u32,
@@ -284,7 +279,7 @@ pub(in crate::payments::reconcile) async fn to_prune(
 
 /// Of these numbers, those whose lines stay: with a difference that is open or waits, or with a line that believed bills have
 /// on `from` or later.
-pub(in crate::payments::reconcile) async fn kept(
+pub(in crate::reconciliation) async fn kept(
     conn: &mut Conn,
     gateway: Gateway,
     what: BillSubject,
@@ -311,7 +306,7 @@ pub(in crate::payments::reconcile) async fn kept(
 
 /// Deletes the lines of these numbers from all bills of a gateway of days before `before`; how many. Those of one number go
 /// together, also from bills whose other lines went before.
-pub(in crate::payments::reconcile) async fn prune_lines(
+pub(in crate::reconciliation) async fn prune_lines(
     conn: &mut Conn,
     gateway: Gateway,
     what: BillSubject,
@@ -333,7 +328,7 @@ pub(in crate::payments::reconcile) async fn prune_lines(
 }
 
 /// Its lines are gone, but for those that are kept.
-pub(in crate::payments::reconcile) async fn mark_pruned(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn mark_pruned(conn: &mut Conn, id: BillId, now: At) -> sqlx::Result<()> {
     query("UPDATE payment_bills SET pruned_at = ? WHERE id = ? AND pruned_at IS NULL")
         .bind(now)
         .bind(id)
@@ -344,7 +339,7 @@ pub(in crate::payments::reconcile) async fn mark_pruned(conn: &mut Conn, id: Bil
 
 /// A bill, as a person sees it.
 #[derive(Debug, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct BillRow {
+pub(in crate::reconciliation) struct BillRow {
     pub id: BillId,
     pub gateway: Gateway,
     pub day: Day,
@@ -370,7 +365,7 @@ const BILLS: &str = "SELECT b.id, b.gateway, b.day, b.status, CAST(b.payments AS
     AND d.status = 'waiting') AS waiting FROM payment_bills b WHERE b.status IN ('believed', 'replaced', 'dropped') ";
 
 /// Bills that are or were believed, below `before`, newest first.
-pub(in crate::payments::reconcile) async fn list(
+pub(in crate::reconciliation) async fn list(
     conn: &mut Conn,
     gateway: Option<Gateway>,
     before: BillId,
@@ -386,7 +381,7 @@ pub(in crate::payments::reconcile) async fn list(
 }
 
 /// The bill of a day that is believed, as a person sees it.
-pub(in crate::payments::reconcile) async fn show(
+pub(in crate::reconciliation) async fn show(
     conn: &mut Conn,
     gateway: Gateway,
     day: Day,

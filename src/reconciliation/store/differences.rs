@@ -1,20 +1,20 @@
 //! Differences between a gateway's bills and our books.
 
+use crate::payments::{BillSubject, BookStatus, Gateway};
 use sqlx::{MySql, QueryBuilder, query, query_as};
 
 use crate::auth::UserId;
-use crate::payments::model::Gateway;
-use crate::payments::reconcile::DifferenceId;
-use crate::payments::reconcile::compare::{BillSubject, BookStatus, DifferenceKind, DifferenceStatus, Figures};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
 use crate::platform::money::Money;
 use crate::platform::text::Text;
+use crate::reconciliation::DifferenceId;
+use crate::reconciliation::compare::{DifferenceKind, DifferenceStatus, Figures};
 
 /// A difference that is known.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct KnownDifference {
+pub(in crate::reconciliation) struct KnownDifference {
     pub id: DifferenceId,
     #[sqlx(try_from = "Text")]
     pub number: String,
@@ -32,7 +32,7 @@ impl KnownDifference {
 }
 
 /// The known differences of these numbers, held until the transaction ends.
-pub(in crate::payments::reconcile) async fn lock(
+pub(in crate::reconciliation) async fn lock(
     conn: &mut Conn,
     gateway: Gateway,
     what: BillSubject,
@@ -51,7 +51,7 @@ pub(in crate::payments::reconcile) async fn lock(
 }
 
 /// What is written down of a difference.
-pub(in crate::payments::reconcile) struct Facts<'a> {
+pub(in crate::reconciliation) struct Facts<'a> {
     pub day: Day,
     /// Our payment; empty where our books have none.
     pub payment_no: &'a str,
@@ -63,7 +63,7 @@ pub(in crate::payments::reconcile) struct Facts<'a> {
 }
 
 /// Which difference.
-pub(in crate::payments::reconcile) struct Named<'a> {
+pub(in crate::reconciliation) struct Named<'a> {
     pub gateway: Gateway,
     pub what: BillSubject,
     pub number: &'a str,
@@ -71,7 +71,7 @@ pub(in crate::payments::reconcile) struct Named<'a> {
 }
 
 /// Puts down a new difference; one that is known violates `uq_payment_differences_number`.
-pub(in crate::payments::reconcile) async fn insert(
+pub(in crate::reconciliation) async fn insert(
     conn: &mut Conn,
     named: &Named<'_>,
     status: DifferenceStatus,
@@ -102,7 +102,7 @@ pub(in crate::payments::reconcile) async fn insert(
 }
 
 /// A known difference is found now, whatever became of it before. The caller holds its row, as below.
-pub(in crate::payments::reconcile) async fn find(
+pub(in crate::reconciliation) async fn find(
     conn: &mut Conn,
     id: DifferenceId,
     status: DifferenceStatus,
@@ -130,7 +130,7 @@ pub(in crate::payments::reconcile) async fn find(
 }
 
 /// What a difference that is open or waits is about now.
-pub(in crate::payments::reconcile) async fn refresh(
+pub(in crate::reconciliation) async fn refresh(
     conn: &mut Conn,
     id: DifferenceId,
     facts: &Facts<'_>,
@@ -153,7 +153,7 @@ pub(in crate::payments::reconcile) async fn refresh(
 }
 
 /// open, waiting → vanished.
-pub(in crate::payments::reconcile) async fn vanish(conn: &mut Conn, id: DifferenceId, now: At) -> sqlx::Result<()> {
+pub(in crate::reconciliation) async fn vanish(conn: &mut Conn, id: DifferenceId, now: At) -> sqlx::Result<()> {
     query(
         "UPDATE payment_differences SET status = 'vanished', vanished_at = ?, checked_at = ? \
          WHERE id = ? AND status IN ('open', 'waiting')",
@@ -168,7 +168,7 @@ pub(in crate::payments::reconcile) async fn vanish(conn: &mut Conn, id: Differen
 
 /// A number to look at again.
 #[derive(Debug, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct Again {
+pub(in crate::reconciliation) struct Again {
     pub gateway: Gateway,
     pub what: BillSubject,
     #[sqlx(try_from = "Text")]
@@ -176,7 +176,7 @@ pub(in crate::payments::reconcile) struct Again {
 }
 
 /// Differences of this status that nobody looked at since `before`, the longest first.
-pub(in crate::payments::reconcile) async fn to_check(
+pub(in crate::reconciliation) async fn to_check(
     conn: &mut Conn,
     status: DifferenceStatus,
     before: At,
@@ -194,7 +194,7 @@ pub(in crate::payments::reconcile) async fn to_check(
 }
 
 /// Open differences of each gateway that has some.
-pub(in crate::payments::reconcile) async fn count_open(conn: &mut Conn) -> sqlx::Result<Vec<(String, i64)>> {
+pub(in crate::reconciliation) async fn count_open(conn: &mut Conn) -> sqlx::Result<Vec<(String, i64)>> {
     let open: Vec<(Text, i64)> =
         query_as("SELECT gateway, COUNT(*) FROM payment_differences WHERE status = 'open' GROUP BY gateway")
             .fetch_all(conn)
@@ -203,7 +203,7 @@ pub(in crate::payments::reconcile) async fn count_open(conn: &mut Conn) -> sqlx:
 }
 
 /// open → resolved, by a person.
-pub(in crate::payments::reconcile) async fn resolve(
+pub(in crate::reconciliation) async fn resolve(
     conn: &mut Conn,
     id: DifferenceId,
     by: UserId,
@@ -225,7 +225,7 @@ pub(in crate::payments::reconcile) async fn resolve(
 
 /// A difference, as a person sees it.
 #[derive(Debug, sqlx::FromRow)]
-pub(in crate::payments::reconcile) struct DifferenceRow {
+pub(in crate::reconciliation) struct DifferenceRow {
     pub id: DifferenceId,
     pub gateway: Gateway,
     pub what: BillSubject,
@@ -255,7 +255,7 @@ const DIFFERENCES: &str = "SELECT id, gateway, what, number, kind, status, day, 
 
 /// Which differences.
 #[derive(Debug, Clone, Copy, Default)]
-pub(in crate::payments::reconcile) struct WhichDifferences {
+pub(in crate::reconciliation) struct WhichDifferences {
     pub gateway: Option<Gateway>,
     pub what: Option<BillSubject>,
     pub kind: Option<DifferenceKind>,
@@ -263,7 +263,7 @@ pub(in crate::payments::reconcile) struct WhichDifferences {
 }
 
 /// Differences below `before`, newest first.
-pub(in crate::payments::reconcile) async fn list(
+pub(in crate::reconciliation) async fn list(
     conn: &mut Conn,
     which: WhichDifferences,
     before: DifferenceId,
@@ -287,7 +287,7 @@ pub(in crate::payments::reconcile) async fn list(
 }
 
 /// A difference, held until the transaction ends.
-pub(in crate::payments::reconcile) async fn lock_one(
+pub(in crate::reconciliation) async fn lock_one(
     conn: &mut Conn,
     id: DifferenceId,
 ) -> sqlx::Result<Option<DifferenceRow>> {

@@ -4,43 +4,11 @@
 //! Money moved, or it did not, on each side, and so much of it. Whatever is not told as a difference balances: that is
 //! the property that the tests hold.
 
+use crate::payments::MoneyState;
 use crate::platform::text_enum;
 use serde::{Deserialize, Serialize};
 
-use crate::payments::model::{PaymentStatus, RefundStatus};
 use crate::platform::money::Money;
-
-/// What a line of a bill is about.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    utoipa::ToSchema,
-    strum::EnumString,
-    strum::IntoStaticStr,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum BillSubject {
-    /// Money that came in; its number is the payment's.
-    Payment,
-    /// Money that went back; its number is the refund's.
-    Refund,
-}
-
-impl BillSubject {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Payment, Self::Refund];
-}
-
-text_enum!(BillSubject);
 
 /// How the two books differ.
 #[derive(
@@ -77,59 +45,6 @@ impl DifferenceKind {
 }
 
 text_enum!(DifferenceKind);
-
-/// How far a payment or a refund is by our books: the words of both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum BookStatus {
-    /// A payment: the buyer may pay.
-    Started,
-    /// A payment: money came in.
-    Paid,
-    /// A payment: the gateway takes no more money for it.
-    Closed,
-    /// A refund: it is owed, or the gateway is at it.
-    Pending,
-    /// A refund: the money is back.
-    Confirmed,
-    /// A refund: the gateway will not do it.
-    Failed,
-    /// A refund: another one took its place.
-    Replaced,
-}
-
-text_enum!(BookStatus);
-
-/// Whether the money of a payment or a refund moved, by our books.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MoneyState {
-    /// It did.
-    Moved,
-    /// The gateway is at it: its bill may have it before we hear.
-    UnderWay,
-    /// It did not.
-    NotMoved,
-}
-
-impl From<PaymentStatus> for MoneyState {
-    fn from(status: PaymentStatus) -> Self {
-        match status {
-            PaymentStatus::Paid => Self::Moved,
-            PaymentStatus::Started | PaymentStatus::Closed => Self::NotMoved,
-        }
-    }
-}
-
-impl From<RefundStatus> for MoneyState {
-    fn from(status: RefundStatus) -> Self {
-        match status {
-            RefundStatus::Confirmed => Self::Moved,
-            RefundStatus::Pending => Self::UnderWay,
-            RefundStatus::Failed | RefundStatus::Replaced => Self::NotMoved,
-        }
-    }
-}
 
 /// What our books say of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -369,7 +284,7 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
             assert_eq!(kind.as_str().parse(), Ok(kind));
         }
-        for what in BillSubject::ALL {
+        for what in crate::payments::BillSubject::ALL {
             assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
         }
     }

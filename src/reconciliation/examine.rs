@@ -1,9 +1,12 @@
 //! Numbers of one gateway, beside our books: a bounded handful at a time.
 //!
 //! Where the gateway's bill has money that our books do not, the gateway is asked, and what it says goes the one way that
-//! all money goes ([`inquiry::ask`], [`refund::ask`]): a callback that was lost is found here. Only what is left after that
+//! all money goes ([`payments::ask_about_payment`], [`payments::ask_about_refund`]): a callback that was lost is found here. Only what is left after that
 //! is a difference. What is known of the same numbers is looked at again with it: it stays, comes back or vanishes.
 
+use crate::payments::{
+    self, ASKED_AT_ONCE, BillSubject, BookEntry, Gateway, MoneyState, PaymentId, RefundId, SilentGateways,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::Context;
@@ -12,18 +15,12 @@ use futures_util::stream;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use super::compare::{
-    self, BillSubject, DifferenceFound, DifferenceKind, DifferenceStatus, Figures, MoneyState, Ours, Step,
-};
+use super::compare::{self, DifferenceFound, DifferenceKind, DifferenceStatus, Figures, Ours, Step};
 use super::days;
 use super::store::differences::{self, Facts, KnownDifference, Named};
-use super::store::{self, BookEntry, Theirs, bills};
+use super::store::{self, Theirs, bills};
 use crate::app::App;
 use crate::error::{Error, Result, retrying};
-use crate::payments::close::{CONCURRENCY, Gateways};
-use crate::payments::model::{Gateway, PaymentId, RefundId};
-use crate::payments::store::refunds;
-use crate::payments::{gateway, inquiry, refund};
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
@@ -60,7 +57,7 @@ pub(super) struct Examiner<'a> {
     /// Whose midnight the days of its bills have.
     zone: TimeZone,
     /// What was learned about whether it answers.
-    answers: Gateways,
+    answers: SilentGateways,
 }
 
 /// A number with all that is known of it.
@@ -91,7 +88,7 @@ impl Case<'_> {
 
 impl<'a> Examiner<'a> {
     pub fn new(app: &'a App, gateway: Gateway) -> Result<Self> {
-        Ok(Self { app, gateway, zone: gateway::bill_zone(app, gateway)?, answers: Gateways::default() })
+        Ok(Self { app, gateway, zone: payments::bill_zone(app, gateway)?, answers: SilentGateways::default() })
     }
 
     /// Whose bills.
@@ -107,7 +104,7 @@ impl<'a> Examiner<'a> {
         let mut conn = self.app.db.acquire().await?;
         let theirs = store::theirs(&mut conn, self.gateway, what, numbers).await.context("reading lines of bills")?;
         let ids: Vec<Uuid> = numbers.iter().filter_map(|number| uuid_of(number)).collect();
-        let mut ours = store::ours(&mut conn, self.gateway, what, &ids).await.context("reading our side of bills")?;
+        let mut ours = payments::book_entries(&mut conn, self.gateway, what, &ids).await?;
         let to_ask: Vec<Uuid> = ours
             .iter()
             .filter(|(number, entry)| {
@@ -119,9 +116,9 @@ impl<'a> Examiner<'a> {
             .collect();
         if !to_ask.is_empty() {
             drop(conn);
-            stream::iter(to_ask).for_each_concurrent(CONCURRENCY, |id| self.ask(what, id)).await;
+            stream::iter(to_ask).for_each_concurrent(ASKED_AT_ONCE, |id| self.ask(what, id)).await;
             conn = self.app.db.acquire().await?;
-            ours = store::ours(&mut conn, self.gateway, what, &ids).await.context("reading our side of bills")?;
+            ours = payments::book_entries(&mut conn, self.gateway, what, &ids).await?;
         }
         let there = self.days_there(&mut conn, &theirs, &ours).await?;
         let payments = self.payments_of(&mut conn, &theirs, &ours).await?;
@@ -164,9 +161,8 @@ impl<'a> Examiner<'a> {
             .filter(|number| (1..=TRADE_NO_CHARS).contains(&number.len()) && number.is_ascii())
             .partition(|number| uuid_of(number).is_some());
         let ids: Vec<Uuid> = ids.into_iter().filter_map(uuid_of).collect();
-        let named =
-            store::ours(conn, self.gateway, BillSubject::Payment, &ids).await.context("reading payments of lines")?;
-        let mut all = store::by_trade(conn, self.gateway, &trades).await.context("reading payments of trades")?;
+        let named = payments::book_entries(conn, self.gateway, BillSubject::Payment, &ids).await?;
+        let mut all = payments::payments_of_trades(conn, self.gateway, &trades).await?;
         all.extend(named.into_iter().map(|(number, entry)| (number, entry.payment)));
         Ok(all)
     }
@@ -199,12 +195,12 @@ impl<'a> Examiner<'a> {
     /// Asks the gateway about money that its bill has and our books have not. What it says is acted on; what it does not
     /// say now, it may the next time.
     async fn ask(&self, what: BillSubject, id: Uuid) {
-        if self.answers.is_silent(self.gateway) || !gateway::is_on(self.app, self.gateway) {
+        if self.answers.is_silent(self.gateway) || !payments::gateway_is_on(self.app, self.gateway) {
             return;
         }
         let asked = match what {
-            BillSubject::Payment => self.ask_payment(PaymentId::from_uuid(id)).await,
-            BillSubject::Refund => self.ask_refund(RefundId::from_uuid(id)).await,
+            BillSubject::Payment => payments::ask_about_payment(self.app, PaymentId::from_uuid(id)).await,
+            BillSubject::Refund => payments::ask_about_refund(self.app, RefundId::from_uuid(id)).await,
         };
         self.answers.heard(self.gateway, asked.is_ok());
         if let Err(error) = asked {
@@ -215,26 +211,6 @@ impl<'a> Examiner<'a> {
                 %error,
                 "what a bill has and our books have not could not be asked about"
             );
-        }
-    }
-
-    async fn ask_payment(&self, id: PaymentId) -> Result<()> {
-        let mut conn = self.app.db.acquire().await?;
-        let payment = crate::payments::store::payment(&mut conn, id).await.context("reading a payment")?;
-        drop(conn);
-        match payment {
-            Some(payment) => inquiry::ask(self.app, &payment).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn ask_refund(&self, id: RefundId) -> Result<()> {
-        let mut conn = self.app.db.acquire().await?;
-        let owed = refunds::find(&mut conn, id).await.context("reading a refund")?;
-        drop(conn);
-        match owed {
-            Some(owed) => refund::ask(self.app, &owed).await,
-            None => Ok(()),
         }
     }
 
@@ -277,7 +253,7 @@ pub(super) async fn waits_until(
     number: &str,
 ) -> Result<Option<At>> {
     let ids: Vec<Uuid> = uuid_of(number).into_iter().collect();
-    let ours = store::ours(conn, gateway, what, &ids).await.context("reading our side of a difference")?;
+    let ours = payments::book_entries(conn, gateway, what, &ids).await?;
     Ok(ours.get(number).map(|entry| days::waits_until(waits_since(entry))))
 }
 

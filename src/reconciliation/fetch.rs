@@ -1,5 +1,6 @@
 //! Fetching a bill and keeping it, whole or not at all; and how far that is, for who asks.
 
+use crate::payments::{self, BillSubject, Gateway};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -9,13 +10,10 @@ use uuid::Uuid;
 
 use super::BillId;
 use super::bill::{Bill, CheckedLine};
-use super::compare::BillSubject;
 use super::store::bills::{self, NewBill};
 use super::store::fetches::{self, Fetcher};
 use crate::app::App;
 use crate::error::{Error, Kind, Result, retrying};
-use crate::payments::gateway;
-use crate::payments::model::Gateway;
 use crate::platform::clock::At;
 use crate::platform::day::Day;
 use crate::platform::db::{self, Conn};
@@ -142,7 +140,7 @@ pub(super) fn reason(gateway: Gateway, error: &Error) -> String {
 async fn fetch_and_keep(app: &App, gateway: Gateway, day: Day) -> Result<()> {
     // Made before the gateway is asked: of two that are fetched at the same time, the later one counts.
     let id = BillId::new();
-    let bill = Bill::of(gateway::bill(app, gateway, &day.to_string()).await?)?;
+    let bill = Bill::of(payments::gateway_bill(app, gateway, &day.to_string()).await?)?;
     keep(app, id, (gateway, day), &bill).await
 }
 

@@ -20,11 +20,13 @@ mod compare;
 mod days;
 mod examine;
 mod fetch;
+pub mod http;
 mod prune;
 mod store;
-pub(super) mod views;
+mod views;
 mod walk;
 
+use crate::payments::{self, Gateway};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,8 +34,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::gateway;
-use super::model::Gateway;
 use crate::app::{App, failed};
 use crate::engine::{Job, Outcome, Retry, Task};
 use crate::error::{Kind, Result};
@@ -46,7 +46,7 @@ use store::{bills, differences, fetches};
 
 pub use prune::prune;
 
-pub use compare::{BillSubject, DifferenceKind, DifferenceStatus};
+pub use compare::{DifferenceKind, DifferenceStatus};
 
 /// Names bills.
 pub struct BillName;
@@ -157,7 +157,7 @@ pub struct Reconciled {
 pub async fn reconcile(app: &App) -> anyhow::Result<Reconciled> {
     let (since, mut done) = (app.clock.now(), Reconciled::default());
     for gateway in Gateway::ALL {
-        if gateway::is_on(app, gateway) {
+        if payments::gateway_is_on(app, gateway) {
             fetch_due(app, gateway, &mut done).await?;
         }
     }
@@ -183,7 +183,7 @@ pub async fn reconcile(app: &App) -> anyhow::Result<Reconciled> {
 
 /// Fetches the bills of a gateway that are missing, oldest first.
 async fn fetch_due(app: &App, gateway: Gateway, done: &mut Reconciled) -> anyhow::Result<()> {
-    let mut missing = days::due(app.clock.now(), &gateway::bill_zone(app, gateway)?);
+    let mut missing = days::due(app.clock.now(), &payments::bill_zone(app, gateway)?);
     let Some(&first) = missing.first() else { return Ok(()) };
     let mut conn = app.db.acquire().await?;
     let there = bills::days_since(&mut conn, gateway, first).await.context("reading the days of bills")?;
