@@ -14,8 +14,8 @@ use axum::http::request::Parts;
 pub use admin::{StaffAccount, create, disable, enable, list, set_role};
 
 use crate::app::App;
-use crate::auth::{self, CurrentUser, Role};
-use crate::error::{Error, Kind, refuse};
+use crate::auth::{self, CurrentUser, Role, UserId};
+use crate::error::{Error, Kind, Result, refuse};
 
 /// What a route may need: a permission as a type.
 pub trait Needed: Send + Sync + 'static {
@@ -104,6 +104,20 @@ pub fn may(role: Role, permission: Permission) -> bool {
     permissions(role).contains(&permission)
 }
 
+/// Whether somebody has a permission, by MySQL's word at this moment. It is asked about those alone whose token says so.
+pub async fn holds(app: &App, user: &CurrentUser, permission: Permission) -> Result<bool> {
+    Ok(may(user.role, permission) && may(auth::current_role(app, user).await?, permission))
+}
+
+/// Refuses whoever is no admin to do this to an account that has a role: who helps buyers must not keep the others out.
+async fn require_over(app: &App, by: &CurrentUser, target: UserId) -> Result<()> {
+    let found = auth::users(&mut *app.db.acquire().await?, &[target]).await?;
+    if by.role == Role::Admin || found.iter().all(|user| user.role == Role::User) {
+        return Ok(());
+    }
+    Err(refuse(Kind::Forbidden, "the account has a role: only an admin may do this to it").into())
+}
+
 /// Somebody who has the permission `P`, by MySQL's word at this moment; anybody else is refused with 403.
 #[derive(Debug)]
 pub struct Require<P>(pub CurrentUser, pub PhantomData<P>);
@@ -118,8 +132,12 @@ impl<P: Needed> FromRequestParts<App> for Require<P> {
         }
         auth::was_forbidden(parts, app, user.id).await;
         let (needed, role) = (P::PERMISSION.as_str(), user.role.as_str());
-        Err(refuse(Kind::Forbidden, format!("this needs the permission {needed}, which the role {role} does not have"))
-            .into())
+        let hint = if user.role == Role::User { "; if it is new, log in anew" } else { "" };
+        Err(refuse(
+            Kind::Forbidden,
+            format!("this needs the permission {needed}, which the role {role} does not have{hint}"),
+        )
+        .into())
     }
 }
 

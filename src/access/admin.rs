@@ -15,7 +15,7 @@ pub struct StaffAccount {
 
 /// Makes an account with a role.
 pub async fn create(app: &App, phone: &str, password: &str, nickname: &str, role: Role) -> Result<UserId> {
-    match auth::create_user(app, phone, password, nickname, role).await {
+    match auth::create_staff(app, phone, password, nickname, role).await {
         Err(error) if error.kind() == Kind::PhoneTaken => {
             let how = format!(
                 "the number has an account: give it the role with `onrush admin role {phone} {}`",

@@ -15,6 +15,7 @@ use crate::platform::extract::{Input, Path};
     params(("id" = UserId, Path, description = "The account")),
     responses(
         (status = 204, description = "All its logins are over"),
+        (status = 403, description = "`forbidden`: also for an account with a role, unless the caller is an admin"),
         (status = 404, description = "`not_found`: no such account"),
     ))]
 pub async fn logout_user(
@@ -22,6 +23,7 @@ pub async fn logout_user(
     Require(admin, _): Require<may::UsersWrite>,
     Input(Path(id)): Input<Path<UserId>>,
 ) -> Result<StatusCode> {
+    super::require_over(&app, &admin, id).await?;
     auth::end_logins(&app, admin.id, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

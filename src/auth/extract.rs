@@ -102,7 +102,7 @@ async fn role_now(parts: &mut Parts, app: &App, user: &CurrentUser) -> Result<Ro
     let standing = store::find_standing(&mut conn, user.id, user.login).await.context("reading how a login stands")?;
     drop(conn);
     let standing = standing.ok_or(Kind::TokenInvalid)?;
-    if standing.revoked > 0 || standing.disabled_at.is_some() {
+    if !standing.goes_on() {
         watch::see(app, Sight::LoginOver, &Visitor::of(app, &parts.extensions, &parts.headers), Some(user.id), None);
         return Err(Kind::LoginOver.into());
     }
@@ -115,17 +115,25 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whoever has a role, by the access token and by MySQL's word at this moment, with that role; anybody else is refused with
-/// 403. What the role may do is [`access`](crate::access)'s.
+/// Who asks, with the role that they have now: by the access token, and for whoever has a role by MySQL's word at this
+/// moment. What the role may do is [`access`](crate::access)'s.
 pub async fn staff(parts: &mut Parts, app: &App) -> Result<CurrentUser, Error> {
     let user = CurrentUser::from_request_parts(parts, app).await?;
     // MySQL is asked about those alone who may have a role: others are turned away for nothing.
     let role = if user.role == Role::User { user.role } else { role_now(parts, app, &user).await? };
-    if role == Role::User {
-        was_forbidden(parts, app, user.id).await;
-        return Err(Kind::Forbidden.into());
-    }
     Ok(CurrentUser { role, ..user })
+}
+
+/// The role that a user has now, by MySQL's word; that of a buyer when the account or the login is over. It is asked in a
+/// task of its own, because a poll that is given up drops its handler.
+pub async fn current_role(app: &App, user: &CurrentUser) -> Result<Role, Error> {
+    let (asked, user) = (app.clone(), *user);
+    let asking = app.loops.tracker().spawn(async move {
+        let mut conn = asked.db.acquire().await?;
+        store::find_standing(&mut conn, user.id, user.login).await
+    });
+    let standing = asking.await.context("asking how a login stands")?.context("reading how a login stands")?;
+    Ok(standing.filter(|standing| standing.goes_on()).map_or(Role::User, |standing| standing.role))
 }
 
 /// Notes that somebody was refused what their role may not.

@@ -2,7 +2,7 @@
 //!
 //! * An **access token** is a short-lived JWT that carries the user, the role and the login: checking it costs no MySQL
 //!   and no Redis ([`CurrentUser`]). Where MySQL is touched anyhow, it is asked as well whether the account
-//!   stands and the login goes on ([`LiveUser`], [`Admin`]).
+//!   stands and the login goes on ([`LiveUser`], [`staff()`]).
 //! * A **refresh token** is 32 random bytes, stored as SHA-256 and used once. The tokens that descend from one login
 //!   are a family; using one of them twice ends the family, because the service cannot tell a thief from the owner.
 //!   So of two simultaneous uses of the same token the first to lock the user's row gets a new pair, and the second
@@ -27,11 +27,11 @@ mod watch;
 
 use address::ClientAddress;
 pub use address::{ClientIp, client_ip};
-pub use extract::{CurrentUser, LiveUser, staff, was_forbidden};
+pub use extract::{CurrentUser, LiveUser, current_role, staff, was_forbidden};
 pub use model::{NotAPhone, Phone, Role, User, UserId};
 pub use password::password_hashes;
 pub use session::close_all as end_logins;
-pub use staff::{set_disabled, set_role, staff_accounts};
+pub use staff::{create_staff, set_disabled, set_role, staff_accounts};
 pub use watch::{operations_token, prepare_counters};
 
 use anyhow::Context;
@@ -190,6 +190,17 @@ pub async fn prune(app: &App) -> anyhow::Result<()> {
 
 /// Makes an account. An empty nickname gets a neutral one; one that is reserved is for this function's callers to give.
 pub async fn create_user(app: &App, phone: &str, password: &str, nickname: &str, role: Role) -> Result<UserId> {
+    let (user, hash) = new_account(app, phone, password, nickname, role).await?;
+    retrying(async || {
+        let mut conn = app.db.acquire().await?;
+        insert(&mut conn, &user, &hash).await
+    })
+    .await?;
+    Ok(user.id)
+}
+
+/// A new account, and the hash of its password.
+async fn new_account(app: &App, phone: &str, password: &str, nickname: &str, role: Role) -> Result<(User, String)> {
     let phone: Phone = phone.parse().map_err(|e: model::NotAPhone| invalid("phone", e.to_string()))?;
     let password = Password::from(password.to_owned());
     if let Some(fault) = password.length_fault().or_else(|| password.choice_fault(Some(&phone))) {
@@ -202,22 +213,18 @@ pub async fn create_user(app: &App, phone: &str, password: &str, nickname: &str,
         return Err(invalid("nickname", error.message()));
     }
     let hash = password::hash(app, password).await?;
-    let user = User::new(phone, &nickname, role, app.clock.now());
-    retrying(async || {
-        let mut conn = app.db.acquire().await?;
-        insert(&mut conn, &user, &hash).await
-    })
-    .await?;
-    Ok(user.id)
+    Ok((User::new(phone, &nickname, role, app.clock.now()), hash))
 }
 
-/// Whether an account with this number has this password.
+/// Whether this password gives entry to an account with this number.
 pub async fn has_password(app: &App, phone: &str, password: &str) -> Result<bool> {
     let Ok(phone) = phone.parse::<Phone>() else { return Ok(false) };
     let account = store::find_account(&mut *app.db.acquire().await?, &phone).await.context("reading an account")?;
     match account {
-        Some(account) => password::verify(app, Password::from(password.to_owned()), Some(account.password_hash)).await,
-        None => Ok(false),
+        Some(account) if account.disabled_at.is_none() => {
+            password::verify(app, Password::from(password.to_owned()), Some(account.password_hash)).await
+        }
+        _ => Ok(false),
     }
 }
 

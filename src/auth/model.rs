@@ -211,6 +211,13 @@ pub(super) struct Standing {
     pub disabled_at: Option<At>,
 }
 
+impl Standing {
+    /// Whether the account is open and the login is not over.
+    pub fn goes_on(&self) -> bool {
+        self.revoked == 0 && self.disabled_at.is_none()
+    }
+}
+
 /// A refresh token as the client holds it: 64 hex digits of 32 random bytes. It does not print itself.
 #[derive(Clone)]
 pub(super) struct RefreshToken(String);

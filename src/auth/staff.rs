@@ -16,6 +16,20 @@ const COMMAND_LINE: UserId = UserId::min();
 /// Accounts with a role that are listed, at most.
 const STAFF_SHOWN: u32 = 1000;
 
+/// Makes an account with a role, and writes down that it was made.
+pub async fn create_staff(app: &App, phone: &str, password: &str, nickname: &str, role: Role) -> Result<UserId> {
+    let (user, hash) = super::new_account(app, phone, password, nickname, role).await?;
+    retrying(async || {
+        let mut tx = app.db.begin().await?;
+        super::insert(&mut tx, &user, &hash).await?;
+        let act = Act { by: COMMAND_LINE, action: "user.create", target: &user.id.to_string() };
+        audit::done(&mut tx, act, &json!({ "role": role }), app.clock.now()).await?;
+        Ok(tx.commit().await.context("committing an account")?)
+    })
+    .await?;
+    Ok(user.id)
+}
+
 /// Gives an account another role; the account as it is then.
 pub async fn set_role(app: &App, phone: &Phone, role: Role) -> Result<User> {
     change(app, phone, "user.role", &json!({ "role": role }), async |conn, user, _| {
@@ -29,9 +43,8 @@ pub async fn set_disabled(app: &App, phone: &Phone, disabled: bool) -> Result<Us
     let action = if disabled { "user.disable" } else { "user.enable" };
     change(app, phone, action, &json!({}), async |conn, user, now| {
         store::set_disabled(conn, user, disabled.then_some(now)).await.context("disabling an account")?;
-        if disabled {
-            store::revoke_logins(conn, user, now).await.context("revoking all logins")?;
-        }
+        // Also when it opens again: a login that was about to begin when it was closed may have begun since.
+        store::revoke_logins(conn, user, now).await.context("revoking all logins")?;
         Ok(())
     })
     .await

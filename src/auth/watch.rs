@@ -193,7 +193,8 @@ pub(super) async fn forbidden(app: &App, caller: &Visitor, user: UserId) {
 /// What came of a login or a registration, where nobody came in.
 pub(super) async fn attempt(app: &App, caller: &Visitor, phone: &Phone, error: &Error) {
     match error.kind() {
-        Kind::WrongCredentials => drop(see(app, Sight::LoginFailed, caller, None, Some(phone))),
+        // The right password of a disabled account is as much to be seen.
+        Kind::WrongCredentials | Kind::AccountDisabled => drop(see(app, Sight::LoginFailed, caller, None, Some(phone))),
         Kind::TooManyAttempts => {
             // Only what is written is looked up: a crowd that is refused without MySQL must not reach it here.
             if see(app, Sight::LoginLocked, caller, None, Some(phone))

@@ -5,7 +5,7 @@ pub mod clocks;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
@@ -21,6 +21,9 @@ use crate::platform::loops::LoopHealth;
 pub async fn healthz() -> &'static str {
     "ok"
 }
+
+/// When whoever was told that the process is not ready may look again, in seconds.
+const LOOK_AGAIN_S: HeaderValue = HeaderValue::from_static("1");
 
 /// Whether a process can serve. All but the first member is for operators, and absent for others.
 #[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
@@ -59,7 +62,11 @@ pub async fn readyz(State(app): State<App>, Extension(pages): Extension<Pages>, 
         readiness = Readiness { ready: readiness.ready, ..Readiness::default() };
     }
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(readiness)).into_response()
+    let mut response = (status, Json(readiness)).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, LOOK_AGAIN_S);
+    }
+    response
 }
 
 /// Questions that come while the servers are asked: one look at a time, however many want to know.

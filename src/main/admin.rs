@@ -83,12 +83,9 @@ pub async fn run(command: AdminCommand) -> anyhow::Result<ExitCode> {
             say(format!("made {phone} with the role {}: account {id}", role.as_str()))?;
         }
         AdminCommand::Role { phone, role, .. } => {
+            let hint = if role == Role::User { "" } else { "; it logs in anew to use it" };
             let user = access::set_role(&app, &phone, role).await.map_err(in_words)?;
-            say(format!(
-                "{phone} ({}) has the role {} from now on; it logs in anew to use it",
-                user.nickname,
-                role.as_str()
-            ))?;
+            say(format!("{phone} ({}) has the role {} from now on{hint}", user.nickname, role.as_str()))?;
         }
         AdminCommand::Disable { phone, .. } => {
             let user = access::disable(&app, &phone).await.map_err(in_words)?;

@@ -145,10 +145,10 @@ struct Asker {
 }
 
 impl Asker {
-    fn may_see(self, owner: Option<&str>) -> bool {
-        // A task without an owner is the service's own business.
-        access::may(self.user.role, Permission::QueuesRead)
-            || owner.is_some_and(|owner| owner == self.user.id.to_string())
+    /// Its owner does; MySQL is asked about others. A task without an owner is the service's own business.
+    async fn may_see(self, app: &App, owner: Option<&str>) -> Result<bool> {
+        let is_owner = owner.is_some_and(|owner| owner == self.user.id.to_string());
+        Ok(is_owner || access::holds(app, &self.user, Permission::QueuesRead).await?)
     }
 }
 
@@ -170,7 +170,7 @@ async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) 
         None => app.engine.status(id).await,
     };
     let fault = match known {
-        Ok(Some(status)) if !asker.may_see(status.owner.as_deref()) => return Err(Kind::NotFound.into()),
+        Ok(Some(status)) if !asker.may_see(app, status.owner.as_deref()).await? => return Err(Kind::NotFound.into()),
         Ok(Some(status)) if status.result.get(UNDONE).is_none() => return Ok(answer(&status, asker.lang)),
         Ok(_) => None,
         Err(error) => Some(error),
@@ -182,10 +182,12 @@ async fn look(app: &App, id: &TaskId, asker: Asker, patience: Option<Duration>) 
     let found = Box::pin(super::lookup::order_of(app, EntryId::from_uuid(id.key))).await?;
     let found = found.filter(|placed| placed.activity == activity);
     match (found, fault) {
-        (Some(placed), _) if asker.may_see(Some(&placed.user.to_string())) => Ok(match undone(placed.status) {
-            Some(kind) => lost(kind, texts::refusal(kind, asker.lang), Some(placed.order)),
-            None => won(placed.order, asker.lang),
-        }),
+        (Some(placed), _) if asker.may_see(app, Some(&placed.user.to_string())).await? => {
+            Ok(match undone(placed.status) {
+                Some(kind) => lost(kind, texts::refusal(kind, asker.lang), Some(placed.order)),
+                None => won(placed.order, asker.lang),
+            })
+        }
         (None, Some(error)) => Err(error.into()),
         _ => Err(Kind::NotFound.into()),
     }

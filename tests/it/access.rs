@@ -4,13 +4,15 @@ use std::process::{Output, Stdio};
 
 use onrush::access::{self, Permission};
 use onrush::auth::Role;
+use onrush::engine::Item;
+use onrush::orders::{Grant, OrderId};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::support::client::send;
-use crate::support::{Harness, Options};
+use crate::support::{Harness, Options, Person};
 
 /// Every operation that needs a permission: its method, a path that fits it, and the permission.
 fn guarded() -> Vec<(Method, String, Permission)> {
@@ -47,7 +49,7 @@ async fn every_route_of_administrators_is_open_to_the_roles_that_have_its_permis
             if !may {
                 let answer = answer.problem(403, "forbidden");
                 let detail = answer.text_of("detail");
-                assert!(role == Role::User || detail.contains(permission.as_str()), "{detail}");
+                assert!(detail.contains(permission.as_str()) && detail.contains(role.as_str()), "{detail}");
             }
         }
     }
@@ -91,6 +93,7 @@ async fn the_first_administrator_is_made_at_the_command_line_and_another_takes_t
     let token = first.text_of("access_token");
     let list = || send(h.request(Method::GET, "/admin/queues", ()).bearer_auth(&token));
     list().await.expect(200);
+    assert_eq!(h.count("SELECT COUNT(*) FROM audit WHERE action = 'user.create'").await, 1);
     // Another role at once, with the tokens that are out.
     let (done, said) = admin(&h, &["role", "13800000007", "finance"], "").await;
     assert!(done && said.contains("finance"), "{said}");
@@ -141,6 +144,37 @@ async fn a_disabled_account_is_out_at_once_and_comes_in_again_when_it_is_enabled
 
     let (done, said) = admin(&h, &["enable", phone], "").await;
     assert!(done && said.contains("may log in again"), "{said}");
+    let again = json!({ "refresh_token": session.text_of("refresh_token") });
+    h.post("/auth/refresh", (), again).await.problem(401, "refresh_token_invalid");
     h.post("/auth/login", (), login(phone, password)).await.expect(200);
     assert_eq!(h.count("SELECT COUNT(*) FROM audit WHERE action IN ('user.disable', 'user.enable')").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_helps_buyers_ends_their_logins_and_nobody_elses() {
+    let h = Harness::new().await;
+    let (buyer, support) = (h.register().await, h.people_as(1, Role::Support).await.remove(0));
+    let (admin, finance) = (h.admin().await, h.people_as(1, Role::Finance).await.remove(0));
+    let out = async |by: &Person, who: &Person| {
+        h.post(&format!("/admin/users/{}/logout", who.id.as_simple()), by, json!({})).await
+    };
+    out(&support, &buyer).await.expect(204);
+    for colleague in [&finance, &admin, &support] {
+        let refused = out(&support, colleague).await.problem(403, "forbidden").text_of("detail");
+        assert!(refused.contains("has a role"), "{refused}");
+    }
+    out(&admin, &finance).await.expect(204);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_lost_their_role_sees_nobody_elses_tasks_any_more() {
+    let h = Harness::new().await;
+    let (auditor, buyer) = (h.people_as(1, Role::Auditor).await.remove(0), h.register().await);
+    let order_id = OrderId::new();
+    h.app.engine.enqueue(&[Item::now(order_id.uuid(), Grant { order_id })]).await.unwrap();
+    let task = format!("/tasks/{}.grant", order_id.uuid().as_simple());
+    h.get(&task, &auditor).await.expect(200);
+    h.get(&task, &buyer).await.problem(404, "not_found");
+    sqlx::query("UPDATE users SET role = 'support' WHERE id = ?").bind(auditor.id).execute(&h.app.db).await.unwrap();
+    h.get(&task, &auditor).await.problem(404, "not_found");
 }

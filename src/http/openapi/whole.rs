@@ -37,7 +37,10 @@ fn finished(api: OpenApi) -> OpenApi {
         for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
             divide_summary(operation);
             if let Some(permission) = operation["x-permission"].as_str() {
-                let text = format!("`forbidden`: it needs the permission {permission}");
+                let said = operation["responses"]["403"]["description"].as_str().unwrap_or_default();
+                let more = said.strip_prefix("`forbidden`").unwrap_or_default().strip_prefix(": ").unwrap_or_default();
+                let also = if more.is_empty() { String::new() } else { format!("; {more}") };
+                let text = format!("`forbidden`: it needs the permission {permission}{also}");
                 operation["responses"]["403"]["description"] = json!(text);
             }
             let example = operation["operationId"].as_str().and_then(|name| examples.get(name)).cloned();

@@ -104,8 +104,6 @@ pub const CAUSE_LATE: &str = "late";
 /// once of a payment.
 pub const CAUSE_PAID_TWICE: &str = "paid_twice";
 
-impl RefundReason {}
-
 /// How much of an order a refund is about.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::EnumString, strum::IntoStaticStr,

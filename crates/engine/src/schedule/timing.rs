@@ -24,8 +24,6 @@ pub enum CatchUp {
     Each,
 }
 
-impl CatchUp {}
-
 text_enum!(CatchUp);
 
 /// When a schedule runs.

@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::galera::Galera;
+use super::galera::{Galera, Guard};
 use super::{Bounds, session};
 
 /// The server gives a statement up after its limit, and says so; its word may take so much longer to come.
@@ -111,11 +111,12 @@ impl Db {
     /// Begins a transaction.
     pub async fn begin(&self) -> sqlx::Result<Tx> {
         let mut conn = self.acquire().await?;
-        self.galera.before(&mut conn).await?;
+        let guard = self.galera.guard();
+        guard.before(&mut conn).await?;
         conn.bounded(|raw| MySqlTransactionManager::begin(raw, None)).await?;
         // From here on it is rolled back when it is given up.
-        let mut tx = Tx { conn, galera: self.galera.clone(), is_open: true };
-        self.galera.begun(&mut tx).await?;
+        let mut tx = Tx { conn, guard, is_open: true };
+        guard.begun(&mut tx).await?;
         Ok(tx)
     }
 
@@ -333,14 +334,14 @@ impl DerefMut for ConnectionLease {
 #[derive(Debug)]
 pub struct Tx {
     conn: ConnectionLease,
-    galera: Galera,
+    guard: Guard,
     is_open: bool,
 }
 
 impl Tx {
     /// Commits. After [`sqlx::Error::Io`] nobody knows whether the server did: see [`may_be_done`](super::may_be_done).
     pub async fn commit(mut self) -> sqlx::Result<()> {
-        self.galera.is_whole(&mut self.conn).await?;
+        self.guard.is_whole(&mut self.conn).await?;
         // One that the server refuses, for another transaction, is still open.
         let done = self.conn.bounded(MySqlTransactionManager::commit).await;
         self.is_open = done.is_err();

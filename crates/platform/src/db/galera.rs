@@ -22,7 +22,10 @@ impl Galera {
     pub(super) async fn look(&self, conn: &mut MySqlConnection) -> sqlx::Result<()> {
         let found = conn.fetch_optional("SHOW SESSION VARIABLES LIKE 'wsrep_on'").await?;
         let is_on = found.map(|row| row.try_get::<String, _>(1)).transpose()?.is_some_and(|value| value == "ON");
-        self.0.store(is_on, Ordering::Relaxed);
+        // Never back: connections that are in a transaction now would come back as they are in it.
+        if is_on {
+            self.0.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -30,32 +33,45 @@ impl Galera {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Before the BEGIN of a transaction.
-    pub(super) async fn before(&self, conn: &mut Conn) -> sqlx::Result<()> {
-        self.run(conn, "SET autocommit = 0").await
-    }
-
-    /// After its BEGIN.
-    pub(super) async fn begun(&self, conn: &mut Conn) -> sqlx::Result<()> {
-        self.run(conn, "SAVEPOINT beginning").await
-    }
-
-    /// Before its COMMIT. Fails (1305, [`Trouble::Contention`](super::Trouble)) when the beginning is gone.
-    pub(super) async fn is_whole(&self, conn: &mut Conn) -> sqlx::Result<()> {
-        self.run(conn, "RELEASE SAVEPOINT beginning").await
-    }
-
-    async fn run(&self, conn: &mut Conn, sql: &str) -> sqlx::Result<()> {
-        if self.is_on() {
-            conn.execute(sql).await?;
-        }
-        Ok(())
+    /// What a transaction that begins now has to do.
+    pub(super) fn guard(&self) -> Guard {
+        Guard { is_on: self.is_on() }
     }
 
     /// When a connection goes back into the pool: who takes it next may run a statement alone.
     pub(super) async fn after(&self, conn: &mut MySqlConnection) -> sqlx::Result<()> {
         if self.is_on() {
             conn.execute("SET autocommit = 1").await?;
+        }
+        Ok(())
+    }
+}
+
+/// Of one transaction: the same from its beginning to its end, whatever is found meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guard {
+    is_on: bool,
+}
+
+impl Guard {
+    /// Before the BEGIN of a transaction.
+    pub(super) async fn before(self, conn: &mut Conn) -> sqlx::Result<()> {
+        self.run(conn, "SET autocommit = 0").await
+    }
+
+    /// After its BEGIN.
+    pub(super) async fn begun(self, conn: &mut Conn) -> sqlx::Result<()> {
+        self.run(conn, "SAVEPOINT beginning").await
+    }
+
+    /// Before its COMMIT. Fails (1305, [`Trouble::Contention`](super::Trouble)) when the beginning is gone.
+    pub(super) async fn is_whole(self, conn: &mut Conn) -> sqlx::Result<()> {
+        self.run(conn, "RELEASE SAVEPOINT beginning").await
+    }
+
+    async fn run(self, conn: &mut Conn, sql: &str) -> sqlx::Result<()> {
+        if self.is_on {
+            conn.execute(sql).await?;
         }
         Ok(())
     }

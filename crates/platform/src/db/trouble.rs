@@ -20,9 +20,8 @@ pub enum Trouble {
 }
 
 /// Lock wait, deadlock, MariaDB's "record has changed since last read", a COMMIT that group replication rolls back; of TiDB
-/// a write conflict, a commit that was rolled back, and a schema that changed meanwhile. On Galera a transaction that lost its beginning
-/// (`galera`: nothing else of ours can be missing like this).
-const CONTENTION: &[u16] = &[1205, 1213, 1020, 3101, 9007, 8022, 8028, 1305];
+/// a write conflict, a commit that was rolled back, and a schema that changed meanwhile.
+const CONTENTION: &[u16] = &[1205, 1213, 1020, 3101, 9007, 8022, 8028];
 
 /// The server takes no writes (any more); another one does by now, or will soon.
 const NO_WRITER: &[&[u16]] = &[
@@ -59,6 +58,8 @@ pub fn trouble(error: &sqlx::Error) -> Trouble {
         | sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::WorkerCrashed => Trouble::Unavailable,
+        // On Galera, a transaction that lost its beginning (`galera`).
+        sqlx::Error::Database(database) if database.message().contains("SAVEPOINT beginning") => Trouble::Contention,
         sqlx::Error::Database(database) => {
             of_number(database.try_downcast_ref::<MySqlDatabaseError>().map_or(0, MySqlDatabaseError::number))
         }
@@ -95,7 +96,7 @@ mod tests {
         {
             assert_eq!(of_number(number), Trouble::Unavailable, "{number}");
         }
-        for number in [1205, 1213, 1020, 3101, 8022, 8028, 9007, 1305] {
+        for number in [1205, 1213, 1020, 3101, 8022, 8028, 9007] {
             assert_eq!(of_number(number), Trouble::Contention, "{number}");
         }
         // Duplicates, other constraints, values that do not fit, and what no such table or syntax has.
