@@ -90,7 +90,8 @@ pub const fn permissions(role: Role) -> &'static [Permission] {
     match role {
         Role::User => &[],
         Role::Auditor => &[OrdersRead, StatementsRead, QueuesRead, ReportsRead, AuditRead],
-        Role::Support => &[OrdersRead, OrdersRefund, UsersWrite],
+        // A buyer asks why a submission was refused: it is a task.
+        Role::Support => &[OrdersRead, OrdersRefund, QueuesRead, UsersWrite],
         Role::Finance => &[OrdersRead, OrdersRefund, PaymentsResolve, StatementsRead, StatementsWrite, ReportsRead],
         Role::Operator => {
             &[CatalogueWrite, CouponsWrite, ActivitiesWrite, QueuesRead, QueuesOperate, SchedulesWrite, ReportsRead]

@@ -1,7 +1,7 @@
 //! Accounts with a role, as `onrush admin` makes and changes them: whoever may run it has the database.
 
 use crate::app::App;
-use crate::auth::{self, Role, User, UserId};
+use crate::auth::{self, Changed, Role, User, UserId};
 use crate::error::{Kind, Result, invalid, refuse};
 
 /// An account with a role.
@@ -27,23 +27,24 @@ pub async fn create(app: &App, phone: &str, password: &str, nickname: &str, role
     }
 }
 
-/// Gives an account another role. What its logins may do changes at once; those that have no role yet log in anew.
-pub async fn set_role(app: &App, phone: &str, role: Role) -> Result<User> {
+/// Gives an account another role. What its logins may do changes at once; only those that began before it had any role see
+/// theirs after their next refresh.
+pub async fn set_role(app: &App, phone: &str, role: Role) -> Result<Changed> {
     let phone = phone.parse().map_err(|error: auth::NotAPhone| invalid("phone", error.to_string()))?;
     auth::set_role(app, &phone, role).await
 }
 
 /// Ends all logins of an account and lets nobody log in to it.
-pub async fn disable(app: &App, phone: &str) -> Result<User> {
+pub async fn disable(app: &App, phone: &str) -> Result<Changed> {
     set_disabled(app, phone, true).await
 }
 
 /// Lets its owner log in again.
-pub async fn enable(app: &App, phone: &str) -> Result<User> {
+pub async fn enable(app: &App, phone: &str) -> Result<Changed> {
     set_disabled(app, phone, false).await
 }
 
-async fn set_disabled(app: &App, phone: &str, disabled: bool) -> Result<User> {
+async fn set_disabled(app: &App, phone: &str, disabled: bool) -> Result<Changed> {
     let phone = phone.parse().map_err(|error: auth::NotAPhone| invalid("phone", error.to_string()))?;
     auth::set_disabled(app, &phone, disabled).await
 }

@@ -31,7 +31,7 @@ pub use extract::{CurrentUser, LiveUser, current_role, staff, was_forbidden};
 pub use model::{NotAPhone, Phone, Role, User, UserId};
 pub use password::password_hashes;
 pub use session::close_all as end_logins;
-pub use staff::{create_staff, set_disabled, set_role, staff_accounts};
+pub use staff::{Changed, create_staff, set_disabled, set_role, staff_accounts};
 pub use watch::{operations_token, prepare_counters};
 
 use anyhow::Context;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Subcommand;
 use onrush::access::{self, StaffAccount};
-use onrush::auth::Role;
+use onrush::auth::{Changed, Phone, Role};
 use onrush::error::Error;
 use onrush::platform::output::say;
 
@@ -29,7 +29,7 @@ pub enum AdminCommand {
         #[arg(long, default_value = "")]
         nickname: String,
         /// What it may do.
-        #[arg(long, default_value = "admin", value_parser = role)]
+        #[arg(long, value_parser = role)]
         role: Role,
     },
     /// Gives the account with this number another role. `user` takes its role away, at once.
@@ -79,30 +79,47 @@ pub async fn run(command: AdminCommand) -> anyhow::Result<ExitCode> {
     require_current_schema(&app).await?;
     match command {
         AdminCommand::Create { phone, nickname, role, .. } => {
+            // Before anybody types a password twice.
+            phone.parse::<Phone>().map_err(|error| anyhow::anyhow!("the phone {error}"))?;
             let id = access::create(&app, &phone, &read_password()?, &nickname, role).await.map_err(in_words)?;
             say(format!("made {phone} with the role {}: account {id}", role.as_str()))?;
         }
         AdminCommand::Role { phone, role, .. } => {
-            let hint = if role == Role::User { "" } else { "; it logs in anew to use it" };
-            let user = access::set_role(&app, &phone, role).await.map_err(in_words)?;
-            say(format!("{phone} ({}) has the role {} from now on{hint}", user.nickname, role.as_str()))?;
+            let Changed { user, before, is_new } = access::set_role(&app, &phone, role).await.map_err(in_words)?;
+            let whose = format!("{phone} ({})", user.nickname);
+            say(match (before, role) {
+                _ if !is_new => format!("{whose} has the role {} already", role.as_str()),
+                (_, Role::User) => format!("{whose} has no role any more, from now on"),
+                (Role::User, _) => {
+                    format!("{whose} has the role {}; running logins see it after their next refresh", role.as_str())
+                }
+                _ => format!("{whose} has the role {} now, in running logins too", role.as_str()),
+            })?;
         }
         AdminCommand::Disable { phone, .. } => {
-            let user = access::disable(&app, &phone).await.map_err(in_words)?;
-            say(format!("{phone} ({}) is disabled: all its logins are over", user.nickname))?;
+            let Changed { user, is_new, .. } = access::disable(&app, &phone).await.map_err(in_words)?;
+            let what = if is_new { "is disabled: all its logins are over" } else { "is disabled already" };
+            say(format!("{phone} ({}) {what}", user.nickname))?;
         }
         AdminCommand::Enable { phone, .. } => {
-            let user = access::enable(&app, &phone).await.map_err(in_words)?;
-            say(format!("{phone} ({}) may log in again", user.nickname))?;
+            let Changed { user, is_new, .. } = access::enable(&app, &phone).await.map_err(in_words)?;
+            let what = if is_new { "may log in again" } else { "was not disabled" };
+            say(format!("{phone} ({}) {what}", user.nickname))?;
         }
         AdminCommand::List { .. } => {
             let accounts = access::list(&app).await.map_err(in_words)?;
             if accounts.is_empty() {
-                say("no account has a role: make one with `onrush admin create --phone …`")?;
+                say("no account has a role: make one with `onrush admin create --role admin --phone …`")?;
             }
             for StaffAccount { user, is_disabled } in accounts {
                 let disabled = if is_disabled { "  disabled" } else { "" };
-                say(format!("{:<8}  {}  {}{disabled}", user.role.as_str(), user.phone.as_str(), user.nickname))?;
+                say(format!(
+                    "{:<8}  {}  {}  {}{disabled}",
+                    user.role.as_str(),
+                    user.phone.as_str(),
+                    user.id,
+                    user.nickname
+                ))?;
             }
         }
     }
