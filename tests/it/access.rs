@@ -180,6 +180,6 @@ async fn whoever_lost_their_role_sees_nobody_elses_tasks_any_more() {
     let task = format!("/tasks/{}.grant", order_id.uuid().as_simple());
     h.get(&task, &auditor).await.expect(200);
     h.get(&task, &buyer).await.problem(404, "not_found");
-    sqlx::query("UPDATE users SET role = 'support' WHERE id = ?").bind(auditor.id).execute(&h.app.db).await.unwrap();
+    sqlx::query("UPDATE users SET role = 'finance' WHERE id = ?").bind(auditor.id).execute(&h.app.db).await.unwrap();
     h.get(&task, &auditor).await.problem(404, "not_found");
 }
