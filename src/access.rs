@@ -127,7 +127,7 @@ impl<P: Needed> FromRequestParts<App> for Require<P> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
-        let user = auth::staff(parts, app).await?;
+        let user = auth::with_current_role(parts, app).await?;
         if may(user.role, P::PERMISSION) {
             return Ok(Self(user, PhantomData));
         }

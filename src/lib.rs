@@ -8,8 +8,9 @@
 //! * [`texts`]: what people read, in Chinese and English.
 //! * [`idempotency`]: the first answer to a request, kept with its effect.
 //! * [`engine`] (a crate): the task engine on Redis Streams. No business words either.
-//! * the features: [`auth`] with [`access`] (roles, permissions), [`catalogue`], [`wallet`]; [`orders`] on top of them; [`payments`] and [`seckill`] on top
-//!   of orders; [`reconciliation`] of payments; [`reports`] on top of all. Inside each: `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
+//! * the features: [`auth`] with [`access`] (roles, permissions), [`catalogue`], [`wallet`]; [`orders`] on top of them;
+//!   [`payments`] and [`seckill`] on top of orders; [`reconciliation`] of payments; [`reports`] on top of all. Inside each:
+//!   `mod` (what it does), `model` (rules), `store` (SQL), `redis`, `http`, `jobs`.
 //! * [`http`]: connections, what every request passes, every route. [`jobs`]: every background task.
 //! * [`operations`]: what administrators see and set of the engine: queues, workers, tasks, dead letters, schedules. What they
 //!   did, there and in the features, is in the [`audit`].

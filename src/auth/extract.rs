@@ -1,7 +1,7 @@
 //! Who is asking.
 //!
 //! [`CurrentUser`] takes the access token's word, without MySQL and Redis. That is enough to queue for a sale. Where MySQL
-//! is touched anyhow, [`LiveUser`] asks it whether the account stands and the login goes on; [`staff`] asks that, and which
+//! is touched anyhow, [`LiveUser`] asks it whether the account stands and the login goes on; [`with_current_role`] asks that, and which
 //! role the account has now. MySQL has the truth of it: a login that ended a moment ago, at whichever
 //! process, is over, and Redis is not asked.
 
@@ -117,7 +117,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// Who asks, with the role that they have now: by the access token, and for whoever has a role by MySQL's word at this
 /// moment. What the role may do is [`access`](crate::access)'s.
-pub async fn staff(parts: &mut Parts, app: &App) -> Result<CurrentUser, Error> {
+pub async fn with_current_role(parts: &mut Parts, app: &App) -> Result<CurrentUser, Error> {
     let user = CurrentUser::from_request_parts(parts, app).await?;
     // MySQL is asked about those alone who may have a role: others are turned away for nothing.
     let role = if user.role == Role::User { user.role } else { role_now(parts, app, &user).await? };

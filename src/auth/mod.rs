@@ -2,7 +2,7 @@
 //!
 //! * An **access token** is a short-lived JWT that carries the user, the role and the login: checking it costs no MySQL
 //!   and no Redis ([`CurrentUser`]). Where MySQL is touched anyhow, it is asked as well whether the account
-//!   stands and the login goes on ([`LiveUser`], [`staff()`]).
+//!   stands and the login goes on ([`LiveUser`], [`with_current_role`]).
 //! * A **refresh token** is 32 random bytes, stored as SHA-256 and used once. The tokens that descend from one login
 //!   are a family; using one of them twice ends the family, because the service cannot tell a thief from the owner.
 //!   So of two simultaneous uses of the same token the first to lock the user's row gets a new pair, and the second
@@ -27,7 +27,7 @@ mod watch;
 
 use address::ClientAddress;
 pub use address::{ClientIp, client_ip};
-pub use extract::{CurrentUser, LiveUser, current_role, staff, was_forbidden};
+pub use extract::{CurrentUser, LiveUser, current_role, was_forbidden, with_current_role};
 pub use model::{NotAPhone, Phone, Role, User, UserId};
 pub use password::password_hashes;
 pub use session::close_all as end_logins;

